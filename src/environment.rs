@@ -1,0 +1,234 @@
+//! The environment of a child: plugd's own, and an event's variables over it.
+//!
+//! Pure. [`Base`] owns the part that is the same for every child; what
+//! [`Base::with_event`] returns borrows it and the event.
+#![forbid(unsafe_code)]
+
+use std::ffi::{CStr, CString, OsString};
+use std::os::unix::ffi::OsStringExt;
+
+use crate::uevent::Uevent;
+
+/// Where programs are looked for if PATH is not set; with it a child runs then,
+/// as the kernel's own hotplug helper does (lib/kobject_uevent.c).
+pub const DEFAULT_PATH: &str = "/sbin:/bin:/usr/sbin:/usr/bin";
+
+/// Variables of the hand-over to plugd itself (sd_listen_fds(3), sd_notify(3),
+/// upstart's socket-event(7)); its children must not take them for theirs.
+const HANDOVER: [&[u8]; 3] = [b"LISTEN_*", b"NOTIFY_SOCKET", b"UPSTART_*"];
+
+/// Variables by which whoever sets them can make a shell, the dynamic linker,
+/// the C library or an interpreter run or read something else than intended.
+/// An event may not set them. `*` at the end stands for anything.
+const PROTECTED: [&[u8]; 47] = [
+    // shells
+    b"BASHOPTS",
+    b"BASH_ENV",
+    b"BASH_FUNC_*",
+    b"BASH_LOADABLES_PATH",
+    b"BASH_XTRACEFD",
+    b"CDPATH",
+    b"ENV",
+    b"FPATH",
+    b"GLOBIGNORE",
+    b"HOME",
+    b"IFS",
+    b"KSH_ENV",
+    b"MAILPATH",
+    b"OPTIND",
+    b"PATH",
+    b"PROMPT_COMMAND",
+    b"PS1",
+    b"PS2",
+    b"PS4",
+    b"SHELL",
+    b"SHELLOPTS",
+    b"TMPDIR",
+    b"ZDOTDIR",
+    // dynamic linker and C library
+    b"GCONV_PATH",
+    b"GETCONF_DIR",
+    b"GLIBC_TUNABLES",
+    b"HOSTALIASES",
+    b"LD_*",
+    b"LOCALDOMAIN",
+    b"LOCPATH",
+    b"MALLOC_*",
+    b"NIS_PATH",
+    b"NLSPATH",
+    b"RESOLV_HOST_CONF",
+    b"RES_OPTIONS",
+    b"TERMCAP",
+    b"TERMINFO*",
+    b"TZDIR",
+    // interpreters
+    b"JAVA_TOOL_OPTIONS",
+    b"LUA_*",
+    b"NODE_*",
+    b"PERL*",
+    b"PYTHON*",
+    b"RUBY*",
+    // kmod and mdev rules' own
+    b"MODPROBE_OPTIONS",
+    b"MDEV",
+    // logging of plugd's own commands in a handler
+    b"RUST_*",
+];
+
+/// What every child's environment is made from.
+#[derive(Debug)]
+pub struct Base {
+    /// `KEY=VALUE`, sorted by key, each key once.
+    variables: Vec<CString>,
+}
+
+impl Base {
+    /// Takes the variables given, without those that hand sockets and the like
+    /// to plugd itself; HOME and PATH are filled in where they are not set.
+    pub fn new(variables: impl IntoIterator<Item = (OsString, OsString)>) -> Self {
+        let mut base = Self { variables: Vec::new() };
+        for (key, value) in variables {
+            let (key, value) = (key.into_vec(), value.into_vec());
+            if !matches_any(&HANDOVER, &key) {
+                base.set_if_unset(&key, &value);
+            }
+        }
+        base.set_if_unset(b"HOME", b"/");
+        base.set_if_unset(b"PATH", DEFAULT_PATH.as_bytes());
+        base
+    }
+
+    fn set_if_unset(&mut self, key: &[u8], value: &[u8]) {
+        // A variable of an environment has no NUL in it.
+        let Ok(whole) = CString::new([key, b"=", value].concat()) else { return };
+        if let Err(place) = self.variables.binary_search_by(|v| key_of(v).cmp(key)) {
+            self.variables.insert(place, whole);
+        }
+    }
+
+    /// The environment for an event's child: an event's variable replaces one
+    /// of the base with the same key, and the last of an event's duplicates counts.
+    pub fn with_event<'a>(&'a self, event: &Uevent<'a>) -> Environment<'a> {
+        let mut withheld = Vec::new();
+        let mut own: Vec<&CStr> = Vec::with_capacity(32);
+        for field in event.fields() {
+            if is_shell_name(field.key())
+                && !matches_any(&PROTECTED, field.key())
+                && !matches_any(&HANDOVER, field.key())
+            {
+                own.push(field.whole());
+            } else {
+                withheld.push(field.key());
+            }
+        }
+        // Stable, so that of equal keys the last one given comes last.
+        own.sort_by(|a, b| key_of(a).cmp(key_of(b)));
+
+        let mut variables: Vec<&CStr> = Vec::with_capacity(self.variables.len() + own.len());
+        let mut base = self.variables.iter().map(CString::as_c_str).peekable();
+        for (i, variable) in own.iter().enumerate() {
+            let key = key_of(variable);
+            if own.get(i + 1).is_some_and(|next| key_of(next) == key) {
+                continue;
+            }
+            while let Some(smaller) = base.next_if(|b| key_of(b) < key) {
+                variables.push(smaller);
+            }
+            base.next_if(|b| key_of(b) == key);
+            variables.push(variable);
+        }
+        variables.extend(base);
+        Environment { variables, withheld }
+    }
+}
+
+/// The environment of one child.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Environment<'a> {
+    /// `KEY=VALUE`, each key once, in no order to rely on.
+    pub variables: Vec<&'a CStr>,
+    /// Keys of the event that were left out: no shell names, or protected.
+    pub withheld: Vec<&'a [u8]>,
+}
+
+fn key_of(variable: &CStr) -> &[u8] {
+    let bytes = variable.to_bytes();
+    // From the second byte on: libc too takes a leading `=` for part of a name.
+    let equals = bytes.iter().skip(1).position(|&b| b == b'=').map_or(bytes.len(), |i| i + 1);
+    &bytes[..equals]
+}
+
+/// Whether a shell could have a variable of this name (POSIX: Name).
+fn is_shell_name(key: &[u8]) -> bool {
+    let letter = |b: u8| b.is_ascii_alphabetic() || b == b'_';
+    key.first().is_some_and(|&b| letter(b)) && key.iter().all(|&b| letter(b) || b.is_ascii_digit())
+}
+
+fn matches_any(patterns: &[&[u8]], key: &[u8]) -> bool {
+    patterns.iter().any(|pattern| match pattern.strip_suffix(b"*") {
+        Some(prefix) => key.starts_with(prefix),
+        None => key == *pattern,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::uevent::Header;
+
+    fn base(variables: &[(&str, &str)]) -> Base {
+        Base::new(variables.iter().map(|(k, v)| (OsString::from(*k), OsString::from(*v))))
+    }
+
+    fn environment(base: &Base, fields: &[u8]) -> (Vec<String>, Vec<String>) {
+        let event = Uevent::parse(fields, Header::Optional).unwrap();
+        let Environment { variables, withheld } = base.with_event(&event);
+        (
+            variables.iter().map(|v| v.to_str().unwrap().to_owned()).collect(),
+            withheld.iter().map(|k| k.escape_ascii().to_string()).collect(),
+        )
+    }
+
+    #[test]
+    fn home_and_path_are_filled_in_where_unset() {
+        let (variables, _) = environment(&base(&[]), b"A=1\0");
+        assert_eq!(variables, ["A=1", "HOME=/", "PATH=/sbin:/bin:/usr/sbin:/usr/bin"]);
+        let (variables, _) = environment(&base(&[("PATH", "/p"), ("HOME", "/h")]), b"A=1\0");
+        assert_eq!(variables, ["A=1", "HOME=/h", "PATH=/p"]);
+    }
+
+    #[test]
+    fn the_hand_over_is_stripped() {
+        let base = base(&[
+            ("LISTEN_FDS", "1"),
+            ("LISTEN_PID", "1"),
+            ("LISTEN_FDNAMES", "x"),
+            ("NOTIFY_SOCKET", "/x"),
+            ("UPSTART_FDS", "3"),
+            ("LISTENER", "kept"),
+        ]);
+        let (variables, _) = environment(&base, b"Z=1\0");
+        assert_eq!(
+            variables,
+            ["HOME=/", "LISTENER=kept", "PATH=/sbin:/bin:/usr/sbin:/usr/bin", "Z=1"]
+        );
+    }
+
+    #[test]
+    fn the_event_comes_over_the_base_and_its_last_duplicate_counts() {
+        let base = base(&[("SUBSYSTEM", "mine"), ("PATH", "/p"), ("HOME", "/h")]);
+        let (variables, withheld) = environment(&base, b"SUBSYSTEM=a\0X=1\0SUBSYSTEM=b\0X=2\0X=\0");
+        assert_eq!(variables, ["HOME=/h", "PATH=/p", "SUBSYSTEM=b", "X="]);
+        assert!(withheld.is_empty());
+    }
+
+    #[test]
+    fn no_event_sets_what_could_subvert_a_handler() {
+        let fields = b"PATH=/evil\0LD_PRELOAD=x\0LD_=x\0IFS=x\0ENV=x\0BASH_ENV=x\0SHELLOPTS=x\0\
+                       PS4=x\0GCONV_PATH=x\0BASH_FUNC_ls=x\0PYTHONPATH=x\0LISTEN_FDS=1\0\
+                       HOME=/evil\0MDEV=x\0=x\0a b=x\0\xff=x\0a-b=x\0x()=x\x001=x\0OK_1=y\0";
+        let (variables, withheld) = environment(&base(&[("PATH", "/p")]), fields);
+        assert_eq!(variables, ["HOME=/", "OK_1=y", "PATH=/p"]);
+        assert_eq!(withheld.len(), 20);
+    }
+}

@@ -1,0 +1,9 @@
+//! The house of plugd.
+#![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test may panic"))]
+
+pub mod environment;
+pub mod handler;
+pub mod machine;
+pub mod plan;
+pub mod sys;
+pub mod uevent;

@@ -1,0 +1,316 @@
+//! The state machine: what the daemon does next, decided apart from how.
+//!
+//! Pure: no file descriptor, no clock, no mio. Time comes in with each input.
+//! The promises that live here: never two children; never a read while a child
+//! lives or an event is in hand; a stop request lets the child finish; every
+//! event that was read is acted on exactly once, or given up with a report.
+#![forbid(unsafe_code)]
+
+use std::time::Duration;
+
+/// Time since some fixed moment, monotonic.
+pub type Time = Duration;
+
+/// The pause before the first new attempt to start a program; it doubles.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+/// The longest pause between two attempts.
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+/// How long a program that has gone may take to come back: a new version may
+/// be just being installed.
+const MISSING_PATIENCE: Duration = Duration::from_secs(5);
+
+/// How long a child may take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// From its start until its process group is asked to end; `None`: for ever.
+    pub timeout: Option<Duration>,
+    /// From then until the group is killed.
+    pub kill_after: Duration,
+}
+
+/// The state of the daemon, and what it may do in it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum State {
+    /// No event in hand, no child: the sockets may be read.
+    Reading,
+    /// An event's steps are being carried out; no child at this moment.
+    Acting {
+        /// A stop was requested meanwhile.
+        stop: Stop,
+        /// This is a new attempt to start a program.
+        retry: Option<Retry>,
+    },
+    /// A child runs.
+    Running {
+        /// A stop was requested meanwhile.
+        stop: Stop,
+        /// How far its termination has got.
+        stage: Stage,
+    },
+    /// A program could not be started; the event waits for the next attempt.
+    Retrying {
+        /// The attempts so far.
+        retry: Retry,
+        /// When to try again.
+        until: Time,
+    },
+    /// Nothing more will be done.
+    Done,
+}
+
+/// How urgently the daemon shall end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stop {
+    /// Not at all.
+    No,
+    /// When the event in hand has been acted on.
+    Finish,
+    /// As soon as the child is gone.
+    Now,
+}
+
+/// How far the termination of a child has got.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stage {
+    /// It is left alone, until then if at all.
+    Free(Option<Time>),
+    /// It was asked to end, and will be killed then.
+    Terminated(Time),
+    /// It was killed.
+    Killed,
+}
+
+/// The attempts to start a program.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Retry {
+    /// When the first one failed.
+    pub since: Time,
+    /// The pause after the latest one.
+    pub pause: Duration,
+}
+
+/// Why a program could not be started.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Refusal {
+    /// For want of processes, memory or descriptors, or its file is being
+    /// written: try again for as long as it takes.
+    Transient,
+    /// Its file is missing or not executable: try again for a while.
+    Missing,
+    /// It would not get better.
+    Final,
+}
+
+/// What happened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Input {
+    /// An event was read.
+    Event,
+    /// A step's program was started.
+    Started,
+    /// A step's program could not be started.
+    Refused(Refusal),
+    /// The event has no more steps.
+    PlanDone,
+    /// The child is gone, and reaped.
+    ChildGone,
+    /// A stop was requested.
+    Stop,
+    /// No socket will bring anything any more.
+    EndOfInput,
+    /// Time has passed.
+    Tick,
+}
+
+/// What to do about it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Action {
+    /// Go on with what is being done, or waited for.
+    Continue,
+    /// Read the sockets.
+    Read,
+    /// Carry out the next steps, and say `Started`, `Refused` or `PlanDone`.
+    Perform,
+    /// Report the step at hand as failed, then carry out the ones after it.
+    GiveUp,
+    /// Ask the child's process group to end.
+    Terminate(Reason),
+    /// Kill the child's process group.
+    Kill,
+    /// End. If there are steps left, report the event as not completed.
+    Exit,
+}
+
+/// Why a child is asked to end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reason {
+    /// It took too long.
+    Timeout,
+    /// A stop was requested twice.
+    Stop,
+}
+
+/// The machine.
+#[derive(Debug, Clone)]
+pub struct Machine {
+    state: State,
+    limits: Limits,
+}
+
+impl Machine {
+    /// Begins by reading.
+    pub fn new(limits: Limits) -> Self {
+        Self { state: State::Reading, limits }
+    }
+
+    /// The present state.
+    pub fn state(&self) -> State {
+        self.state
+    }
+
+    /// When to say `Tick`, at the latest.
+    pub fn deadline(&self) -> Option<Time> {
+        match self.state {
+            State::Running { stage: Stage::Free(until), .. } => until,
+            State::Running { stage: Stage::Terminated(until), .. }
+            | State::Retrying { until, .. } => Some(until),
+            State::Running { stage: Stage::Killed, .. }
+            | State::Reading
+            | State::Acting { .. }
+            | State::Done => None,
+        }
+    }
+
+    /// Takes an input at the time `now`, and says what to do.
+    pub fn step(&mut self, now: Time, input: Input) -> Action {
+        let (state, action) = transition(self.state, input, now, self.limits);
+        self.state = state;
+        action
+    }
+}
+
+/// The table. An input that cannot come in a state changes nothing.
+fn transition(state: State, input: Input, now: Time, limits: Limits) -> (State, Action) {
+    use Action::{Continue, Exit, GiveUp, Kill, Perform, Read, Terminate};
+    match (state, input) {
+        (State::Reading, Input::Event) => (State::Acting { stop: Stop::No, retry: None }, Perform),
+        (State::Reading, Input::Stop | Input::EndOfInput) => (State::Done, Exit),
+        (
+            State::Reading,
+            Input::Started | Input::Refused(_) | Input::PlanDone | Input::ChildGone | Input::Tick,
+        ) => (state, Continue),
+
+        (State::Acting { stop, .. }, Input::Started) => {
+            let stage = Stage::Free(limits.timeout.map(|timeout| now + timeout));
+            (State::Running { stop, stage }, Continue)
+        }
+        (State::Acting { stop, retry }, Input::Refused(refusal)) => {
+            let retry = next_retry(retry, now);
+            if stop == Stop::No && worth_another_attempt(refusal, retry, now) {
+                (State::Retrying { retry, until: now + retry.pause }, Continue)
+            } else {
+                (State::Acting { stop, retry: None }, GiveUp)
+            }
+        }
+        (State::Acting { stop: Stop::No, .. }, Input::PlanDone) => (State::Reading, Read),
+        (State::Acting { stop: Stop::Finish | Stop::Now, .. }, Input::PlanDone) => {
+            (State::Done, Exit)
+        }
+        (State::Acting { stop, retry }, Input::Stop) => {
+            (State::Acting { stop: more_urgent(stop), retry }, Continue)
+        }
+        (
+            State::Acting { .. },
+            Input::Event | Input::ChildGone | Input::EndOfInput | Input::Tick,
+        ) => (state, Continue),
+
+        (State::Running { stop: Stop::Now, .. }, Input::ChildGone) => (State::Done, Exit),
+        (State::Running { stop, .. }, Input::ChildGone) => {
+            (State::Acting { stop, retry: None }, Perform)
+        }
+        (State::Running { stop, stage }, Input::Stop) => {
+            let stop = more_urgent(stop);
+            match (stop, stage) {
+                (Stop::Now, Stage::Free(_)) => {
+                    let stage = Stage::Terminated(now + limits.kill_after);
+                    (State::Running { stop, stage }, Terminate(Reason::Stop))
+                }
+                (Stop::No | Stop::Finish, _)
+                | (Stop::Now, Stage::Terminated(_) | Stage::Killed) => {
+                    (State::Running { stop, stage }, Continue)
+                }
+            }
+        }
+        (State::Running { stop, stage: Stage::Free(Some(until)) }, Input::Tick) if until <= now => {
+            let stage = Stage::Terminated(now + limits.kill_after);
+            (State::Running { stop, stage }, Terminate(Reason::Timeout))
+        }
+        (State::Running { stop, stage: Stage::Terminated(until) }, Input::Tick) if until <= now => {
+            (State::Running { stop, stage: Stage::Killed }, Kill)
+        }
+        (
+            State::Running { .. },
+            Input::Event
+            | Input::Started
+            | Input::Refused(_)
+            | Input::PlanDone
+            | Input::EndOfInput
+            | Input::Tick,
+        ) => (state, Continue),
+
+        (State::Retrying { retry, until }, Input::Tick) if until <= now => {
+            (State::Acting { stop: Stop::No, retry: Some(retry) }, Perform)
+        }
+        // The event is not dropped without a last attempt.
+        (State::Retrying { retry, .. }, Input::Stop) => {
+            (State::Acting { stop: Stop::Finish, retry: Some(retry) }, Perform)
+        }
+        (
+            State::Retrying { .. },
+            Input::Event
+            | Input::Started
+            | Input::Refused(_)
+            | Input::PlanDone
+            | Input::ChildGone
+            | Input::EndOfInput
+            | Input::Tick,
+        ) => (state, Continue),
+
+        (
+            State::Done,
+            Input::Event
+            | Input::Started
+            | Input::Refused(_)
+            | Input::PlanDone
+            | Input::ChildGone
+            | Input::Stop
+            | Input::EndOfInput
+            | Input::Tick,
+        ) => (state, Continue),
+    }
+}
+
+fn more_urgent(stop: Stop) -> Stop {
+    match stop {
+        Stop::No => Stop::Finish,
+        Stop::Finish | Stop::Now => Stop::Now,
+    }
+}
+
+fn next_retry(retry: Option<Retry>, now: Time) -> Retry {
+    match retry {
+        None => Retry { since: now, pause: FIRST_PAUSE },
+        Some(Retry { since, pause }) => Retry { since, pause: (pause * 2).min(LONGEST_PAUSE) },
+    }
+}
+
+fn worth_another_attempt(refusal: Refusal, retry: Retry, now: Time) -> bool {
+    match refusal {
+        Refusal::Transient => true,
+        Refusal::Missing => now.saturating_sub(retry.since) < MISSING_PATIENCE,
+        Refusal::Final => false,
+    }
+}
+
+#[cfg(test)]
+mod tests;

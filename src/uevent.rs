@@ -1,0 +1,254 @@
+//! A uevent: the bytes of a datagram, read in place.
+//!
+//! A kernel uevent is `action@devpath NUL KEY=VALUE NUL ... KEY=VALUE NUL`
+//! (lib/kobject_uevent.c). Names, values and paths are bytes; text is made of
+//! them only for logs, and escaped there. Owns nothing: [`Uevent`] borrows the
+//! receive buffer.
+#![forbid(unsafe_code)]
+
+use std::ffi::CStr;
+use std::fmt;
+
+/// Whether a datagram has to begin with `action@devpath`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Header {
+    /// The kernel's own events always have it.
+    Required,
+    /// Other producers may send nothing but `KEY=VALUE` fields.
+    Optional,
+}
+
+/// What is wrong with a datagram that is no uevent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Malformed {
+    /// It has no bytes at all.
+    Empty,
+    /// Its last byte is not NUL.
+    NoFinalNul,
+    /// It does not begin with `action@devpath`.
+    NoHeader,
+    /// One of its fields, counted from 1 for the first after the header, has no `=`.
+    NoEquals(usize),
+}
+
+impl fmt::Display for Malformed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Empty => f.write_str("it is empty"),
+            Self::NoFinalNul => f.write_str("its last byte is not NUL"),
+            Self::NoHeader => f.write_str("it does not begin with action@devpath"),
+            Self::NoEquals(n) => write!(f, "its field {n} has no ="),
+        }
+    }
+}
+
+/// A well-formed uevent in somebody's buffer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Uevent<'a> {
+    /// Empty, or a sequence of NUL-terminated fields, each with a `=`.
+    fields: &'a [u8],
+}
+
+/// One `KEY=VALUE` of a uevent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Field<'a> {
+    whole: &'a CStr,
+    equals: usize,
+}
+
+impl<'a> Field<'a> {
+    /// Finds the first `=`; `None` if there is none.
+    fn new(whole: &'a CStr) -> Option<Self> {
+        let equals = whole.to_bytes().iter().position(|&b| b == b'=')?;
+        Some(Self { whole, equals })
+    }
+
+    /// `KEY=VALUE`, as it stands in the buffer and as a child's environment takes it.
+    pub fn whole(&self) -> &'a CStr {
+        self.whole
+    }
+
+    /// What is before the first `=`; may be empty.
+    pub fn key(&self) -> &'a [u8] {
+        &self.whole.to_bytes()[..self.equals]
+    }
+
+    /// What is after the first `=`; may be empty, and may hold any byte but NUL.
+    pub fn value(&self) -> &'a CStr {
+        let from_value = &self.whole.to_bytes_with_nul()[self.equals + 1..];
+        CStr::from_bytes_until_nul(from_value).unwrap_or_default()
+    }
+}
+
+impl<'a> Uevent<'a> {
+    /// Reads a datagram.
+    ///
+    /// Where the header is optional, a first field that has a `@` before any
+    /// `=` is taken as one.
+    ///
+    /// # Errors
+    /// Says what is wrong with a datagram that is no uevent.
+    pub fn parse(datagram: &'a [u8], header: Header) -> Result<Self, Malformed> {
+        let Some(last) = datagram.last() else { return Err(Malformed::Empty) };
+        if *last != 0 {
+            return Err(Malformed::NoFinalNul);
+        }
+        let first = CStr::from_bytes_until_nul(datagram).unwrap_or_default();
+        let event = match header_kind(first.to_bytes()) {
+            Some(HeaderKind::Complete) => Self { fields: &datagram[first.count_bytes() + 1..] },
+            None if header == Header::Optional => Self { fields: datagram },
+            Some(HeaderKind::Incomplete) | None => return Err(Malformed::NoHeader),
+        };
+        match event.strings().position(|string| Field::new(string).is_none()) {
+            Some(index) => Err(Malformed::NoEquals(index + 1)),
+            None => Ok(event),
+        }
+    }
+
+    fn strings(&self) -> impl Iterator<Item = &'a CStr> + use<'a> {
+        let mut rest = self.fields;
+        std::iter::from_fn(move || {
+            let string = CStr::from_bytes_until_nul(rest).ok()?;
+            rest = &rest[string.count_bytes() + 1..];
+            Some(string)
+        })
+    }
+
+    /// The `KEY=VALUE` fields, in their order; a key may occur more than once.
+    pub fn fields(&self) -> impl Iterator<Item = Field<'a>> + use<'a> {
+        self.strings().filter_map(Field::new)
+    }
+
+    /// The value of the first field with this key.
+    pub fn get(&self, key: &[u8]) -> Option<&'a CStr> {
+        self.fields().find(|field| field.key() == key).map(|field| field.value())
+    }
+}
+
+/// Names the event in a log line: `add /devices/x (SEQNUM 5)`.
+impl fmt::Display for Uevent<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let text = |key: &[u8]| self.get(key).unwrap_or(c"?").to_bytes().escape_ascii();
+        write!(f, "{} {} (SEQNUM {})", text(b"ACTION"), text(b"DEVPATH"), text(b"SEQNUM"))
+    }
+}
+
+enum HeaderKind {
+    Complete,
+    Incomplete,
+}
+
+/// `None` if the field is no header: it has no `@`, or a `=` before it.
+fn header_kind(field: &[u8]) -> Option<HeaderKind> {
+    let at = field.iter().position(|&b| b == b'@' || b == b'=')?;
+    match (field[at], at, field.len() - at) {
+        (b'=', _, _) => None,
+        (_, 0, _) | (_, _, 1) => Some(HeaderKind::Incomplete),
+        _ => Some(HeaderKind::Complete),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn pairs<'a>(event: &Uevent<'a>) -> Vec<(&'a [u8], &'a [u8])> {
+        event.fields().map(|field| (field.key(), field.value().to_bytes())).collect()
+    }
+
+    #[test]
+    fn a_kernel_event_is_read_in_place() {
+        let datagram = b"add@/devices/x\0ACTION=add\0DEVPATH=/devices/x\0A=b=c\0E=\0SEQNUM=7\0";
+        let event = Uevent::parse(datagram, Header::Required).unwrap();
+        assert_eq!(
+            pairs(&event),
+            [
+                (&b"ACTION"[..], &b"add"[..]),
+                (b"DEVPATH", b"/devices/x"),
+                (b"A", b"b=c"),
+                (b"E", b""),
+                (b"SEQNUM", b"7"),
+            ]
+        );
+        assert_eq!(event.get(b"A"), Some(c"b=c"));
+        assert_eq!(event.get(b"B"), None);
+        assert_eq!(event.to_string(), "add /devices/x (SEQNUM 7)");
+    }
+
+    #[test]
+    fn the_first_of_two_equal_keys_is_found() {
+        let event = Uevent::parse(b"a@/x\0K=1\0K=2\0", Header::Required).unwrap();
+        assert_eq!(event.get(b"K"), Some(c"1"));
+    }
+
+    #[test]
+    fn a_header_may_be_optional() {
+        let bare = b"ACTION=add\0DEVPATH=/devices/x@1\0";
+        assert_eq!(Uevent::parse(bare, Header::Required), Err(Malformed::NoHeader));
+        assert_eq!(pairs(&Uevent::parse(bare, Header::Optional).unwrap()).len(), 2);
+        let with = b"add@/devices/x=1\0ACTION=add\0";
+        assert_eq!(pairs(&Uevent::parse(with, Header::Optional).unwrap()).len(), 1);
+    }
+
+    #[test]
+    fn what_is_wrong_is_told() {
+        let cases: [(&[u8], Header, Malformed); 11] = [
+            (b"", Header::Required, Malformed::Empty),
+            (b"", Header::Optional, Malformed::Empty),
+            (b"add@/x\0A=b", Header::Required, Malformed::NoFinalNul),
+            (b"\0", Header::Required, Malformed::NoHeader),
+            (b"\0", Header::Optional, Malformed::NoEquals(1)),
+            (b"add\0A=b\0", Header::Required, Malformed::NoHeader),
+            (b"@/x\0A=b\0", Header::Required, Malformed::NoHeader),
+            (b"add@\0A=b\0", Header::Optional, Malformed::NoHeader),
+            (b"libudev\0\xfe\xed\xca\xfe\0", Header::Required, Malformed::NoHeader),
+            (b"add@/x\0A=b\0c\0", Header::Required, Malformed::NoEquals(2)),
+            (b"add@/x\0A=b\0\0", Header::Required, Malformed::NoEquals(2)),
+        ];
+        for (datagram, header, expected) in cases {
+            assert_eq!(
+                Uevent::parse(datagram, header),
+                Err(expected),
+                "{} {header:?}",
+                datagram.escape_ascii()
+            );
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_datagram_is_read_wrongly(datagram: Vec<u8>, required: bool) {
+            let header = if required { Header::Required } else { Header::Optional };
+            if let Ok(event) = Uevent::parse(&datagram, header) {
+                let read: usize = event.fields().map(|f| f.whole().count_bytes() + 1).sum();
+                prop_assert_eq!(read, event.fields.len());
+                for field in event.fields() {
+                    let again = [field.key(), b"=", field.value().to_bytes()].concat();
+                    prop_assert_eq!(again, field.whole().to_bytes());
+                }
+            }
+        }
+
+        #[test]
+        fn what_was_written_is_read_back(
+            action in "[a-z]{1,8}",
+            fields in prop::collection::vec(
+                (prop::collection::vec(1u8..=255, 0..20), prop::collection::vec(1u8..=255, 0..50)),
+                0..80,
+            ),
+        ) {
+            let fields: Vec<_> = fields
+                .into_iter()
+                .map(|(key, value)| (key.into_iter().filter(|&b| b != b'=').collect::<Vec<_>>(), value))
+                .collect();
+            let mut datagram = format!("{action}@/devices/x\0").into_bytes();
+            for (key, value) in &fields {
+                datagram.extend([&key[..], b"=", value, b"\0"].concat());
+            }
+            let event = Uevent::parse(&datagram, Header::Required).unwrap();
+            let expected: Vec<_> = fields.iter().map(|(k, v)| (&k[..], &v[..])).collect();
+            prop_assert_eq!(pairs(&event), expected);
+        }
+    }
+}
