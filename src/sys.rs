@@ -7,7 +7,7 @@
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::io;
 use std::marker::PhantomData;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::ptr;
 
 use rustix::io::FdFlags;
@@ -140,6 +140,26 @@ pub fn forward_signal(signal: c_int, pipe: &'static OwnedFd) -> io::Result<()> {
     Ok(())
 }
 
+/// Undoes what a careless parent may have left: no signal is blocked any more
+/// in this thread, the only one, and SIGCHLD has its default disposition (if
+/// it were ignored, children would be reaped behind our back: waitpid(2)).
+///
+/// # Errors
+/// Those of sigprocmask(2) and sigaction(2).
+pub fn normalize_signals() -> io::Result<()> {
+    // SAFETY: both types are plain data for which all zeros is a valid value;
+    // no handler is installed.
+    let result = unsafe {
+        let mut default: libc::sigaction = std::mem::zeroed();
+        default.sa_sigaction = libc::SIG_DFL;
+        let mut none: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&raw mut none);
+        libc::sigaction(libc::SIGCHLD, &raw const default, ptr::null_mut())
+            | libc::sigprocmask(libc::SIG_SETMASK, &raw const none, ptr::null_mut())
+    };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
 /// A NULL-terminated array of C strings, as execve(2) takes them.
 #[derive(Debug)]
 pub struct CStrings<'a> {
@@ -178,6 +198,12 @@ struct Errand {
     reset: *const c_int,
     reset_len: usize,
     error: c_int,
+}
+
+impl Default for Spawner {
+    fn default() -> Self {
+        Self::new()
+    }
 }
 
 impl Spawner {
@@ -284,6 +310,7 @@ extern "C" fn in_child(errand: *mut c_void) -> c_int {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::fd::AsRawFd;
 
     #[test]
     fn a_signal_record_survives_the_pipe() {

@@ -1,0 +1,131 @@
+//! The commands: one file each, from options to a struct to the job.
+//!
+//! Owns the table of commands, what they have in common on the command line,
+//! and the exit codes: 0 done, 100 wrong usage, 111 system call failed.
+
+mod options;
+mod plug_and_play_event_handler;
+mod run;
+
+use std::ffi::{OsStr, OsString};
+use std::io::Write;
+use std::path::Path;
+use std::process::ExitCode;
+
+use crate::error::Fatal;
+
+/// Wrong usage.
+const EXIT_USAGE: u8 = 100;
+/// A system call failed.
+const EXIT_SYSTEM: u8 = 111;
+
+/// A command of plugd.
+struct Command {
+    /// What asks for it: the first argument, or the program's own name if `peer`.
+    name: &'static str,
+    /// It stands in for the program of that name, and speaks in its name.
+    peer: bool,
+    /// What it does, in a line.
+    summary: &'static str,
+    /// How it is called, in a line.
+    usage: &'static str,
+    /// All that `--help` prints after that.
+    help: &'static str,
+    main: fn(lexopt::Parser, &'static str) -> Result<Request, Fatal>,
+}
+
+/// What a command's arguments ask for.
+enum Request {
+    /// It has done its job.
+    Done,
+    /// Its help.
+    Help,
+    /// The version of plugd.
+    Version,
+}
+
+const COMMANDS: [&Command; 2] = [&run::COMMAND, &plug_and_play_event_handler::COMMAND];
+
+/// Runs the program with these arguments, its own name first.
+pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let mut arguments = arguments.into_iter();
+    let own_name = arguments.next().unwrap_or_default();
+    let own_name = Path::new(&own_name).file_name().unwrap_or_default();
+    if let Some(command) = COMMANDS.into_iter().find(|c| c.peer && own_name == c.name) {
+        return run_command(command, arguments);
+    }
+    let Some(first) = arguments.next() else {
+        return refuse("plugd", "a command is missing", SYNOPSIS);
+    };
+    if first == "--help" || first == "-h" || first == "help" {
+        return print(&overview());
+    }
+    if first == "--version" || first == "-V" {
+        return print(&version());
+    }
+    match COMMANDS.into_iter().find(|command| first == command.name) {
+        Some(command) => run_command(command, arguments),
+        None => refuse("plugd", &format!("there is no command {}", quoted(&first)), SYNOPSIS),
+    }
+}
+
+fn run_command(command: &Command, arguments: impl Iterator<Item = OsString>) -> ExitCode {
+    let program = if command.peer { command.name } else { "plugd" };
+    let arguments: Vec<OsString> = arguments.collect();
+    match (command.main)(lexopt::Parser::from_args(arguments), program) {
+        Ok(Request::Done) => ExitCode::SUCCESS,
+        Ok(Request::Help) => {
+            print(&format!("{}\n\nUsage: {}\n\n{}", command.summary, command.usage, command.help))
+        }
+        Ok(Request::Version) => print(&version()),
+        Err(Fatal::Usage(text)) => refuse(program, &text, command.usage),
+        Err(fatal @ Fatal::System { .. }) => {
+            complain(&format!("{program}: fatal: {fatal}\n"));
+            ExitCode::from(EXIT_SYSTEM)
+        }
+    }
+}
+
+const SYNOPSIS: &str = "plugd COMMAND [OPTIONS] [ARGUMENTS]";
+
+fn overview() -> String {
+    let mut text = format!(
+        "plugd acts on the kernel's device events (uevents), one at a time.\n\n\
+         Usage: {SYNOPSIS}\n\nCommands:\n"
+    );
+    for command in COMMANDS {
+        text += &format!("  {}\n      {}\n", command.name, command.summary);
+    }
+    text + "\nplugd COMMAND --help tells more. A command that is named after another program\n\
+            is also found by that name, through a link to plugd.\n\n\
+            Options:\n  \
+            -h, --help     print this\n  \
+            -V, --version  print the version\n"
+}
+
+fn version() -> String {
+    format!("plugd {}\n", env!("CARGO_PKG_VERSION"))
+}
+
+/// Prints what was asked for.
+fn print(text: &str) -> ExitCode {
+    match std::io::stdout().write_all(text.as_bytes()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(_) => ExitCode::from(EXIT_SYSTEM),
+    }
+}
+
+fn refuse(program: &str, text: &str, usage: &str) -> ExitCode {
+    complain(&format!("{program}: fatal: {text}\nusage: {usage}\n"));
+    ExitCode::from(EXIT_USAGE)
+}
+
+/// In one write; if stderr does not take it, there is nobody to tell.
+fn complain(text: &str) {
+    let _ = std::io::stderr().write_all(text.as_bytes());
+}
+
+/// What the user gave, safe to print.
+fn quoted(argument: &OsStr) -> String {
+    format!("'{}'", argument.as_encoded_bytes().escape_ascii())
+}

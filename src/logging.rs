@@ -1,0 +1,76 @@
+//! Log lines: `plugd: warning: text`, one write each, to stderr.
+//!
+//! No timestamps: supervisors' loggers add them. Control characters are
+//! escaped, so that one message is one line.
+
+use std::fmt::{self, Write as _};
+use std::io::Write as _;
+
+use env_logger::{Builder, Target, WriteStyle};
+use log::{Level, LevelFilter};
+
+/// Starts logging under the name of the program.
+///
+/// `verbosity` counts from 0: 1 tells of every event, 2 of everything, -1
+/// only of what is wrong, -2 only of errors. RUST_LOG overrides it.
+pub fn start(program: &'static str, verbosity: i32) {
+    let level = match verbosity {
+        ..=-2 => LevelFilter::Error,
+        -1 => LevelFilter::Warn,
+        0 => LevelFilter::Info,
+        1 => LevelFilter::Debug,
+        2.. => LevelFilter::Trace,
+    };
+    let mut builder = Builder::new();
+    builder
+        .filter_level(level)
+        .parse_env("RUST_LOG")
+        .write_style(WriteStyle::Never)
+        .target(Target::Stderr)
+        .format(move |line, record| {
+            let level = level_name(record.level());
+            let mut text = String::new();
+            let _ = write!(Escaping(&mut text), "{}", record.args());
+            writeln!(line, "{program}: {level}: {text}")
+        });
+    // Only the first start in a process counts.
+    let _ = builder.try_init();
+}
+
+fn level_name(level: Level) -> &'static str {
+    match level {
+        Level::Error => "error",
+        Level::Warn => "warning",
+        Level::Info => "info",
+        Level::Debug => "debug",
+        Level::Trace => "trace",
+    }
+}
+
+/// Writes text with its control characters escaped.
+struct Escaping<'a>(&'a mut String);
+
+impl fmt::Write for Escaping<'_> {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        for char in text.chars() {
+            if char.is_control() {
+                self.0.extend(char.escape_default());
+            } else {
+                self.0.push(char);
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn control_characters_are_escaped() {
+        let mut text = String::new();
+        write!(Escaping(&mut text), "a\nb\x1b[1m\u{9b}é{}", 1).unwrap();
+        assert_eq!(text, "a\\nb\\u{1b}[1m\\u{9b}é1");
+    }
+}
