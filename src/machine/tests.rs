@@ -425,10 +425,12 @@ impl World {
                 assert!(self.child.is_none(), "a second child");
                 assert!(self.hand.is_some(), "nothing to perform");
                 assert!(!self.owes_answer, "performed twice");
+                assert!(self.stops < 2, "a further step although it shall end at once");
                 self.owes_answer = true;
             }
             GiveUp => {
                 self.check_given_up(input);
+                assert!(self.stops < 2, "further steps although it shall end at once");
                 *self.pending().expect("nothing to give up") = Fate::GivenUp;
                 self.refused.clear();
                 self.owes_answer = true;
