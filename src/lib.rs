@@ -1,6 +1,7 @@
 //! The house of plugd.
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test may panic"))]
 
+pub mod account;
 pub mod environment;
 pub mod handler;
 pub mod machine;
