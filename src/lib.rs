@@ -6,5 +6,6 @@ pub mod environment;
 pub mod handler;
 pub mod machine;
 pub mod plan;
+pub mod rules;
 pub mod sys;
 pub mod uevent;

@@ -1,0 +1,4 @@
+//! The engine that acts by rules: mdev.conf.
+#![forbid(unsafe_code)]
+
+pub mod ere;
