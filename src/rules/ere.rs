@@ -900,3 +900,6 @@ fn holds(look: Look, text: &[u8], at: usize) -> bool {
         _ => false,
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -2,4 +2,5 @@
 #![forbid(unsafe_code)]
 
 pub mod ere;
+pub mod matcher;
 pub mod parse;

@@ -1,0 +1,341 @@
+//! Which rules match: all of them in one pass.
+//!
+//! Pure. A [`Matcher`] owns one automaton for the names of devices and one for
+//! each variable that conditions ask for. Each is run over its text once,
+//! however many rules there are, and tells the rules to look at; only these are
+//! looked at. The automata's states are made as they are needed, and kept up to
+//! a limit; nothing is allocated once they are there.
+#![forbid(unsafe_code)]
+
+use regex_automata::hybrid::LazyStateID;
+use regex_automata::hybrid::dfa::{Cache, DFA};
+use regex_automata::nfa::thompson;
+use regex_automata::util::start;
+use regex_automata::{Anchored, MatchKind};
+use regex_syntax::hir::{Class, ClassBytes, ClassBytesRange, Hir, Look, Repetition};
+
+use super::ere::Ere;
+use super::parse::{Device, Rule};
+
+/// The memory that an automaton may use for its states, in bytes.
+const STATES_MAX: usize = 256 * 1024;
+/// The memory that an automaton may use before it has any, in bytes.
+const AUTOMATON_MAX: usize = 64 * 1024 * 1024;
+
+/// All regular expressions together are too large.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TooLarge;
+
+impl std::fmt::Display for TooLarge {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("the regular expressions are too large, all together")
+    }
+}
+
+impl std::error::Error for TooLarge {}
+
+/// Which part of a text has to match.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Scope {
+    /// All of it.
+    Whole,
+    /// Any part of it.
+    Anywhere,
+}
+
+/// Many regular expressions in one automaton.
+#[derive(Debug)]
+pub struct Set {
+    dfa: DFA,
+    cache: Cache,
+}
+
+impl Set {
+    /// Makes the automaton.
+    ///
+    /// # Errors
+    /// They may be too large.
+    pub fn new<'a>(
+        expressions: impl IntoIterator<Item = &'a Ere>,
+        scope: Scope,
+    ) -> Result<Self, TooLarge> {
+        let around = || match scope {
+            Scope::Whole => Hir::empty(),
+            Scope::Anywhere => Hir::repetition(Repetition {
+                min: 0,
+                max: None,
+                greedy: true,
+                sub: Box::new(Hir::class(Class::Bytes(ClassBytes::new([ClassBytesRange::new(
+                    0,
+                    u8::MAX,
+                )])))),
+            }),
+        };
+        let hirs: Vec<Hir> = expressions
+            .into_iter()
+            .map(|ere| Hir::concat(vec![around(), ere.hir(), around(), Hir::look(Look::End)]))
+            .collect();
+        let nfa = thompson::Compiler::new()
+            .configure(
+                thompson::Config::new()
+                    .utf8(false)
+                    .which_captures(thompson::WhichCaptures::None)
+                    .nfa_size_limit(Some(AUTOMATON_MAX)),
+            )
+            .build_many_from_hir(&hirs)
+            .map_err(|_| TooLarge)?;
+        let dfa = DFA::builder()
+            .configure(
+                DFA::config()
+                    .match_kind(MatchKind::All)
+                    .cache_capacity(STATES_MAX)
+                    .skip_cache_capacity_check(true),
+            )
+            .build_from_nfa(nfa)
+            .map_err(|_| TooLarge)?;
+        let cache = dfa.create_cache();
+        Ok(Self { dfa, cache })
+    }
+
+    /// Tells the index of each expression that matches.
+    pub fn matches(&mut self, text: &[u8], mut found: impl FnMut(usize)) {
+        let Some(last) = self.walk(text) else { return };
+        if last.is_match() {
+            for index in 0..self.dfa.match_len(&self.cache, last) {
+                found(self.dfa.match_pattern(&self.cache, last, index).as_usize());
+            }
+        }
+    }
+
+    /// The state after the end of the text. Only an automaton that may give up
+    /// has errors; this one may not.
+    fn walk(&mut self, text: &[u8]) -> Option<LazyStateID> {
+        let start = start::Config::new().anchored(Anchored::Yes);
+        let mut state = self.dfa.start_state(&mut self.cache, &start).ok()?;
+        for &byte in text {
+            state = self.dfa.next_state(&mut self.cache, state, byte).ok()?;
+            if state.is_dead() {
+                return None;
+            }
+        }
+        self.dfa.next_eoi_state(&mut self.cache, state).ok()
+    }
+
+    /// The memory that it uses now, in bytes.
+    pub fn memory(&self) -> usize {
+        self.dfa.memory_usage() + self.cache.memory_usage()
+    }
+}
+
+/// Bits, one for each rule or condition.
+#[derive(Debug, Default)]
+struct Bits(Vec<u64>);
+
+impl Bits {
+    fn new(count: usize) -> Self {
+        Self(vec![0; count.div_ceil(64)])
+    }
+
+    fn insert(&mut self, index: usize) {
+        self.0[index / 64] |= 1 << (index % 64);
+    }
+
+    fn contains(&self, index: usize) -> bool {
+        self.0[index / 64] >> (index % 64) & 1 == 1
+    }
+
+    /// The first from `index` on.
+    fn next(&self, index: usize) -> Option<usize> {
+        let first = index / 64;
+        let mut word = self.0.get(first)? & u64::MAX << (index % 64);
+        let mut at = first;
+        while word == 0 {
+            at += 1;
+            word = *self.0.get(at)?;
+        }
+        Some(at * 64 + word.trailing_zeros() as usize)
+    }
+}
+
+/// A variable that conditions ask for.
+#[derive(Debug)]
+struct Variable {
+    key: Box<[u8]>,
+    /// The conditions that are more than that it is there.
+    set: Option<Set>,
+    /// The condition of each expression in the set.
+    of_set: Vec<usize>,
+    /// The conditions that it is there.
+    present: Vec<usize>,
+    /// The event that it was last seen in: of equal keys the first counts.
+    seen: u64,
+}
+
+/// Finds the rules that match.
+#[derive(Debug)]
+pub struct Matcher {
+    names: Option<Set>,
+    /// The rule of each expression in the set of names.
+    of_names: Vec<usize>,
+    /// Sorted by key.
+    variables: Vec<Variable>,
+    /// A bit for each key, as of [`key_bit`].
+    keys: u64,
+    /// For each condition, the rules to look at when it holds.
+    of_conditions: Vec<Vec<usize>>,
+    /// Major number and rule, sorted.
+    numbers: Vec<(u32, usize)>,
+    /// The rules that are always to be looked at.
+    always: Bits,
+    /// For each rule, its conditions.
+    conditions: Vec<Box<[usize]>>,
+
+    candidates: Bits,
+    holding: Bits,
+    event: u64,
+}
+
+impl Matcher {
+    /// Makes the automata for the rules.
+    ///
+    /// # Errors
+    /// They may be too large.
+    pub fn new(rules: &[Rule]) -> Result<Self, TooLarge> {
+        // Equal conditions are one.
+        let mut known: Vec<(&[u8], &Ere)> = Vec::new();
+        let mut ids = std::collections::HashMap::new();
+        let mut matcher = Self {
+            names: None,
+            of_names: Vec::new(),
+            variables: Vec::new(),
+            keys: 0,
+            of_conditions: Vec::new(),
+            numbers: Vec::new(),
+            always: Bits::new(rules.len()),
+            conditions: Vec::with_capacity(rules.len()),
+            candidates: Bits::new(rules.len()),
+            holding: Bits::default(),
+            event: 0,
+        };
+        let mut names = Vec::new();
+        for (index, rule) in rules.iter().enumerate() {
+            let conditions: Box<[usize]> = rule
+                .all_conditions()
+                .map(|condition| {
+                    let text = (&condition.variable[..], &condition.text[..]);
+                    *ids.entry(text).or_insert_with(|| {
+                        known.push((&condition.variable, &condition.ere));
+                        matcher.of_conditions.push(Vec::new());
+                        known.len() - 1
+                    })
+                })
+                .collect();
+            match &rule.device {
+                Device::Numbers(numbers) => matcher.numbers.push((numbers.major, index)),
+                Device::Name(ere) if !ere.matches_all() => {
+                    names.push(ere);
+                    matcher.of_names.push(index);
+                }
+                Device::Name(_) | Device::Variable(_) => {
+                    // The condition that most likely tells the rule apart.
+                    let telling = |&&id: &&usize| !known[id].1.matches_anywhere_in_all();
+                    match conditions.iter().rev().find(telling).or(conditions.first()) {
+                        Some(&id) => matcher.of_conditions[id].push(index),
+                        None => matcher.always.insert(index),
+                    }
+                }
+            }
+            matcher.conditions.push(conditions);
+        }
+        matcher.numbers.sort_unstable();
+        if !names.is_empty() {
+            matcher.names = Some(Set::new(names, Scope::Whole)?);
+        }
+        matcher.holding = Bits::new(known.len());
+
+        let mut keys: Vec<&[u8]> = known.iter().map(|(key, _)| *key).collect();
+        keys.sort_unstable();
+        keys.dedup();
+        for key in keys {
+            matcher.keys |= key_bit(key);
+            let mine = || (0..known.len()).filter(|&id| known[id].0 == key);
+            let (present, of_set): (Vec<_>, Vec<_>) =
+                mine().partition(|&id| known[id].1.matches_anywhere_in_all());
+            let set = match &of_set[..] {
+                [] => None,
+                ids => Some(Set::new(ids.iter().map(|&id| known[id].1), Scope::Anywhere)?),
+            };
+            matcher.variables.push(Variable { key: key.into(), set, of_set, present, seen: 0 });
+        }
+        Ok(matcher)
+    }
+
+    /// Forgets the event before.
+    pub fn begin(&mut self) {
+        self.event += 1;
+        self.candidates.0.copy_from_slice(&self.always.0);
+        self.holding.0.fill(0);
+    }
+
+    /// Takes a variable of the event; of equal keys the first counts.
+    pub fn variable(&mut self, key: &[u8], value: &[u8]) {
+        if self.keys & key_bit(key) == 0 {
+            return;
+        }
+        let Ok(index) = self.variables.binary_search_by(|variable| (*variable.key).cmp(key)) else {
+            return;
+        };
+        let variable = &mut self.variables[index];
+        if std::mem::replace(&mut variable.seen, self.event) == self.event {
+            return;
+        }
+        let (holding, candidates) = (&mut self.holding, &mut self.candidates);
+        let mut holds = |id: usize| {
+            holding.insert(id);
+            self.of_conditions[id].iter().for_each(|&rule| candidates.insert(rule));
+        };
+        variable.present.iter().for_each(|&id| holds(id));
+        if let Some(set) = &mut variable.set {
+            set.matches(value, |index| holds(variable.of_set[index]));
+        }
+    }
+
+    /// Takes the name of the device.
+    pub fn name(&mut self, name: &[u8]) {
+        if let Some(names) = &mut self.names {
+            names.matches(name, |index| self.candidates.insert(self.of_names[index]));
+        }
+    }
+
+    /// Takes the major number of the device. Rules that ask for device numbers
+    /// are found by it; whether the minor is right is not looked at.
+    pub fn major(&mut self, major: u32) {
+        let first = self.numbers.partition_point(|&(of_rule, _)| of_rule < major);
+        let of_major = self.numbers[first..].iter().take_while(|&&(of_rule, _)| of_rule == major);
+        of_major.for_each(|&(_, rule)| self.candidates.insert(rule));
+    }
+
+    /// The first rule from `index` on that matches, but for its minor number.
+    pub fn next(&self, mut index: usize) -> Option<usize> {
+        loop {
+            let rule = self.candidates.next(index)?;
+            if self.conditions[rule].iter().all(|&id| self.holding.contains(id)) {
+                return Some(rule);
+            }
+            index = rule + 1;
+        }
+    }
+
+    /// The memory that the automata use now, in bytes.
+    pub fn memory(&self) -> usize {
+        let sets = self.variables.iter().filter_map(|variable| variable.set.as_ref());
+        sets.chain(&self.names).map(Set::memory).sum()
+    }
+}
+
+/// A cheap first look at a key: most keys of an event are asked for by no rule.
+fn key_bit(key: &[u8]) -> u64 {
+    let first = key.first().copied().unwrap_or_default();
+    let last = key.last().copied().unwrap_or_default();
+    1 << ((usize::from(first) + usize::from(last) * 5 + key.len() * 11) % 64)
+}
