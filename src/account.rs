@@ -104,7 +104,8 @@ mod tests {
 
     #[test]
     fn what_is_no_entry_is_skipped() {
-        let lines = b"\n# x\n+::::::\nshort:x\n:x:1:1\na:x:-1:1\nb:x:4294967296:1\nc:x:1:z\nd:x:3:4\n";
+        let lines =
+            b"\n# x\n+::::::\nshort:x\n:x:1:1\na:x:-1:1\nb:x:4294967296:1\nc:x:1:z\nd:x:3:4\n";
         let accounts = Accounts::parse(lines, lines);
         assert_eq!(accounts.users.keys().collect::<Vec<_>>(), [&Box::from(&b"d"[..])]);
         assert_eq!(accounts.user(b"d"), Some(3));

@@ -15,7 +15,7 @@ use regex_automata::{Anchored, MatchKind};
 use regex_syntax::hir::{Class, ClassBytes, ClassBytesRange, Hir, Look, Repetition};
 
 use super::ere::Ere;
-use super::parse::{Device, Rule};
+use super::parse::{Device, Numbers, Rule};
 
 /// The memory that an automaton may use for its states, in bytes.
 const STATES_MAX: usize = 256 * 1024;
@@ -183,8 +183,8 @@ pub struct Matcher {
     keys: u64,
     /// For each condition, the rules to look at when it holds.
     of_conditions: Vec<Vec<usize>>,
-    /// Major number and rule, sorted.
-    numbers: Vec<(u32, usize)>,
+    /// Device numbers and their rule, sorted by major number.
+    numbers: Vec<(Numbers, usize)>,
     /// The rules that are always to be looked at.
     always: Bits,
     /// For each rule, its conditions.
@@ -231,7 +231,7 @@ impl Matcher {
                 })
                 .collect();
             match &rule.device {
-                Device::Numbers(numbers) => matcher.numbers.push((numbers.major, index)),
+                Device::Numbers(numbers) => matcher.numbers.push((numbers.clone(), index)),
                 Device::Name(ere) if !ere.matches_all() => {
                     names.push(ere);
                     matcher.of_names.push(index);
@@ -247,7 +247,7 @@ impl Matcher {
             }
             matcher.conditions.push(conditions);
         }
-        matcher.numbers.sort_unstable();
+        matcher.numbers.sort_unstable_by_key(|(numbers, _)| numbers.major);
         if !names.is_empty() {
             matcher.names = Some(Set::new(names, Scope::Whole)?);
         }
@@ -278,7 +278,7 @@ impl Matcher {
     }
 
     /// Takes a variable of the event; of equal keys the first counts.
-    pub fn variable(&mut self, key: &[u8], value: &[u8]) {
+    pub fn variable<'e>(&mut self, key: &[u8], value: impl FnOnce() -> &'e [u8]) {
         if self.keys & key_bit(key) == 0 {
             return;
         }
@@ -296,7 +296,7 @@ impl Matcher {
         };
         variable.present.iter().for_each(|&id| holds(id));
         if let Some(set) = &mut variable.set {
-            set.matches(value, |index| holds(variable.of_set[index]));
+            set.matches(value(), |index| holds(variable.of_set[index]));
         }
     }
 
@@ -307,15 +307,16 @@ impl Matcher {
         }
     }
 
-    /// Takes the major number of the device. Rules that ask for device numbers
-    /// are found by it; whether the minor is right is not looked at.
-    pub fn major(&mut self, major: u32) {
-        let first = self.numbers.partition_point(|&(of_rule, _)| of_rule < major);
-        let of_major = self.numbers[first..].iter().take_while(|&&(of_rule, _)| of_rule == major);
-        of_major.for_each(|&(_, rule)| self.candidates.insert(rule));
+    /// Takes the numbers of the device.
+    pub fn numbers(&mut self, major: u32, minor: u32) {
+        let first = self.numbers.partition_point(|(numbers, _)| numbers.major < major);
+        let same_major = self.numbers[first..].iter().take_while(|(n, _)| n.major == major);
+        for (_, rule) in same_major.filter(|(numbers, _)| numbers.minor.contains(&minor)) {
+            self.candidates.insert(*rule);
+        }
     }
 
-    /// The first rule from `index` on that matches, but for its minor number.
+    /// The first rule from `index` on that matches.
     pub fn next(&self, mut index: usize) -> Option<usize> {
         loop {
             let rule = self.candidates.next(index)?;

@@ -96,25 +96,24 @@ impl Engine {
         let Self { rules, matcher, settings, facts, scratch, draft } = self;
         matcher.begin();
         let acts = facts.learn(event, sysfs, |field| {
-            matcher.variable(field.key(), field.value().to_bytes());
+            matcher.variable(field.key(), || field.value().to_bytes());
         });
         if acts {
             matcher.name(&facts.name);
             if let Some(device) = facts.device {
-                matcher.major(device.major);
+                matcher.numbers(device.major, device.minor);
             }
             let mut next = 0;
             while let Some(index) = matcher.next(next) {
                 let rule = &rules[index];
-                if facts.has_numbers_of(rule)
-                    && facts.apply(rule, event, settings, scratch, draft) == Flow::End
-                {
+                if facts.apply(rule, event, settings, scratch, draft) == Flow::End {
                     break;
                 }
                 next = index + 1;
             }
-            if let (Action::Add, Some(firmware)) = (facts.action, event.get(b"FIRMWARE")) {
-                let name = draft.string(firmware.to_bytes());
+            if facts.wants_firmware {
+                let name = event.get(b"FIRMWARE").unwrap_or_default();
+                let name = draft.string(name.to_bytes());
                 draft.push(Record::LoadFirmware { name });
             }
         }
@@ -238,14 +237,15 @@ struct Facts {
     /// Of `add` and `remove` only: rules for numbers match no other.
     device: Option<Device>,
     name: Vec<u8>,
+    wants_firmware: bool,
     /// A file of sysfs.
     file: Vec<u8>,
 }
 
 impl Default for Facts {
     fn default() -> Self {
-        let (action, device, name, file) = Default::default();
-        Self { action, kind: Kind::Character, device, name, file }
+        let (action, device, name, wants_firmware, file) = Default::default();
+        Self { action, kind: Kind::Character, device, name, wants_firmware, file }
     }
 }
 
@@ -283,18 +283,20 @@ impl Facts {
             b"remove" => Action::Remove,
             _ => Action::Other,
         };
-        if self.action != Action::Add && firmware.is_some() {
+        self.wants_firmware = firmware.is_some();
+        if self.action != Action::Add && self.wants_firmware {
             return false;
         }
-        // As its peers have it: any subsystem that begins so is one of blocks.
-        let is_block = subsystem.is_some_and(|s| s.to_bytes().starts_with(b"block"))
-            || devpath.to_bytes().windows(7).any(|part| part == b"/block/");
-        self.kind = if is_block { Kind::Block } else { Kind::Character };
         self.device = match self.action {
             Action::Other => None,
             Action::Remove => device(major, minor),
             Action::Add => device(major, minor).or_else(|| self.look_up_device(devpath, sysfs)),
         };
+        // As its peers have it: any subsystem that begins so is one of blocks.
+        let is_block = self.device.is_some()
+            && (subsystem.is_some_and(|s| s.to_bytes().starts_with(b"block"))
+                || devpath.to_bytes().windows(7).any(|part| part == b"/block/"));
+        self.kind = if is_block { Kind::Block } else { Kind::Character };
         self.name.clear();
         match name {
             Some(name) => self.name.extend_from_slice(name.to_bytes()),
@@ -320,17 +322,6 @@ impl Facts {
         self.name.extend_from_slice(name.or_else(last).unwrap_or_default());
     }
 
-    /// Whether the device has the numbers that a rule asks for, if it does.
-    fn has_numbers_of(&self, rule: &Rule) -> bool {
-        match (&rule.device, self.device) {
-            (parse::Device::Numbers(numbers), Some(device)) => {
-                numbers.major == device.major && numbers.minor.contains(&device.minor)
-            }
-            (parse::Device::Numbers(_), None) => false,
-            (parse::Device::Name(_) | parse::Device::Variable(_), _) => true,
-        }
-    }
-
     /// Whether a rule matches, found without the automata.
     fn reason<'a>(
         &self,
@@ -348,12 +339,16 @@ impl Facts {
                 }
             }
         }
-        match &rule.device {
-            parse::Device::Name(ere) if ere.captures_whole(&self.name, scratch).is_none() => {
+        match (&rule.device, self.device) {
+            (parse::Device::Name(ere), _) if ere.captures_whole(&self.name, scratch).is_none() => {
                 Reason::NameDiffers
             }
-            parse::Device::Numbers(_) if self.device.is_none() => Reason::NoNumbers,
-            parse::Device::Numbers(_) if !self.has_numbers_of(rule) => Reason::NumbersDiffer,
+            (parse::Device::Numbers(_), None) => Reason::NoNumbers,
+            (parse::Device::Numbers(numbers), Some(device))
+                if numbers.major != device.major || !numbers.minor.contains(&device.minor) =>
+            {
+                Reason::NumbersDiffer
+            }
             _ => Reason::Matched,
         }
     }
