@@ -20,7 +20,7 @@ use super::parse::{Device, Numbers, Rule};
 /// The memory that an automaton may use for its states, in bytes.
 const STATES_MAX: usize = 256 * 1024;
 /// The memory that an automaton may use before it has any, in bytes.
-const AUTOMATON_MAX: usize = 64 * 1024 * 1024;
+const AUTOMATON_MAX: usize = 32 * 1024 * 1024;
 
 /// All regular expressions together are too large.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -339,4 +339,64 @@ fn key_bit(key: &[u8]) -> u64 {
     let first = key.first().copied().unwrap_or_default();
     let last = key.last().copied().unwrap_or_default();
     1 << ((usize::from(first) + usize::from(last) * 5 + key.len() * 11) % 64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn eres(patterns: &[&str]) -> Vec<Ere> {
+        patterns.iter().map(|pattern| Ere::parse(pattern.as_bytes()).unwrap()).collect()
+    }
+
+    fn found(set: &mut Set, text: &str) -> Vec<usize> {
+        let mut found = Vec::new();
+        set.matches(text.as_bytes(), |index| found.push(index));
+        found.sort_unstable();
+        found
+    }
+
+    #[test]
+    fn all_that_match_are_found() {
+        let eres = eres(&["a.*", "b", "ab|b", "", "^ab$", "(a|b)*", "a$b"]);
+        let mut whole = Set::new(&eres, Scope::Whole).unwrap();
+        assert_eq!(found(&mut whole, "ab"), [0, 2, 4, 5]);
+        assert_eq!(found(&mut whole, "b"), [1, 2, 5]);
+        assert_eq!(found(&mut whole, ""), [3, 5]);
+        assert!(found(&mut whole, "x").is_empty());
+        let mut anywhere = Set::new(&eres, Scope::Anywhere).unwrap();
+        assert_eq!(found(&mut anywhere, "xab"), [0, 1, 2, 3, 5]);
+        assert_eq!(found(&mut anywhere, "\0\n\u{ff}"), [3, 5]);
+    }
+
+    #[test]
+    fn memory_is_limited_whatever_is_matched() {
+        let eres = eres(&["[a-p]*a.{12}", "[0-9a-f]+x", "(ab|ba|[c-z])*b.{9}"]);
+        let mut set = Set::new(&eres, Scope::Anywhere).unwrap();
+        let mut scratch = crate::rules::ere::Scratch::default();
+        let mut seed = 1u64;
+        for round in 0..4_000 {
+            let text: String = (0..40)
+                .map(|_| {
+                    seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+                    char::from(b"abc1x"[(seed >> 33) as usize % 5])
+                })
+                .collect();
+            let found = found(&mut set, &text);
+            if round % 100 == 0 {
+                let expected: Vec<usize> = (0..eres.len())
+                    .filter(|&i| eres[i].captures_within(text.as_bytes(), &mut scratch).is_some())
+                    .collect();
+                assert_eq!(found, expected, "{text}");
+            }
+        }
+        assert!(set.memory() < 3 * STATES_MAX, "{}", set.memory());
+        assert!(set.cache.clear_count() > 0);
+    }
+
+    #[test]
+    fn what_is_too_large_all_together_is_told() {
+        let eres = eres(&["[ab]{9000}"; 500]);
+        assert!(matches!(Set::new(&eres, Scope::Whole), Err(TooLarge)));
+    }
 }
