@@ -3,8 +3,10 @@
 //! Pure. [`Ere`] owns the parsed expression. Whether something matches is found
 //! by the regex crate's automata, which [`Ere::hir`] translates to; they are
 //! linear in the text and take many expressions in one pass. Where the groups
-//! lie is found here, by the leftmost-longest rule of POSIX, which no
-//! translation can express.
+//! lie is found here, for a match is the longest of the leftmost, which no
+//! translation can express: of alternatives the first that makes it so counts,
+//! and of repetitions as many as there can be. That is where both glibc and
+//! musl have the groups, wherever they agree.
 #![forbid(unsafe_code)]
 
 use std::fmt;
@@ -605,15 +607,15 @@ struct Search<'t, 's> {
 /// Positions in a text, both ends included.
 type Positions = Vec<u64>;
 
-fn contains(positions: &Positions, at: usize) -> bool {
+fn contains(positions: &[u64], at: usize) -> bool {
     positions[at / 64] >> (at % 64) & 1 == 1
 }
 
-fn insert(positions: &mut Positions, at: usize) {
+fn insert(positions: &mut [u64], at: usize) {
     positions[at / 64] |= 1 << (at % 64);
 }
 
-fn each(positions: &Positions) -> impl Iterator<Item = usize> {
+fn each(positions: &[u64]) -> impl Iterator<Item = usize> {
     positions.iter().enumerate().flat_map(|(index, &word)| {
         let mut word = word;
         std::iter::from_fn(move || {
@@ -624,7 +626,7 @@ fn each(positions: &Positions) -> impl Iterator<Item = usize> {
     })
 }
 
-fn last_common(a: &Positions, b: &Positions) -> Option<usize> {
+fn last_common(a: &[u64], b: &[u64]) -> Option<usize> {
     let common = a.iter().zip(b).map(|(a, b)| a & b).enumerate();
     let (index, word) = common.rev().find(|(_, word)| *word != 0)?;
     Some(index * 64 + 63 - word.leading_zeros() as usize)
@@ -654,7 +656,7 @@ impl<'t, 's> Search<'t, 's> {
         positions
     }
 
-    fn copy(&mut self, positions: &Positions) -> Positions {
+    fn copy(&mut self, positions: &[u64]) -> Positions {
         let mut copy = self.none();
         copy.copy_from_slice(positions);
         copy
@@ -665,7 +667,7 @@ impl<'t, 's> Search<'t, 's> {
     }
 
     /// Where `node` can end if it begins at one of `from`, or the reverse.
-    fn reach(&mut self, node: &Node, from: &Positions, direction: Direction) -> Positions {
+    fn reach(&mut self, node: &Node, from: &[u64], direction: Direction) -> Positions {
         match node {
             Node::Empty => self.copy(from),
             Node::Byte(byte) => self.step(from, direction, |b| b == *byte),
@@ -708,7 +710,7 @@ impl<'t, 's> Search<'t, 's> {
         node: &Node,
         min: u32,
         max: Option<u32>,
-        from: &Positions,
+        from: &[u64],
         direction: Direction,
     ) -> Positions {
         let mut latest = self.copy(from);
@@ -739,7 +741,7 @@ impl<'t, 's> Search<'t, 's> {
 
     fn step(
         &mut self,
-        from: &Positions,
+        from: &[u64],
         direction: Direction,
         matches: impl Fn(u8) -> bool,
     ) -> Positions {
@@ -796,7 +798,7 @@ impl<'t, 's> Search<'t, 's> {
     /// Finds the groups of a node that matches from `start` to one of `to`, and
     /// to which: of alternatives it takes the first that can, and repeats as
     /// often as it can.
-    fn resolve(&mut self, node: &Node, start: usize, to: &Positions) -> usize {
+    fn resolve(&mut self, node: &Node, start: usize, to: &[u64]) -> usize {
         if let Some(width) = node.width().filter(|_| !node.has_groups()) {
             return start + width;
         }
@@ -822,7 +824,7 @@ impl<'t, 's> Search<'t, 's> {
         }
     }
 
-    fn reaches_one(&mut self, node: &Node, start: usize, to: &Positions) -> bool {
+    fn reaches_one(&mut self, node: &Node, start: usize, to: &[u64]) -> bool {
         let from = self.only(start);
         let ends = self.reach(node, &from, Direction::Forward);
         let found = last_common(&ends, to).is_some();
@@ -831,17 +833,23 @@ impl<'t, 's> Search<'t, 's> {
         found
     }
 
-    fn resolve_concat(&mut self, nodes: &[Node], start: usize, to: &Positions) -> usize {
-        let Some((first, rest)) = nodes.split_first() else { return start };
-        // Where the rest can begin.
+    fn resolve_concat(&mut self, nodes: &[Node], start: usize, to: &[u64]) -> usize {
+        let words = to.len();
+        // Where what comes after each node can begin.
+        let mut after = self.none();
+        after.resize(nodes.len() * words, 0);
         let mut before = self.copy(to);
-        for node in rest.iter().rev() {
+        for (index, node) in nodes.iter().enumerate().rev() {
+            after[index * words..][..words].copy_from_slice(&before);
             let next = self.reach(node, &before, Direction::Backward);
             self.done_with(std::mem::replace(&mut before, next));
         }
-        let end = self.resolve(first, start, &before);
         self.done_with(before);
-        self.resolve_concat(rest, end, to)
+        let end = nodes.iter().enumerate().fold(start, |at, (index, node)| {
+            self.resolve(node, at, &after[index * words..][..words])
+        });
+        self.done_with(after);
+        end
     }
 
     fn resolve_repeat(
@@ -850,7 +858,7 @@ impl<'t, 's> Search<'t, 's> {
         min: u32,
         max: Option<u32>,
         start: usize,
-        to: &Positions,
+        to: &[u64],
     ) -> usize {
         // The usual `[0-9]*`: as much as there is.
         if matches!(node, Node::Byte(_) | Node::Class(_)) {

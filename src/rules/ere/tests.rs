@@ -171,6 +171,11 @@ fn a_hostile_expression_takes_no_long_time() {
     for pattern in ["(a*)*b", "((a|aa)*)*(a|b)*c", "(a?){30}a{30}", "(.*)(.*)(.*)(.*)(.*)x?"] {
         groups(pattern, &text);
     }
+    let deep = format!("{}a{}", "(".repeat(DEEPEST), ")*".repeat(DEEPEST));
+    assert!(groups(&deep, "aaa").starts_with("aaa,aaa"));
+    let long = "a".repeat(4000);
+    assert_eq!(groups(&format!("{long}(a*)b?"), &format!("{long}aa")), format!("{long}aa,aa"));
+    groups(&"a*".repeat(4000), &text);
 }
 
 /// Expressions that are mostly well-formed.
