@@ -253,14 +253,13 @@ impl Matcher {
         }
         matcher.holding = Bits::new(known.len());
 
-        let mut keys: Vec<&[u8]> = known.iter().map(|(key, _)| *key).collect();
-        keys.sort_unstable();
-        keys.dedup();
-        for key in keys {
+        let mut by_key: Vec<usize> = (0..known.len()).collect();
+        by_key.sort_by_key(|&id| known[id].0);
+        for mine in by_key.chunk_by(|&a, &b| known[a].0 == known[b].0) {
+            let key = known[mine[0]].0;
             matcher.keys |= key_bit(key);
-            let mine = || (0..known.len()).filter(|&id| known[id].0 == key);
-            let (present, of_set): (Vec<_>, Vec<_>) =
-                mine().partition(|&id| known[id].1.matches_anywhere_in_all());
+            let (present, of_set): (Vec<usize>, Vec<usize>) =
+                mine.iter().partition(|&&id| known[id].1.matches_anywhere_in_all());
             let set = match &of_set[..] {
                 [] => None,
                 ids => Some(Set::new(ids.iter().map(|&id| known[id].1), Scope::Anywhere)?),
