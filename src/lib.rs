@@ -36,6 +36,7 @@ pub mod r#loop;
 pub mod machine;
 pub mod netlink;
 pub mod plan;
+pub mod rule_files;
 pub mod rules;
 pub mod signals;
 pub mod sys;
