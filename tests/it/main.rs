@@ -5,6 +5,15 @@
 //! one ([`harness::ns`]); a test that cannot run here says so ([`harness::skip`]).
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
+mod children;
+mod command_line;
+mod environment;
 mod facts;
 mod harness;
+mod input;
+mod log;
 mod order;
+mod pressure;
+mod signals;
+mod sources;
+mod starting;

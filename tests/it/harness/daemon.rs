@@ -7,7 +7,7 @@ use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rustix::fs::{CWD, Mode, OFlags, mkfifoat, open};
 use rustix::process::{Pid, Signal, kill_process, kill_process_group};
@@ -234,7 +234,7 @@ impl Daemon {
                 return lines;
             }
             assert!(Instant::now() < deadline, "{name} has {lines:?}; log: {:#?}", self.log());
-            std::thread::sleep(std::time::Duration::from_millis(2));
+            std::thread::sleep(Duration::from_millis(2));
         }
     }
 
@@ -329,6 +329,19 @@ impl Daemon {
     pub(crate) fn status(&self, name: &str) -> String {
         let status = fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
         field(&status, name).unwrap_or_else(|| panic!("no {name} in {status}")).to_owned()
+    }
+
+    /// Waits until it sleeps and nothing wakes it; returns how often it has
+    /// gone to sleep.
+    pub(crate) fn sleeps(&self) -> String {
+        let count = || self.status("voluntary_ctxt_switches");
+        let mut last = count();
+        eventually("plugd is asleep", || {
+            std::thread::sleep(Duration::from_millis(50));
+            let before = std::mem::replace(&mut last, count());
+            (last == before && self.status("State").starts_with('S')).then_some(())
+        });
+        last
     }
 
     /// The inode of the socket at this descriptor, if it is one.
