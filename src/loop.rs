@@ -16,9 +16,9 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
 
 use crate::child::{self, Child, Ended};
 use crate::counters::{Counters, Drop, Limiter};
+use crate::engine::{Engine, Hands, Outcome};
 use crate::environment::Environment;
 use crate::error::reason;
-use crate::handler::Handler;
 use crate::machine::{Action, Input, Limits, Machine, Reason, Stage, State, Stop, Time};
 use crate::netlink::{DATAGRAM_MAX, Received, Source};
 use crate::plan::{Plan, Step, Steps};
@@ -49,6 +49,8 @@ pub struct Daemon {
     events: Events,
     signals: Signals,
     hangup: Hangup,
+    /// The configuration shall be read again, when no event is in hand.
+    reload: bool,
     sources: Vec<Watched>,
     /// Whether the sources are registered with the poll.
     watching: bool,
@@ -112,6 +114,16 @@ impl Watch {
     }
 }
 
+/// What is to be done when no event is in hand.
+enum Next {
+    /// Act on a datagram of that many bytes.
+    Datagram(usize, Header),
+    /// Read the configuration again.
+    Reload,
+    /// End.
+    End,
+}
+
 /// An event being acted on.
 struct Deed<'e> {
     event: &'e Uevent<'e>,
@@ -119,6 +131,8 @@ struct Deed<'e> {
     failed: bool,
     /// Why its program could not be started just now.
     refused: Option<io::Error>,
+    /// What carries out the steps that touch files.
+    hands: Option<&'e mut Hands>,
 }
 
 impl<'e> Deed<'e> {
@@ -143,6 +157,7 @@ impl Daemon {
             events: Events::with_capacity(16),
             signals,
             hangup,
+            reload: false,
             sources: sources.into_iter().map(watched).collect(),
             watching: false,
             unwatched: false,
@@ -160,34 +175,41 @@ impl Daemon {
         })
     }
 
-    /// Acts on one event after the other, as `handler` says, until it is asked
+    /// Acts on one event after the other, as `engine` says, until it is asked
     /// to stop or nothing can come any more. Returns what it has counted.
     ///
     /// # Errors
     /// Those of epoll_wait(2) that mean that the poll itself is broken.
-    pub fn run(mut self, handler: &Handler) -> io::Result<Counters> {
+    pub fn run(mut self, engine: &mut Engine) -> io::Result<Counters> {
         let mut buffer = vec![0; DATAGRAM_MAX];
-        while let Some((length, header)) = self.read(&mut buffer)? {
-            match Uevent::parse(&buffer[..length], header) {
-                Ok(event) => {
-                    self.counters.received += 1;
-                    self.act(&event, &handler.plan(&event))?;
-                }
-                Err(malformed) => self.drop_malformed(malformed),
+        loop {
+            match self.read(&mut buffer)? {
+                Next::Datagram(length, header) => match Uevent::parse(&buffer[..length], header) {
+                    Ok(event) => {
+                        self.counters.received += 1;
+                        let (plan, hands) = engine.plan(&event);
+                        self.act(&event, &plan, hands)?;
+                    }
+                    Err(malformed) => self.drop_malformed(malformed),
+                },
+                Next::Reload => engine.reload(),
+                Next::End => return Ok(self.counters),
             }
         }
-        Ok(self.counters)
     }
 
-    /// Reads the next datagram, from each socket in turn; waits for it if need
-    /// be. `None`: it is time to end.
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<Option<(usize, Header)>> {
+    /// Reads the next datagram, from each socket in turn, or finds something
+    /// else to do; waits for it if need be.
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<Next> {
         loop {
             while let Some(input) = self.inbox.pop_front() {
                 self.machine.step(self.now(), input);
             }
             if self.machine.state() != State::Reading {
-                return Ok(None);
+                return Ok(Next::End);
+            }
+            if std::mem::take(&mut self.reload) {
+                return Ok(Next::Reload);
             }
             let Some(index) = self.next_ready() else {
                 self.watch_sources();
@@ -200,8 +222,8 @@ impl Daemon {
             }
             self.reads_left -= 1;
             self.turn_of = index + 1;
-            if let Some(datagram) = self.receive(index, buffer) {
-                return Ok(Some(datagram));
+            if let Some((length, header)) = self.receive(index, buffer) {
+                return Ok(Next::Datagram(length, header));
             }
         }
     }
@@ -269,9 +291,14 @@ impl Daemon {
     }
 
     /// Carries out the plan for an event, as the machine says.
-    fn act(&mut self, event: &Uevent<'_>, plan: &Plan<'_>) -> io::Result<()> {
+    fn act(
+        &mut self,
+        event: &Uevent<'_>,
+        plan: &Plan<'_>,
+        hands: Option<&mut Hands>,
+    ) -> io::Result<()> {
         self.unwatch_sources();
-        let mut deed = Deed { event, steps: plan.steps(), failed: false, refused: None };
+        let mut deed = Deed { event, steps: plan.steps(), failed: false, refused: None, hands };
         let mut input = Input::Event;
         loop {
             if input == Input::ChildGone {
@@ -315,16 +342,20 @@ impl Daemon {
     /// Begins the step at hand.
     fn perform(&mut self, deed: &mut Deed<'_>) -> Input {
         let run = loop {
-            match deed.step() {
-                None => return Input::PlanDone,
-                Some(Step::Run(run)) => break run,
-                // No engine that the loop has today plans anything else.
-                Some(step) => {
-                    log::error!("{}: cannot {step}", deed.event);
+            let Some(step) = deed.step() else { return Input::PlanDone };
+            let outcome = match &mut deed.hands {
+                Some(hands) => hands.perform(deed.event, step),
+                None => Outcome::of_program(step),
+            };
+            match outcome {
+                Outcome::Start(run) => break run,
+                Outcome::Done => {}
+                Outcome::Failed(why) => {
                     deed.failed = true;
-                    deed.steps.next();
+                    log::error!("{}: {why}", deed.event);
                 }
             }
+            deed.steps.next();
         };
         let environment = run.environment();
         match Child::spawn(&mut self.spawner, &run, &environment) {
@@ -467,7 +498,8 @@ impl Daemon {
                 self.inbox.push_back(Input::Stop);
             }
             (SIGHUP, Hangup::Reload) => {
-                log::info!("{name}{from}: nothing to reload for a handler program");
+                log::info!("{name}{from}: reloading");
+                self.reload = true;
             }
             (SIGUSR1, _) => log::info!("{name}{from}: {}", self.counters),
             _ => {}
