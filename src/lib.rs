@@ -24,6 +24,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test may panic"))]
 
 pub mod account;
+pub mod beneath;
 pub mod child;
 pub mod cmd;
 pub mod counters;
