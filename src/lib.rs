@@ -28,6 +28,7 @@ pub mod beneath;
 pub mod child;
 pub mod cmd;
 pub mod counters;
+pub mod devnode;
 pub mod environment;
 pub mod error;
 pub mod handler;
@@ -40,4 +41,6 @@ pub mod plan;
 pub mod rules;
 pub mod signals;
 pub mod sys;
+#[cfg(test)]
+mod testing;
 pub mod uevent;
