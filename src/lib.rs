@@ -24,9 +24,11 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test may panic"))]
 
 pub mod account;
+pub mod beneath;
 pub mod child;
 pub mod cmd;
 pub mod counters;
+pub mod devnode;
 pub mod environment;
 pub mod error;
 pub mod handler;
@@ -40,4 +42,6 @@ pub mod rule_files;
 pub mod rules;
 pub mod signals;
 pub mod sys;
+#[cfg(test)]
+mod testing;
 pub mod uevent;

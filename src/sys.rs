@@ -7,7 +7,7 @@
 
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::ptr;
 
 use rustix::io::FdFlags;
@@ -74,6 +74,43 @@ pub fn close_all_on_exec() -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// Sets the mode of a file that is open in any way, with O_PATH too.
+///
+/// fchmod(2) refuses descriptors with O_PATH, and to open a device otherwise
+/// is not harmless.
+///
+/// # Errors
+/// Those of fchmodat2(2); where the kernel has no such call (before Linux
+/// 6.6) and /proc is not mounted, `ENOSYS`.
+pub fn chmod(fd: BorrowedFd<'_>, mode: u32) -> io::Result<()> {
+    // All calls newer than 5.1 have the same distance everywhere; libc knows
+    // the newer of these two for some architectures only.
+    const FCHMODAT2: libc::c_long = libc::SYS_openat2 + (452 - 437);
+    let empty = c"".as_ptr();
+    // SAFETY: an open descriptor, a C string that outlives the call, plain integers.
+    let result =
+        unsafe { libc::syscall(FCHMODAT2, fd.as_raw_fd(), empty, mode, libc::AT_EMPTY_PATH) };
+    if result == 0 {
+        return Ok(());
+    }
+    let error = io::Error::last_os_error();
+    // A sandbox that does not know the call may say EPERM.
+    if matches!(error.raw_os_error(), Some(libc::ENOSYS | libc::EPERM)) {
+        return chmod_by_proc(fd, mode, error);
+    }
+    Err(error)
+}
+
+fn chmod_by_proc(fd: BorrowedFd<'_>, mode: u32, unsupported: io::Error) -> io::Result<()> {
+    use rustix::fs::{CWD, Mode, chmodat};
+    let link = format!("/proc/self/fd/{}", fd.as_raw_fd());
+    let mode = Mode::from_raw_mode(mode);
+    match chmodat(CWD, link, mode, rustix::fs::AtFlags::empty()) {
+        Err(rustix::io::Errno::NOENT) => Err(unsupported),
+        result => Ok(result?),
+    }
 }
 
 /// One delivery of a signal, as it travels through the self-pipe.
@@ -318,7 +355,6 @@ extern "C" fn in_child(errand: *mut c_void) -> c_int {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::fd::AsRawFd;
 
     #[test]
     fn a_signal_record_survives_the_pipe() {
@@ -334,6 +370,21 @@ mod tests {
         assert_eq!(adopt(file.as_raw_fd()).unwrap_err().kind(), io::ErrorKind::ResourceBusy);
         assert_eq!(adopt(-1).unwrap_err().raw_os_error(), Some(libc::EBADF));
         assert_eq!(adopt(1 << 20).unwrap_err().raw_os_error(), Some(libc::EBADF));
+    }
+
+    #[test]
+    fn the_mode_of_a_file_open_as_a_path_is_set_in_both_ways() {
+        use rustix::fs::{Mode, OFlags, fstat, open};
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("file");
+        std::fs::write(&file, "").unwrap();
+        let fd = open(&file, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).unwrap();
+        let mode = || fstat(&fd).unwrap().st_mode & 0o7777;
+        chmod(fd.as_fd(), 0o640).unwrap();
+        assert_eq!(mode(), 0o640);
+        let unsupported = io::Error::from_raw_os_error(libc::ENOSYS);
+        chmod_by_proc(fd.as_fd(), 0o604, unsupported).unwrap();
+        assert_eq!(mode(), 0o604);
     }
 
     #[test]
