@@ -83,14 +83,19 @@ impl From<Errno> for Why {
     }
 }
 
+impl fmt::Display for Why {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match *self {
+            Self::Name(name) => name.fmt(f),
+            Self::System(error) => f.write_str(&reason(&error.into())),
+            Self::KeepsChanging => f.write_str("somebody else is changing it all the time"),
+        }
+    }
+}
+
 impl fmt::Display for Failed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "cannot {} {}: ", self.doing, self.path.escape_ascii())?;
-        match self.why {
-            Why::Name(name) => name.fmt(f),
-            Why::System(error) => f.write_str(&reason(&error.into())),
-            Why::KeepsChanging => f.write_str("somebody else is changing it all the time"),
-        }
+        write!(f, "cannot {} {}: {}", self.doing, self.path.escape_ascii(), self.why)
     }
 }
 

@@ -3,12 +3,14 @@
 //!
 //! Owns the engine and the roots of /dev, /sys and the firmware files.
 
+use std::ffi::CStr;
 use std::fmt;
 use std::io::{self, Write};
+use std::path::PathBuf;
 
 use crate::devnode::DevRoot;
 use crate::error::reason;
-use crate::firmware::Firmware;
+use crate::firmware;
 use crate::handler::Handler;
 use crate::plan::{Plan, Run, Step};
 use crate::rules;
@@ -46,8 +48,10 @@ pub enum Hands {
     Files {
         /// Where nodes and links go.
         dev: DevRoot,
-        /// Where firmware comes from, and where it goes.
-        firmware: Firmware,
+        /// Where firmware goes.
+        sys: Sysfs,
+        /// Where it comes from.
+        firmware: PathBuf,
     },
 }
 
@@ -81,6 +85,13 @@ impl Engine {
     }
 }
 
+impl rules::Sysfs for Sysfs {
+    fn read(&mut self, devpath: &CStr, attribute: &str, contents: &mut Vec<u8>) {
+        // A device may be gone before its event is read.
+        let _ = Self::read(self, devpath.to_bytes(), attribute, contents);
+    }
+}
+
 /// What became of a step.
 #[derive(Debug)]
 pub enum Outcome<'e> {
@@ -105,11 +116,13 @@ impl<'e> Outcome<'e> {
 impl Hands {
     /// Carries out a step of the plan for `event`.
     pub fn perform<'e>(&mut self, event: &Uevent<'_>, step: Step<'e>) -> Outcome<'e> {
-        let (dev, firmware) = match self {
+        let (dev, sys, firmware) = match self {
             Self::DryRun => return print(event, &step),
-            Self::Files { dev, firmware } => (dev, firmware),
+            Self::Files { dev, sys, firmware } => (dev, sys, firmware),
         };
-        log::debug!("{event}: {step}");
+        if !matches!(step, Step::Run(_)) {
+            log::debug!("{event}: {step}");
+        }
         let result = match step {
             Step::Run(run) => return Outcome::Start(run),
             Step::Refuse(_) => return Outcome::Failed(step.to_string()),
@@ -118,7 +131,11 @@ impl Hands {
             Step::RemoveLink(link) => dev.remove_link(&link).map(drop),
             Step::RemoveNode(node) => dev.remove_node(&node).map(drop),
             Step::LoadFirmware(name) => {
-                firmware.load(event.get(b"DEVPATH").unwrap_or_default(), name).map(drop)
+                let devpath = event.get(b"DEVPATH").unwrap_or_default().to_bytes();
+                return match firmware::load(sys, devpath, firmware, name.to_bytes()) {
+                    Ok(_) => Outcome::Done,
+                    Err(failed) => Outcome::Failed(failed.to_string()),
+                };
             }
         };
         result.map_or_else(|failed| Outcome::Failed(failed.to_string()), |()| Outcome::Done)

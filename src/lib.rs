@@ -29,8 +29,10 @@ pub mod child;
 pub mod cmd;
 pub mod counters;
 pub mod devnode;
+pub mod engine;
 pub mod environment;
 pub mod error;
+pub mod firmware;
 pub mod handler;
 pub mod listen_fds;
 pub mod logging;
@@ -42,6 +44,7 @@ pub mod rule_files;
 pub mod rules;
 pub mod signals;
 pub mod sys;
+pub mod sysfs;
 #[cfg(test)]
 mod testing;
 pub mod uevent;

@@ -6,6 +6,7 @@
 mod check;
 mod options;
 mod plug_and_play_event_handler;
+mod rules;
 mod run;
 
 use std::ffi::{OsStr, OsString};

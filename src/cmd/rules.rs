@@ -9,7 +9,6 @@ use crate::devnode::{DevRoot, device_of};
 use crate::engine::{Engine, Hands, Ruled};
 use crate::environment::{Base, DEFAULT_PATH};
 use crate::error::Fatal;
-use crate::firmware::Firmware;
 use crate::rule_files;
 use crate::rules::{self, Settings};
 use crate::sysfs::Sysfs;
@@ -39,15 +38,19 @@ impl Default for Files {
 
 /// Reads the rules and opens the roots. With no file of rules, nodes are made
 /// as root's with mode 0660, and nothing else is done.
-pub(super) fn engine(files: &Files, dry_run: bool, clean_environment: bool) -> Result<Engine, Fatal> {
+pub(super) fn engine(
+    files: &Files,
+    dry_run: bool,
+    clean_environment: bool,
+) -> Result<Engine, Fatal> {
     let sysfs = Sysfs::open(&files.sys).map_err(|e| cannot_open(&files.sys, e))?;
     let hands = if dry_run {
         Hands::DryRun
     } else {
         Hands::Files {
             dev: DevRoot::open(&files.dev).map_err(|e| cannot_open(&files.dev, e))?,
-            firmware: Firmware::open(&files.sys, &files.firmware)
-                .map_err(|e| cannot_open(&files.sys, e))?,
+            sys: Sysfs::open(&files.sys).map_err(|e| cannot_open(&files.sys, e))?,
+            firmware: files.firmware.clone(),
         }
     };
     let rules = read(files, clean_environment)?;
@@ -57,7 +60,10 @@ pub(super) fn engine(files: &Files, dry_run: bool, clean_environment: bool) -> R
 }
 
 fn cannot_open(path: &Path, error: impl Into<std::io::Error>) -> Fatal {
-    Fatal::system(format_args!("open {}", path.as_os_str().as_encoded_bytes().escape_ascii()), error)
+    Fatal::system(
+        format_args!("open {}", path.as_os_str().as_encoded_bytes().escape_ascii()),
+        error,
+    )
 }
 
 /// Reads the rules.
@@ -67,13 +73,16 @@ pub(super) fn read(files: &Files, clean_environment: bool) -> Result<rules::Engi
         let path = files.conf.as_os_str().as_encoded_bytes().escape_ascii();
         log::warn!("there is no {path}: nodes are made as root's with mode 0660, nothing else");
     }
-    let environment =
-        if clean_environment { Base::new([]) } else { Base::new(std::env::vars_os()) };
     let path = std::env::var_os("PATH");
     let path = path.as_deref().unwrap_or(OsStr::new(DEFAULT_PATH));
     let execlineb = child::find_program(OsStr::new("execlineb"), path).ok();
-    let mut settings = Settings::new(environment, execlineb);
+    let mut settings = Settings::new(environment(clean_environment), execlineb);
     settings.root_device = device_of(Path::new("/")).unwrap_or_default();
     rules::Engine::new(found.unwrap_or_default(), settings)
         .map_err(|too_large| Fatal::Configuration(too_large.to_string()))
+}
+
+/// The environment that an event's variables come over.
+pub(super) fn environment(clean: bool) -> Base {
+    if clean { Base::new([]) } else { Base::new(std::env::vars_os()) }
 }

@@ -1,4 +1,4 @@
-//! `plugd run`: the daemon, with a handler program.
+//! `plugd run`: the daemon, with a handler program or with rules.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
@@ -9,7 +9,8 @@ use std::time::Duration;
 use lexopt::Arg::{Long, Short, Value};
 
 use crate::child;
-use crate::environment::{Base, DEFAULT_PATH};
+use crate::engine::Engine;
+use crate::environment::DEFAULT_PATH;
 use crate::error::Fatal;
 use crate::handler::Handler;
 use crate::listen_fds;
@@ -20,21 +21,24 @@ use crate::plan::Program;
 use crate::{logging, sys};
 
 use super::options::{self, BYTES, SECONDS};
+use super::rules::{self, Files};
 use super::{Command, Request, quoted};
 
 pub(super) const COMMAND: Command = Command {
     name: "run",
     peer: false,
-    summary: "Runs a program for every device event of the kernel, one at a time, in order.",
-    usage: "plugd run [OPTIONS] [--] PROG [ARGS...]",
+    summary: "Acts on every device event of the kernel, one at a time, in order: by a program or by rules.",
+    usage: "plugd run [OPTIONS] [--] [PROG [ARGS...]]",
     help: HELP,
     main,
 };
 
 const HELP: &str = "\
-PROG finds the event's variables (ACTION, DEVPATH, SUBSYSTEM, ...) in its
-environment. While it runs nothing is read: events wait in the kernel. If it
-fails, hangs or cannot be started, plugd says so and goes on with the next one.
+With PROG, that is run for every event, and finds the event's variables (ACTION,
+DEVPATH, SUBSYSTEM, ...) in its environment. Without, the rules of mdev.conf are
+applied: they make device nodes and links, and run commands. While a program
+runs nothing is read: events wait in the kernel. If it fails, hangs or cannot be
+started, plugd says so and goes on with the next one.
 
 Where events come from:
       --fd N                      read the datagram socket N, which plugd was
@@ -45,7 +49,16 @@ Where events come from:
                                   with K, M or G [128M]. It is a limit and takes
                                   no memory by itself
 
-How the program runs:
+Where the rules are and what they act on (without PROG):
+      --conf FILE                 the rules; FILE.d/*.conf come after them
+                                  [/etc/mdev.conf]. If there are none, nodes are
+                                  made as root's with mode 0660, nothing else
+      --dev DIR                   where device nodes go [/dev]
+      --sys DIR                   where sysfs is [/sys]
+      --firmware DIR              where firmware comes from [/lib/firmware]
+  -n, --dry-run                   print what would be done, and do nothing
+
+How programs run:
       --timeout SECONDS           how long it may take, 0 for as long as it
                                   wants; then SIGTERM to its process group [180]
       --kill-after SECONDS        how long after that SIGKILL follows [5]
@@ -63,12 +76,15 @@ What it tells:
 
 Signals:
   TERM, INT   let the running program finish, then stop; again: end it
-  HUP         reload (there is nothing to reload for a handler program)
+  HUP         read the rules anew; if there is a mistake in them, it is told and
+              the old ones stay (there is nothing to reload for a PROG)
   USR1        write the counters to the log
 
 Examples:
   Print what comes; plug something in to see an event:
       plugd run -- sh -c 'echo \"$ACTION $DEVPATH\"'
+  Make device nodes as /etc/mdev.conf says, in place of mdev -d:
+      plugd run
   Run a script written for /proc/sys/kernel/hotplug, with a minute's patience:
       plugd run --timeout 60 --hotplug-argument /sbin/hotplug
 ";
@@ -84,13 +100,21 @@ pub(super) struct Options {
     pub(super) clean_environment: bool,
     pub(super) verbosity: i32,
     pub(super) hangup: Hangup,
-    pub(super) program: OsString,
-    pub(super) arguments: Vec<OsString>,
+    pub(super) work: Work,
+}
+
+/// What is done with an event.
+#[derive(Debug)]
+pub(super) enum Work {
+    /// A program is run, with these arguments.
+    Program(OsString, Vec<OsString>),
+    /// Rules are applied, to these files, or only printed.
+    Rules { files: Files, dry_run: bool },
 }
 
 impl Options {
-    /// The defaults, for a program with its arguments.
-    pub(super) fn new(program: OsString) -> Self {
+    /// The defaults.
+    pub(super) fn new(work: Work) -> Self {
         Self {
             fds: Vec::new(),
             receive_buffer_size: 128 << 20,
@@ -102,8 +126,7 @@ impl Options {
             clean_environment: false,
             verbosity: 0,
             hangup: Hangup::Reload,
-            program,
-            arguments: Vec::new(),
+            work,
         }
     }
 }
@@ -112,12 +135,12 @@ fn main(parser: lexopt::Parser, log_name: &'static str) -> Result<Request, Fatal
     match parse(parser)? {
         Ok(options) => {
             logging::start(log_name, options.verbosity);
-            let handler = handler(&options)?;
+            let mut engine = engine(&options)?;
             let sources = match inherited_sources(&options.fds)? {
                 None => vec![open_source(options.receive_buffer_size)?],
                 Some(sources) => sources,
             };
-            serve(&options, &handler, sources)
+            serve(&options, &mut engine, sources)
         }
         Err(other) => Ok(other),
     }
@@ -125,7 +148,8 @@ fn main(parser: lexopt::Parser, log_name: &'static str) -> Result<Request, Fatal
 
 /// Reads the command line, up to the program, whose own options are left alone.
 fn parse(mut parser: lexopt::Parser) -> Result<Result<Options, Request>, Fatal> {
-    let mut options = Options::new(OsString::new());
+    let (mut files, mut dry_run, mut program) = (Files::default(), false, None);
+    let mut options = Options::new(Work::Rules { files: files.clone(), dry_run });
     while let Some(argument) = parser.next()? {
         match argument {
             Long("fd") => {
@@ -149,21 +173,26 @@ fn parse(mut parser: lexopt::Parser) -> Result<Result<Options, Request>, Fatal> 
                 options.limits.kill_after =
                     options::value(&mut parser, "--kill-after", SECONDS, options::seconds)?;
             }
+            Long("conf") => files.conf = parser.value()?.into(),
+            Long("dev") => files.dev = parser.value()?.into(),
+            Long("sys") => files.sys = parser.value()?.into(),
+            Long("firmware") => files.firmware = parser.value()?.into(),
+            Short('n') | Long("dry-run") => dry_run = true,
             Long("hotplug-argument") => options.hotplug_argument = true,
             Long("clean-environment") => options.clean_environment = true,
             Short('v') | Long("verbose") => options.verbosity += 1,
             Short('q') | Long("quiet") => options.verbosity -= 1,
             Short('h') | Long("help") => return Ok(Err(Request::Help)),
             Short('V') | Long("version") => return Ok(Err(Request::Version)),
-            Value(program) => {
-                options.program = program;
-                options.arguments = parser.raw_args()?.collect();
-                return Ok(Ok(options));
+            Value(operand) => {
+                program = Some(Work::Program(operand, parser.raw_args()?.collect()));
+                break;
             }
             argument => return Err(argument.unexpected().into()),
         }
     }
-    Err(Fatal::Usage("PROG is missing: the program to run for every event".into()))
+    options.work = program.unwrap_or(Work::Rules { files, dry_run });
+    Ok(Ok(options))
 }
 
 fn open_source(receive_buffer_size: usize) -> Result<Source, Fatal> {
@@ -199,7 +228,7 @@ pub(super) fn adopt_source(fd: RawFd) -> Result<Source, Fatal> {
 /// Runs the daemon until it is asked to stop.
 pub(super) fn serve(
     options: &Options,
-    handler: &Handler,
+    engine: &mut Engine,
     sources: Vec<Source>,
 ) -> Result<Request, Fatal> {
     sys::close_all_on_exec().map_err(|e| Fatal::system("set file descriptors close-on-exec", e))?;
@@ -209,31 +238,39 @@ pub(super) fn serve(
         .map_err(|e| Fatal::system("make /dev/null the standard input", e))?;
     let daemon = Daemon::new(sources, options.limits, options.hangup)
         .map_err(|e| Fatal::system("set up the event loop", e))?;
-    let counters = daemon.run(handler).map_err(|e| Fatal::system("wait for what happens", e))?;
+    let counters = daemon.run(engine).map_err(|e| Fatal::system("wait for what happens", e))?;
     log::info!("stopped: {counters}");
     Ok(Request::Done)
 }
 
-/// Finds the program.
-pub(super) fn handler(options: &Options) -> Result<Handler, Fatal> {
-    let cannot_run =
-        |e: io::Error| Fatal::system(format_args!("run {}", quoted(&options.program)), e);
+/// Finds the program, or reads the rules.
+pub(super) fn engine(options: &Options) -> Result<Engine, Fatal> {
+    match &options.work {
+        Work::Program(program, arguments) => {
+            handler(options, program, arguments).map(Engine::Handler)
+        }
+        Work::Rules { files, dry_run } => rules::engine(files, *dry_run, options.clean_environment),
+    }
+}
+
+fn handler(
+    options: &Options,
+    program: &OsString,
+    arguments: &[OsString],
+) -> Result<Handler, Fatal> {
+    let cannot_run = |e: io::Error| Fatal::system(format_args!("run {}", quoted(program)), e);
     let path = std::env::var_os("PATH");
     let path = path.as_deref().unwrap_or(OsStr::new(DEFAULT_PATH));
-    let argv = std::iter::once(&options.program).chain(&options.arguments);
+    let argv = std::iter::once(program).chain(arguments);
     Ok(Handler {
         program: Program {
-            path: child::find_program(&options.program, path).map_err(cannot_run)?,
+            path: child::find_program(program, path).map_err(cannot_run)?,
             argv: argv
                 .map(|a| child::c_string(a))
                 .collect::<io::Result<_>>()
                 .map_err(cannot_run)?,
         },
         hotplug_argument: options.hotplug_argument,
-        environment: if options.clean_environment {
-            Base::new([])
-        } else {
-            Base::new(std::env::vars_os())
-        },
+        environment: rules::environment(options.clean_environment),
     })
 }
