@@ -83,14 +83,19 @@ impl From<Errno> for Why {
     }
 }
 
+impl fmt::Display for Why {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match *self {
+            Self::Name(name) => name.fmt(f),
+            Self::System(error) => f.write_str(&reason(&error.into())),
+            Self::KeepsChanging => f.write_str("somebody else is changing it all the time"),
+        }
+    }
+}
+
 impl fmt::Display for Failed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "cannot {} {}: ", self.doing, self.path.escape_ascii())?;
-        match self.why {
-            Why::Name(name) => name.fmt(f),
-            Why::System(error) => f.write_str(&reason(&error.into())),
-            Why::KeepsChanging => f.write_str("somebody else is changing it all the time"),
-        }
+        write!(f, "cannot {} {}: {}", self.doing, self.path.escape_ascii(), self.why)
     }
 }
 
@@ -115,6 +120,16 @@ pub fn check(name: &[u8]) -> Result<(), BadName> {
         b".." => Err(BadName::DotDot),
         _ => Ok(()),
     })
+}
+
+/// The name of what a path leads to from a root of its own, as DEVPATHs lead
+/// from that of sysfs, relative to that root.
+///
+/// # Errors
+/// Says what is wrong with the name.
+pub fn strip_root(path: &[u8]) -> Result<&[u8], BadName> {
+    let name = path.strip_prefix(b"/").unwrap_or(path);
+    check(name).map(|()| name)
 }
 
 /// The directory that a name is in, if it names one, and the last component.
@@ -259,6 +274,15 @@ mod tests {
         for name in [&b"a"[..], b"a/b", b"a//b", b"...", b"..a/.b", b"a\n", b"\xff/ ", b"-"] {
             assert_eq!(check(name), Ok(()), "{}", name.escape_ascii());
         }
+    }
+
+    #[test]
+    fn one_slash_is_stripped() {
+        assert_eq!(strip_root(b"/devices/x"), Ok(&b"devices/x"[..]));
+        assert_eq!(strip_root(b"devices/x"), Ok(&b"devices/x"[..]));
+        assert_eq!(strip_root(b"//devices/x"), Err(BadName::Absolute));
+        assert_eq!(strip_root(b"/"), Err(BadName::Empty));
+        assert_eq!(strip_root(b"/.."), Err(BadName::DotDot));
     }
 
     #[test]

@@ -31,6 +31,7 @@ pub mod counters;
 pub mod devnode;
 pub mod environment;
 pub mod error;
+pub mod firmware;
 pub mod handler;
 pub mod listen_fds;
 pub mod logging;
