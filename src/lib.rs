@@ -42,6 +42,7 @@ pub mod plan;
 pub mod rules;
 pub mod signals;
 pub mod sys;
+pub mod sysfs;
 #[cfg(test)]
 mod testing;
 pub mod uevent;

@@ -20,6 +20,12 @@ pub(crate) fn inside_with_tmpfs<F: FnOnce()>(test: F) {
     again(&["unshare", "-m", "sh", "-c", mount], test);
 }
 
+/// As root of a user and network namespace, with a sysfs that shows it.
+pub(crate) fn inside_with_sysfs<F: FnOnce()>(test: F) {
+    let mount = "mount -t sysfs sysfs /sys && exec \"$0\" \"$@\"";
+    again(&["unshare", "-Ur", "unshare", "-nm", "sh", "-c", mount], test);
+}
+
 /// With the file mode creation mask 077.
 pub(crate) fn inside_with_umask<F: FnOnce()>(test: F) {
     again(&["sh", "-c", "umask 077 && exec \"$0\" \"$@\""], test);
