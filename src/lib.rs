@@ -39,6 +39,7 @@ pub mod r#loop;
 pub mod machine;
 pub mod netlink;
 pub mod plan;
+pub mod rebroadcast;
 pub mod rules;
 pub mod signals;
 pub mod sys;
