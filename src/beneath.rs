@@ -122,6 +122,16 @@ pub fn check(name: &[u8]) -> Result<(), BadName> {
     })
 }
 
+/// The name of what a path leads to from a root of its own, as DEVPATHs lead
+/// from that of sysfs, relative to that root.
+///
+/// # Errors
+/// Says what is wrong with the name.
+pub fn strip_root(path: &[u8]) -> Result<&[u8], BadName> {
+    let name = path.strip_prefix(b"/").unwrap_or(path);
+    check(name).map(|()| name)
+}
+
 /// The directory that a name is in, if it names one, and the last component.
 pub fn split(name: &[u8]) -> (Option<&[u8]>, &[u8]) {
     let Some(slash) = name.iter().rposition(|&b| b == b'/') else { return (None, name) };
@@ -264,6 +274,15 @@ mod tests {
         for name in [&b"a"[..], b"a/b", b"a//b", b"...", b"..a/.b", b"a\n", b"\xff/ ", b"-"] {
             assert_eq!(check(name), Ok(()), "{}", name.escape_ascii());
         }
+    }
+
+    #[test]
+    fn one_slash_is_stripped() {
+        assert_eq!(strip_root(b"/devices/x"), Ok(&b"devices/x"[..]));
+        assert_eq!(strip_root(b"devices/x"), Ok(&b"devices/x"[..]));
+        assert_eq!(strip_root(b"//devices/x"), Err(BadName::Absolute));
+        assert_eq!(strip_root(b"/"), Err(BadName::Empty));
+        assert_eq!(strip_root(b"/.."), Err(BadName::DotDot));
     }
 
     #[test]

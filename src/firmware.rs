@@ -13,9 +13,8 @@ use std::path::Path;
 use rustix::fs::{FileType, Mode, OFlags, fstat, open, openat};
 use rustix::io::{Errno, read, retry_on_intr, write};
 
-use crate::beneath::{BadName, Beneath, Why, check};
+use crate::beneath::{BadName, Beneath, Why, check, strip_root};
 use crate::error::reason;
-use crate::sysfs::Sysfs;
 
 /// How much is copied at a time, in bytes.
 const CHUNK: usize = 16 * 1024;
@@ -57,7 +56,7 @@ impl fmt::Display for Failed {
 impl std::error::Error for Failed {}
 
 /// Copies the firmware `name` below the directory `base` to the device at
-/// `devpath`, or tells the kernel that there is none. Returns how many bytes
+/// `devpath` in the sysfs `sys`, or tells the kernel that there is none. Returns how many bytes
 /// it has.
 ///
 /// `base` is opened now, as it may not have been mounted before. Links in it
@@ -66,7 +65,7 @@ impl std::error::Error for Failed {}
 ///
 /// # Errors
 /// Says what went wrong; the kernel was told then, or [`Failed::untold`] says why not.
-pub fn load(sys: &Sysfs, devpath: &[u8], base: &Path, name: &[u8]) -> Result<usize, Failed> {
+pub fn load(sys: &Beneath, devpath: &[u8], base: &Path, name: &[u8]) -> Result<usize, Failed> {
     let device = match Device::open(sys, devpath) {
         Ok(device) => device,
         Err(why) => return Err(Failed { cause: Cause::Device(why), untold: Some(why) }),
@@ -85,9 +84,8 @@ struct Device<'a> {
 }
 
 impl<'a> Device<'a> {
-    fn open(sys: &'a Sysfs, devpath: &'a [u8]) -> Result<Self, Why> {
-        let sys = sys.below();
-        let directory = crate::sysfs::relative(devpath)?;
+    fn open(sys: &'a Beneath, devpath: &'a [u8]) -> Result<Self, Why> {
+        let directory = strip_root(devpath)?;
         let loading = sys.open(&[directory, b"/loading"].concat(), OFlags::WRONLY)?;
         Ok(Self { sys, directory, loading })
     }
@@ -149,7 +147,7 @@ mod tests {
 
     struct World {
         tmp: TempDir,
-        sys: Sysfs,
+        sys: Beneath,
     }
 
     impl World {
@@ -162,7 +160,7 @@ mod tests {
             fs::write(device.join("data"), "").unwrap();
             fs::create_dir_all(tmp.path().join("fw/vendor")).unwrap();
             fs::write(tmp.path().join("secret"), "secret").unwrap();
-            let sys = Sysfs::open(&sys).unwrap();
+            let sys = Beneath::open_root(&sys).unwrap();
             Self { tmp, sys }
         }
 
@@ -193,7 +191,7 @@ mod tests {
     fn firmware_is_copied_between_1_and_0() {
         for size in [0, 1, CHUNK - 1, CHUNK, CHUNK + 1, 5 * CHUNK + 7] {
             let world = World::new();
-            let firmware: Vec<u8> = (0..size).map(|i| (i % 251) as u8).collect();
+            let firmware: Vec<u8> = (0..=250).cycle().take(size).collect();
             fs::write(world.file("vendor/chip.bin"), &firmware).unwrap();
             assert_eq!(world.load(b"vendor/chip.bin"), Ok(size));
             assert_eq!(world.told(), ("10".into(), firmware));
@@ -244,7 +242,7 @@ mod tests {
     fn a_file_that_may_not_be_read_is_missing_too() {
         let world = World::new();
         fs::write(world.file("mine"), "x").unwrap();
-        fs::set_permissions(world.file("mine"), fs::Permissions::from_mode(0)).unwrap();
+        fs::set_permissions(world.file("mine"), fs::Permissions::from_mode(0o0)).unwrap();
         if rustix::process::geteuid().is_root() {
             assert_eq!(world.load(b"mine"), Ok(1));
         } else {

@@ -13,11 +13,13 @@
 //!
 //! - [`cmd`]: the commands, from options to the job.
 //! - [`mod@loop`]: owns all that is watched; feeds the machine, and does what it says.
-//! - [`netlink`], [`child`], [`signals`]: what deals with the system.
+//! - [`netlink`], [`child`], [`signals`], [`devnode`], [`firmware`], [`sysfs`],
+//!   [`rebroadcast`]: what deals with the system.
 //! - [`machine`], [`handler`], [`rules`], [`plan`], [`environment`], [`uevent`],
 //!   [`counters`], [`listen_fds`]: what decides; pure, without system calls.
-//! - [`sys`], [`account`], [`error`], [`logging`]: the only `unsafe`, names of
-//!   users and groups, errors, log lines.
+//! - [`sys`], [`beneath`], [`account`], [`error`], [`logging`]: the only
+//!   `unsafe`, files by hostile names, names of users and groups, errors, log
+//!   lines.
 //!
 //! Start with [`machine`] for what plugd promises, and with [`mod@loop`] for
 //! how it keeps it.
@@ -40,7 +42,7 @@ pub mod r#loop;
 pub mod machine;
 pub mod netlink;
 pub mod plan;
-pub mod rule_files;
+pub mod rebroadcast;
 pub mod rules;
 pub mod signals;
 pub mod sys;

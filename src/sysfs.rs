@@ -7,16 +7,17 @@
 //! class, and the kernel sends no event for it (dev_uevent_filter). Owns a
 //! descriptor of the root.
 
-use std::ffi::CStr;
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, OwnedFd};
+use std::ops::Range;
+use std::os::fd::OwnedFd;
 use std::path::Path;
+use std::vec;
 
 use rustix::buffer::spare_capacity;
-use rustix::fs::{AtFlags, FileType, OFlags, RawDir, readlinkat_raw, statat};
+use rustix::fs::{FileType, OFlags, RawDir, readlinkat_raw};
 use rustix::io::{Errno, read, retry_on_intr, write};
 
-use crate::beneath::{BadName, Beneath, Failed, Why, check, open_here};
+use crate::beneath::{Beneath, Failed, Why, check, strip_root};
 
 /// No file that is read here has more bytes; sysfs has at most a page.
 const FILE_MAX: usize = 64 * 1024;
@@ -25,15 +26,6 @@ const FILE_MAX: usize = 64 * 1024;
 #[derive(Debug)]
 pub struct Sysfs {
     below: Beneath,
-}
-
-/// The name relative to the root of sysfs of the device that a DEVPATH tells of.
-///
-/// # Errors
-/// If the DEVPATH is none.
-pub fn relative(devpath: &[u8]) -> Result<&[u8], BadName> {
-    let name = devpath.strip_prefix(b"/").unwrap_or(devpath);
-    check(name).map(|()| name)
 }
 
 impl Sysfs {
@@ -46,26 +38,26 @@ impl Sysfs {
     }
 
     /// Its files.
-    pub(crate) fn below(&self) -> &Beneath {
+    pub fn below(&self) -> &Beneath {
         &self.below
     }
 
     /// Appends the contents of a device's file `attribute` to `contents`;
-    /// nothing is appended if it fails.
+    /// nothing is appended if it fails. Allocates only what `contents` needs.
     ///
     /// # Errors
-    /// If there is no such device or file, or it cannot be read.
-    pub fn read(
-        &self,
-        devpath: &[u8],
-        attribute: &str,
-        contents: &mut Vec<u8>,
-    ) -> Result<(), Failed> {
-        let path = [devpath, b"/", attribute.as_bytes()].concat();
-        let file = relative(&path).map_err(Why::from);
-        file.and_then(|name| Ok(self.below.open(name, OFlags::RDONLY)?))
-            .and_then(|file| Ok(append_file(&file, contents)?))
-            .map_err(|why| Failed::new("read", &path, why))
+    /// If there is no such device or file, which is nothing unusual, or it
+    /// cannot be read.
+    pub fn read(&self, devpath: &[u8], attribute: &str, contents: &mut Vec<u8>) -> Result<(), Why> {
+        let start = contents.len();
+        for part in [devpath, b"/", attribute.as_bytes()] {
+            contents.extend_from_slice(part);
+        }
+        let file = strip_root(&contents[start..])
+            .map_err(Why::from)
+            .and_then(|name| Ok(self.below.open(name, OFlags::RDONLY)?));
+        contents.truncate(start);
+        Ok(append_file(&file?, contents)?)
     }
 
     /// Has the kernel send an event for a device. `trigger` is an action,
@@ -77,189 +69,198 @@ impl Sysfs {
     /// If there is no such device, or the kernel does not want to.
     pub fn trigger(&self, devpath: &[u8], trigger: &[u8]) -> Result<(), Failed> {
         let path = [devpath, b"/uevent"].concat();
-        let file = relative(&path).map_err(Why::from);
+        let file = strip_root(&path).map_err(Why::from);
         file.and_then(|name| Ok(self.below.open(name, OFlags::WRONLY)?))
             .and_then(|file| Ok(retry_on_intr(|| write(&file, trigger))?))
             .map(drop)
             .map_err(|why| Failed::new("trigger an event by", &path, why))
     }
 
-    /// Begins to look at all devices.
+    /// Finds all devices, and begins to look at them.
+    ///
+    /// They are found by the links in /sys/bus and /sys/class, where every
+    /// device is that an event can come of: a third of the system calls that
+    /// it takes to walk through /sys/devices, most of whose directories are
+    /// no devices.
     ///
     /// # Errors
-    /// If the directory that they are in cannot be opened.
-    pub fn scan(&self) -> Result<Scan, Failed> {
-        let mut scan = Scan {
-            levels: Vec::with_capacity(32),
-            names: Vec::with_capacity(4096),
-            path: b"devices".to_vec(),
-            entries: Vec::with_capacity(32 * 1024),
-            text: Vec::with_capacity(8192),
+    /// If there is neither a directory for buses nor one for classes.
+    pub fn scan(&self) -> Result<Scan<'_>, Failed> {
+        let mut gathering = Gathering::default();
+        let buses = gathering.subsystems(&self.below, b"bus", b"/devices");
+        let classes = gathering.subsystems(&self.below, b"class", b"");
+        if (buses, classes) == (Err(Errno::NOENT), Err(Errno::NOENT)) {
+            return Err(Failed::new("list devices in", b"/class", Errno::NOENT));
+        }
+        for (result, path) in [(buses, b"/bus".as_slice()), (classes, b"/class")] {
+            match result {
+                // There may be none of a kind.
+                Ok(()) | Err(Errno::NOENT) => {}
+                Err(error) => gathering.failed.push(Failed::new("list devices in", path, error)),
+            }
+        }
+        let Gathering { mut devices, text, failed, .. } = gathering;
+        // Parents before their children, and of a device found twice the bus first.
+        devices.sort_unstable_by(|a, b| {
+            text[a.path.clone()]
+                .cmp(&text[b.path.clone()])
+                .then(a.subsystem.start.cmp(&b.subsystem.start))
+        });
+        devices.dedup_by(|b, a| text[a.path.clone()] == text[b.path.clone()]);
+        Ok(Scan {
+            sys: &self.below,
+            devices: devices.into_iter(),
+            text,
+            failed: failed.into_iter(),
+            variables: Vec::with_capacity(8192),
             event: Vec::with_capacity(4096),
-        };
-        let top = self.below.open(&scan.path, DIRECTORY);
-        top.and_then(|top| scan.list(top))
-            .map_err(|error| Failed::new("read", b"/devices", error))?;
-        Ok(scan)
+        })
     }
+}
+
+/// A device that was found.
+#[derive(Debug)]
+struct Found {
+    /// Relative to the root of sysfs.
+    path: Range<usize>,
+    /// The name of its bus or class.
+    subsystem: Range<usize>,
+}
+
+/// The devices found so far.
+#[derive(Debug, Default)]
+struct Gathering {
+    devices: Vec<Found>,
+    text: Vec<u8>,
+    failed: Vec<Failed>,
 }
 
 /// For a directory that is listed.
 const DIRECTORY: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY);
 
-/// How deep below /sys/devices directories are looked at. Each level takes a
-/// file descriptor; real ones are some 20 deep.
-const DEPTH_MAX: usize = 200;
+impl Gathering {
+    /// Goes through the buses or the classes.
+    fn subsystems(&mut self, sys: &Beneath, kind: &[u8], devices: &[u8]) -> Result<(), Errno> {
+        let all = sys.open(kind, DIRECTORY)?;
+        let mut buffer = Vec::with_capacity(8 * 1024);
+        let mut entries = RawDir::new(&all, buffer.spare_capacity_mut());
+        while let Some(entry) = entries.next() {
+            let entry = entry?;
+            let name = entry.file_name().to_bytes();
+            if name.starts_with(b".") {
+                continue;
+            }
+            let path = [kind, b"/", name, devices].concat();
+            let start = self.text.len();
+            self.text.extend_from_slice(name);
+            match self.links(sys, &path, start..self.text.len()) {
+                // Gone, or none.
+                Ok(()) | Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => {}
+                Err(error) => {
+                    let path = [b"/", &path[..]].concat();
+                    self.failed.push(Failed::new("list devices in", &path, error));
+                }
+            }
+        }
+        Ok(())
+    }
 
-/// A walk through all devices, parents before their children. Where a device
-/// comes or goes meanwhile, it may or may not be found.
+    /// Goes through the devices of one of them.
+    fn links(&mut self, sys: &Beneath, path: &[u8], subsystem: Range<usize>) -> Result<(), Errno> {
+        let directory = sys.open(path, DIRECTORY)?;
+        let mut buffer = [MaybeUninit::uninit(); 8 * 1024];
+        let mut entries = RawDir::new(&directory, &mut buffer);
+        while let Some(entry) = entries.next() {
+            let entry = entry?;
+            let name = entry.file_name();
+            if !matches!(entry.file_type(), FileType::Symlink | FileType::Unknown) {
+                continue;
+            }
+            let mut link = [MaybeUninit::uninit(); LINK_MAX];
+            let target = match readlinkat_raw(&directory, name, &mut link) {
+                Ok((target, _)) => &*target,
+                // It has gone, or is no link.
+                Err(Errno::NOENT | Errno::INVAL) => continue,
+                Err(error) => return Err(error),
+            };
+            let mut device = target;
+            while let Some(rest) = device.strip_prefix(b"../") {
+                device = rest;
+            }
+            if device.starts_with(b"devices/") && check(device).is_ok() && target.len() < LINK_MAX {
+                let start = self.text.len();
+                self.text.extend_from_slice(device);
+                let path = start..self.text.len();
+                self.devices.push(Found { path, subsystem: subsystem.clone() });
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Longer than the path of any device: it would not fit into an event.
+const LINK_MAX: usize = 4096;
+
+/// A walk through all devices, parents before their children.
 #[derive(Debug)]
-pub struct Scan {
-    /// From the outermost to the one being looked at.
-    levels: Vec<Level>,
-    /// Of directories still to be looked at, in all levels, each with a NUL at
-    /// its end; the last comes next.
-    names: Vec<u8>,
-    /// Of the directory being looked at.
-    path: Vec<u8>,
-    /// Space for directory entries.
-    entries: Vec<u8>,
-    /// What is in a file `uevent`.
+pub struct Scan<'a> {
+    sys: &'a Beneath,
+    devices: vec::IntoIter<Found>,
+    /// What the ranges are of.
     text: Vec<u8>,
+    failed: vec::IntoIter<Failed>,
+    /// What is in a file `uevent`; before that, its path.
+    variables: Vec<u8>,
     event: Vec<u8>,
 }
 
-/// A directory on the way.
-#[derive(Debug)]
-struct Level {
-    directory: OwnedFd,
-    /// How much of the path it has.
-    path_len: usize,
-    /// Where its part of the names begins.
-    names_start: usize,
-}
-
-/// What there is in a directory.
-#[derive(Default)]
-struct Found {
-    uevent: bool,
-    subsystem: bool,
-}
-
-impl Scan {
+impl Scan<'_> {
     /// The next device, as the datagram of the `add` event that the kernel
-    /// would send for it now, but for its SEQNUM.
+    /// would send for it now, but for its SEQNUM. One that has gone meanwhile
+    /// is passed over.
     ///
     /// # Errors
     /// If a directory or a file cannot be read. That is no reason not to go on.
     #[allow(clippy::should_implement_trait, reason = "it lends what it returns")]
     pub fn next(&mut self) -> Option<Result<&[u8], Failed>> {
+        if let Some(failed) = self.failed.next() {
+            return Some(Err(failed));
+        }
         loop {
-            let level = self.levels.last()?;
-            let Some(nul) = self.names.len().checked_sub(1).filter(|&end| end >= level.names_start)
-            else {
-                self.levels.pop();
-                continue;
-            };
-            let names = &self.names[level.names_start..nul];
-            let start = names.iter().rposition(|&b| b == 0).map_or(0, |nul| nul + 1);
-            let start = level.names_start + start;
-            self.path.truncate(level.path_len);
-            self.path.push(b'/');
-            self.path.extend_from_slice(&self.names[start..nul]);
-            let result = self.look(start);
-            match result {
-                Ok(false) | Err(Errno::NOENT | Errno::NODEV) => {}
-                Ok(true) => return Some(Ok(&self.event)),
+            let Found { path, subsystem } = self.devices.next()?;
+            match self.read_device(path.clone(), subsystem) {
+                Err(Errno::NOENT | Errno::NODEV) => {}
+                Ok(()) => return Some(Ok(&self.event)),
                 Err(error) => {
-                    let path = [b"/", &self.path[..]].concat();
-                    return Some(Err(Failed::new("read", &path, error)));
+                    let path = [b"/", &self.text[path]].concat();
+                    return Some(Err(Failed::new("read device", &path, error)));
                 }
             }
         }
     }
 
-    /// Looks at the directory whose name begins at `start`, and takes that
-    /// name away; whether it makes an event.
-    fn look(&mut self, start: usize) -> Result<bool, Errno> {
-        let Some(level) = self.levels.last() else { return Ok(false) };
-        let name = CStr::from_bytes_until_nul(&self.names[start..]).unwrap_or_default();
-        let directory = if is_plain(&level.directory, name, &mut self.text) {
-            Ok(None)
-        } else {
-            open_here(level.directory.as_fd(), name.to_bytes(), DIRECTORY).map(Some)
-        };
-        self.names.truncate(start);
-        let Some(directory) = directory? else { return Ok(false) };
-        if self.levels.len() == DEPTH_MAX {
-            return Err(Errno::NAMETOOLONG);
-        }
-        let found = self.list(directory)?;
-        Ok(found.uevent && found.subsystem && self.read_device()?)
-    }
-
-    /// Enters a directory: notes the directories in it, and whether it is a device's.
-    fn list(&mut self, directory: OwnedFd) -> Result<Found, Errno> {
-        let mut found = Found::default();
-        let names_start = self.names.len();
-        let mut entries = RawDir::new(&directory, self.entries.spare_capacity_mut());
-        while let Some(entry) = entries.next() {
-            let entry = entry?;
-            let name = entry.file_name();
-            let mut file_type = entry.file_type();
-            if file_type == FileType::Unknown {
-                let stat = statat(&directory, name, AtFlags::SYMLINK_NOFOLLOW)?;
-                file_type = FileType::from_raw_mode(stat.st_mode);
-            }
-            match (file_type, name.to_bytes()) {
-                (FileType::Directory, b"." | b"..") => {}
-                (FileType::Directory, _) => self.names.extend_from_slice(name.to_bytes_with_nul()),
-                (FileType::RegularFile, b"uevent") => found.uevent = true,
-                (FileType::Symlink, b"subsystem") => found.subsystem = true,
-                _ => {}
-            }
-        }
-        self.levels.push(Level { directory, path_len: self.path.len(), names_start });
-        Ok(found)
-    }
-
-    /// Makes the event of the device whose directory this is.
-    fn read_device(&mut self) -> Result<bool, Errno> {
-        let Some(Level { directory, .. }) = self.levels.last() else { return Ok(false) };
-        let mut link = [MaybeUninit::uninit(); 1024];
-        let (link, _) = readlinkat_raw(directory, c"subsystem", &mut link)?;
-        let subsystem = link.rsplit(|&b| b == b'/').next().unwrap_or_default();
-        self.text.clear();
-        append_file(&open_here(directory.as_fd(), b"uevent", OFlags::RDONLY)?, &mut self.text)?;
-        if self.text.contains(&0) {
-            return Err(Errno::ILSEQ);
+    /// Makes the event of a device.
+    fn read_device(&mut self, path: Range<usize>, subsystem: Range<usize>) -> Result<(), Errno> {
+        let (path, subsystem) = (&self.text[path], &self.text[subsystem]);
+        self.variables.clear();
+        self.variables.extend_from_slice(path);
+        self.variables.extend_from_slice(b"/uevent");
+        let file = self.sys.open(&self.variables, OFlags::RDONLY)?;
+        self.variables.clear();
+        append_file(&file, &mut self.variables)?;
+        if self.variables.contains(&0) {
+            return Err(Errno::BADMSG);
         }
         self.event.clear();
-        for part in [b"add@/", &self.path[..], b"\0ACTION=add\0DEVPATH=/", &self.path] {
+        for part in [b"add@/", path, b"\0ACTION=add\0DEVPATH=/", path] {
             self.event.extend_from_slice(part);
         }
         for part in [b"\0SUBSYSTEM=", subsystem, b"\0"] {
             self.event.extend_from_slice(part);
         }
-        append_variables(&self.text, &mut self.event);
-        Ok(true)
+        append_variables(&self.variables, &mut self.event);
+        Ok(())
     }
-}
-
-/// Whether a directory has neither directories nor a `uevent` in it, as most
-/// of them have not: there is no need to open it then. A directory without
-/// directories has just two links, its name and `.`, where a file system
-/// counts them.
-fn is_plain(parent: &OwnedFd, name: &CStr, path: &mut Vec<u8>) -> bool {
-    let has_no_directories =
-        statat(parent, name, AtFlags::SYMLINK_NOFOLLOW).is_ok_and(|stat| stat.st_nlink == 2);
-    path.clear();
-    path.extend_from_slice(name.to_bytes());
-    path.extend_from_slice(b"/uevent\0");
-    has_no_directories
-        && CStr::from_bytes_until_nul(path).is_ok_and(|path| {
-            statat(parent, path, AtFlags::SYMLINK_NOFOLLOW).is_err_and(|e| e == Errno::NOENT)
-        })
 }
 
 /// Variables that the kernel's driver core has first in an event, if at all
@@ -314,9 +315,11 @@ fn append_file(file: &OwnedFd, contents: &mut Vec<u8>) -> Result<(), Errno> {
     let start = contents.len();
     let result = loop {
         contents.reserve(4096);
+        let space = contents.capacity() - contents.len();
         match retry_on_intr(|| read(file, spare_capacity(contents))) {
-            Ok(0) => return Ok(()),
             Ok(_) if contents.len() - start > FILE_MAX => break Errno::FBIG,
+            // A file that has more fills the space, except at its end.
+            Ok(count) if count < space => return Ok(()),
             Ok(_) => {}
             Err(error) => break error,
         }
@@ -324,3 +327,6 @@ fn append_file(file: &OwnedFd, contents: &mut Vec<u8>) -> Result<(), Errno> {
     contents.truncate(start);
     Err(result)
 }
+
+#[cfg(test)]
+mod tests;

@@ -31,6 +31,11 @@ pub(crate) fn inside_with_network<F: FnOnce()>(test: F) {
     again(&["unshare", "-Urn"], test);
 }
 
+/// As nobody in a user and network namespace.
+pub(crate) fn inside_without_privileges<F: FnOnce()>(test: F) {
+    again(&["unshare", "-Un"], test);
+}
+
 /// With the file mode creation mask 077.
 pub(crate) fn inside_with_umask<F: FnOnce()>(test: F) {
     again(&["sh", "-c", "umask 077 && exec \"$0\" \"$@\""], test);

@@ -6,6 +6,8 @@
 //! receive buffer.
 #![forbid(unsafe_code)]
 
+pub mod stream;
+
 use std::ffi::CStr;
 use std::fmt;
 
