@@ -43,6 +43,7 @@ pub mod machine;
 pub mod netlink;
 pub mod plan;
 pub mod rebroadcast;
+pub mod rule_files;
 pub mod rules;
 pub mod signals;
 pub mod sys;
