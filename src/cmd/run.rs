@@ -24,6 +24,7 @@ use super::{Command, Request, quoted};
 
 pub(super) const COMMAND: Command = Command {
     name: "run",
+    alias: None,
     peer: false,
     summary: "Runs a program for every device event of the kernel, one at a time, in order.",
     usage: "plugd run [OPTIONS] [--] PROG [ARGS...]",
