@@ -1,4 +1,25 @@
-//! The house of plugd.
+//! The house of plugd: a tour for readers, tests, benches and fuzzers.
+//!
+//! One process, one thread, one loop. A uevent's way through it:
+//!
+//! ```text
+//! kernel ─► netlink ─► uevent ─► handler ─► plan ─► child ─ pidfd ─► loop
+//! signals ─ self-pipe ─► loop
+//!                         │
+//!                         └─ machine: state × input → state + action
+//! ```
+//!
+//! The rooms, from the top; each looks only at those below it:
+//!
+//! - [`cmd`]: the commands, from options to the job.
+//! - [`mod@loop`]: owns all that is watched; feeds the machine, and does what it says.
+//! - [`netlink`], [`child`], [`signals`]: what deals with the system.
+//! - [`machine`], [`handler`], [`plan`], [`environment`], [`uevent`],
+//!   [`counters`], [`listen_fds`]: what decides; pure, without system calls.
+//! - [`sys`], [`error`], [`logging`]: the only `unsafe`, errors, log lines.
+//!
+//! Start with [`machine`] for what plugd promises, and with [`mod@loop`] for
+//! how it keeps it.
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test may panic"))]
 
 pub mod child;

@@ -300,6 +300,10 @@ impl Daemon {
                 Action::Read | Action::Exit => break,
             };
         }
+        if let Some(step) = deed.step() {
+            deed.failed = true;
+            log::error!("{event}: not completed, from here on: {step}");
+        }
         if deed.failed {
             self.counters.failed += 1;
         } else {
@@ -332,11 +336,11 @@ impl Daemon {
         let Some(Step::Run(run)) = deed.step() else { return };
         let (program, event) = (run.program.path.to_bytes().escape_ascii(), deed.event);
         let error = reason(error);
-        if action == Action::GiveUp {
-            log::error!("cannot run {program}: {error}; {event} is not handled");
-        } else {
+        if action == Action::Continue {
             self.counters.retried += 1;
             log::warn!("cannot run {program}: {error}; {event} waits for another attempt");
+        } else {
+            log::error!("cannot run {program}: {error}; {event} is not handled");
         }
     }
 

@@ -83,10 +83,10 @@ pub enum Stage {
 /// The attempts to start a program.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Retry {
-    /// When the first one failed.
-    pub since: Time,
     /// The pause after the latest one.
     pub pause: Duration,
+    /// Since when it has been missing at every attempt, if it was at the latest.
+    pub missing_since: Option<Time>,
 }
 
 /// Why a program could not be started.
@@ -131,7 +131,8 @@ pub enum Action {
     Read,
     /// Carry out the next steps, and say `Started`, `Refused` or `PlanDone`.
     Perform,
-    /// Report the step at hand as failed, then carry out the ones after it.
+    /// Report the step at hand as failed, then carry out the ones after it and
+    /// answer as to `Perform`.
     GiveUp,
     /// Ask the child's process group to end.
     Terminate(Reason),
@@ -200,18 +201,24 @@ fn transition(state: State, input: Input, now: Time, limits: Limits) -> (State, 
             Input::Started | Input::Refused(_) | Input::PlanDone | Input::ChildGone | Input::Tick,
         ) => (state, Continue),
 
+        (State::Acting { stop: Stop::Now, .. }, Input::Started) => {
+            let stage = Stage::Terminated(now + limits.kill_after);
+            (State::Running { stop: Stop::Now, stage }, Terminate(Reason::Stop))
+        }
         (State::Acting { stop, .. }, Input::Started) => {
             let stage = Stage::Free(limits.timeout.map(|timeout| now + timeout));
             (State::Running { stop, stage }, Continue)
         }
-        (State::Acting { stop, retry }, Input::Refused(refusal)) => {
-            let retry = next_retry(retry, now);
-            if stop == Stop::No && worth_another_attempt(refusal, retry, now) {
-                (State::Retrying { retry, until: now + retry.pause }, Continue)
-            } else {
-                (State::Acting { stop, retry: None }, GiveUp)
+        (State::Acting { stop: Stop::No, retry }, Input::Refused(refusal)) => {
+            match next_attempt(refusal, retry, now) {
+                Some(retrying) => (retrying, Continue),
+                None => (State::Acting { stop: Stop::No, retry: None }, GiveUp),
             }
         }
+        (State::Acting { stop: Stop::Finish, .. }, Input::Refused(_)) => {
+            (State::Acting { stop: Stop::Finish, retry: None }, GiveUp)
+        }
+        (State::Acting { stop: Stop::Now, .. }, Input::Refused(_)) => (State::Done, Exit),
         (State::Acting { stop: Stop::No, .. }, Input::PlanDone) => (State::Reading, Read),
         (State::Acting { stop: Stop::Finish | Stop::Now, .. }, Input::PlanDone) => {
             (State::Done, Exit)
@@ -297,19 +304,22 @@ fn more_urgent(stop: Stop) -> Stop {
     }
 }
 
-fn next_retry(retry: Option<Retry>, now: Time) -> Retry {
-    match retry {
-        None => Retry { since: now, pause: FIRST_PAUSE },
-        Some(Retry { since, pause }) => Retry { since, pause: (pause * 2).min(LONGEST_PAUSE) },
-    }
-}
-
-fn worth_another_attempt(refusal: Refusal, retry: Retry, now: Time) -> bool {
-    match refusal {
-        Refusal::Transient => true,
-        Refusal::Missing => now.saturating_sub(retry.since) < MISSING_PATIENCE,
-        Refusal::Final => false,
-    }
+/// What a refusal leads to: the wait for another attempt, or nothing more.
+fn next_attempt(refusal: Refusal, retry: Option<Retry>, now: Time) -> Option<State> {
+    let pause = retry.map_or(FIRST_PAUSE, |retry| (retry.pause * 2).min(LONGEST_PAUSE));
+    let (missing_since, until) = match refusal {
+        Refusal::Transient => (None, now + pause),
+        Refusal::Missing => {
+            let since = retry.and_then(|retry| retry.missing_since).unwrap_or(now);
+            let last = since + MISSING_PATIENCE;
+            if last <= now {
+                return None;
+            }
+            (Some(since), last.min(now + pause))
+        }
+        Refusal::Final => return None,
+    };
+    Some(State::Retrying { retry: Retry { pause, missing_since }, until })
 }
 
 #[cfg(test)]

@@ -470,7 +470,8 @@ impl Spawner {
                 &raw mut pidfd,
             )
         };
-        let Some(pid) = Pid::from_raw(pid).filter(|_| pid > 0) else {
+        // Not given to from_raw if negative, which it takes for a bug.
+        let Some(pid) = (pid > 0).then(|| Pid::from_raw(pid)).flatten() else {
             return Err(io::Error::last_os_error());
         };
         // SAFETY: clone succeeded, so this is a new descriptor that nobody else has.

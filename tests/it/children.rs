@@ -1,0 +1,143 @@
+//! How children end, by themselves or not.
+
+use std::fs;
+use std::time::Instant;
+
+use rustix::net::SocketType;
+use rustix::process::{Pid, Signal, kill_process, kill_process_group};
+
+use crate::harness::daemon::{Daemon, Plugd};
+use crate::harness::inject::uevent;
+use crate::harness::{eventually, unix};
+
+/// Starts `plugd run` with a handler script, and gives it one event.
+fn one_event(options: &[&str], script: &str) -> (Daemon, std::os::fd::OwnedFd) {
+    let (sender, receiver) = unix::pair(SocketType::DGRAM);
+    let daemon = Plugd::reading(receiver).args(options).sh(script).start();
+    unix::send(&sender, &uevent("add", "/devices/x", &["SEQNUM=7"]));
+    (daemon, sender)
+}
+
+/// Whether it has ended; whoever inherits it may leave it unreaped.
+fn is_gone(pid: &str) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit_once(") ").is_none_or(|(_, rest)| rest.starts_with(['Z', 'X']))
+}
+
+fn pid(text: &str) -> Pid {
+    Pid::from_raw(text.parse().unwrap()).unwrap()
+}
+
+#[test]
+fn a_child_that_fails_is_told_of() {
+    let cases = [
+        ("exit 1", "exited with 1"),
+        ("exit 255", "exited with 255"),
+        ("kill -TERM $$", "was killed by SIGTERM"),
+        ("kill -KILL $$", "was killed by SIGKILL"),
+        ("kill -HUP $$", "was killed by SIGHUP"),
+        ("kill -40 $$", "was killed by signal 40"),
+        ("ulimit -c 0; kill -SEGV $$", "was killed by SIGSEGV"),
+    ];
+    for (script, ended) in cases {
+        let (daemon, sender) = one_event(&[], &format!("[ $SEQNUM = 8 ] || {{ {script}; }}"));
+        let line = daemon.wait_for_log("add /devices/x (SEQNUM 7)");
+        assert_eq!(line, format!("plugd: warning: sh {ended}; add /devices/x (SEQNUM 7)"));
+        unix::send(&sender, &uevent("add", "/devices/x", &["SEQNUM=8"]));
+        daemon.wait_for_counters("received 2, handled 1, failed 1 (timed out 0)");
+    }
+}
+
+#[test]
+fn a_child_that_succeeds_is_told_of_when_asked_for() {
+    let (daemon, _sender) = one_event(&["-v"], "");
+    daemon.wait_for_log("plugd: debug: add /devices/x (SEQNUM 7): sh exited with 0");
+    daemon.wait_for_counters("handled 1, failed 0");
+}
+
+#[test]
+fn a_hanging_child_is_terminated_with_what_it_started() {
+    let script = "[ $SEQNUM = 8 ] && exit
+        sleep 1000 & echo $! >>$TMP/pids; echo $$ >>$TMP/pids; wait";
+    let begun = Instant::now();
+    let (daemon, sender) = one_event(&["--timeout", "0.5", "--kill-after", "1000"], script);
+    let pids = daemon.wait_for_lines("pids", 2);
+    let line = daemon.wait_for_log("takes too long");
+    assert!(begun.elapsed().as_millis() >= 500);
+    let told = "takes too long: SIGTERM to its process group; add /devices/x (SEQNUM 7)";
+    assert_eq!(line, format!("plugd: warning: pid {} {told}", pids[1]));
+    daemon.wait_for_log("plugd: warning: sh was killed by SIGTERM; add /devices/x (SEQNUM 7)");
+    pids.iter().for_each(|pid| eventually("it is gone", || is_gone(pid).then_some(())));
+    unix::send(&sender, &uevent("add", "/devices/x", &["SEQNUM=8"]));
+    daemon.wait_for_counters("received 2, handled 1, failed 1 (timed out 1)");
+}
+
+#[test]
+fn no_time_limit_is_no_time_at_all() {
+    let (daemon, _sender) = one_event(&["--timeout", "0"], "sleep 0.5");
+    daemon.wait_for_counters("handled 1, failed 0 (timed out 0)");
+}
+
+#[test]
+fn a_child_that_ignores_sigterm_is_killed() {
+    let script = "[ $SEQNUM = 8 ] && exit
+        trap '' TERM; sleep 1000 & echo $! >>$TMP/pids; echo $$ >>$TMP/pids
+        while :; do wait; done";
+    let (daemon, sender) = one_event(&["--timeout", "0.3", "--kill-after", "0.3"], script);
+    let pids = daemon.wait_for_lines("pids", 2);
+    daemon.wait_for_log("does not end: SIGKILL to its process group; add /devices/x (SEQNUM 7)");
+    daemon.wait_for_log("sh was killed by SIGKILL; add /devices/x (SEQNUM 7)");
+    let (asked, killed) =
+        (daemon.logged("SIGTERM to its")[0].0, daemon.logged("SIGKILL to its")[0].0);
+    // The time stamps are ours, not plugd's.
+    assert!(killed.duration_since(asked).as_millis() >= 200);
+    pids.iter().for_each(|pid| eventually("it is gone", || is_gone(pid).then_some(())));
+    unix::send(&sender, &uevent("add", "/devices/x", &["SEQNUM=8"]));
+    daemon.wait_for_counters("received 2, handled 1, failed 1 (timed out 1)");
+}
+
+/// The child heeds SIGTERM, its own child does not.
+#[test]
+fn what_is_left_of_a_terminated_group_is_killed() {
+    let script = "(trap '' TERM; echo ready >>$TMP/ready; exec sleep 1000) &
+        echo $! >>$TMP/pids; exec sleep 1000";
+    let (daemon, _sender) = one_event(&["--timeout", "0.5", "--kill-after", "1000"], script);
+    daemon.wait_for_lines("ready", 1);
+    let pids = daemon.wait_for_lines("pids", 1);
+    daemon.wait_for_counters("failed 1 (timed out 1)");
+    eventually("it is gone", || is_gone(&pids[0]).then_some(()));
+}
+
+#[test]
+fn a_stopped_child_is_terminated_too() {
+    let (daemon, _sender) =
+        one_event(&["--timeout", "0.5", "--kill-after", "1000"], "kill -STOP $$; exec sleep 1000");
+    daemon.wait_for_log("sh was killed by SIGTERM");
+    daemon.wait_for_counters("failed 1 (timed out 1)");
+}
+
+/// A hotplug script may start a daemon.
+#[test]
+fn what_a_child_leaves_behind_in_peace_lives_on() {
+    let script = "[ $SEQNUM = 8 ] && exit
+        sleep 1000 >/dev/null 2>&1 & echo \"$! $$\" >>$TMP/pids";
+    let (daemon, sender) = one_event(&[], script);
+    let pids = daemon.wait_for_lines("pids", 1).remove(0);
+    unix::send(&sender, &uevent("add", "/devices/x", &["SEQNUM=8"]));
+    daemon.wait_for_counters("received 2, handled 2, failed 0");
+    let (left, group) = pids.split_once(' ').unwrap();
+    let alive = kill_process(pid(left), Signal::URG);
+    kill_process_group(pid(group), Signal::KILL).unwrap();
+    assert_eq!(alive, Ok(()));
+}
+
+#[test]
+fn no_child_is_left_unreaped() {
+    let (sender, receiver) = unix::pair(SocketType::SEQPACKET);
+    let daemon = Plugd::reading(receiver).sh("exit $N").start();
+    for n in 0..50 {
+        unix::send(&sender, &uevent("add", "/devices/x", &[&format!("N={}", n % 2)]));
+    }
+    daemon.wait_for_counters("received 50, handled 25, failed 25");
+    assert_eq!(daemon.children(), []);
+}

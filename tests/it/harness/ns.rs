@@ -1,0 +1,116 @@
+//! Worlds for tests: a test runs itself again, inside of another world.
+//!
+//! ```ignore
+//! #[test]
+//! fn a_thing() {
+//!     ns::inside(|| {
+//!         // Here this process has a network namespace of its own, and is root in it.
+//!     });
+//! }
+//! ```
+
+use std::any::type_name;
+use std::io::{Read, Seek, Write};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+
+use super::skip;
+
+/// Tells the test that it is inside.
+const MARKER: &str = "PLUGD_TEST_INSIDE";
+
+/// A test that takes longer hangs.
+const LIMIT: Duration = Duration::from_secs(180);
+
+/// Runs the test in a new user and network namespace, as root of it.
+pub(crate) fn inside<F: FnOnce()>(test: F) {
+    again(&["unshare", "-Urn"], test);
+}
+
+/// The same, with a mount namespace and a sysfs that shows this network namespace.
+pub(crate) fn inside_with_sysfs<F: FnOnce()>(test: F) {
+    let mount = "mount -t sysfs sysfs /sys && exec \"$0\" \"$@\"";
+    again(&["unshare", "-Ur", "unshare", "-nm", "sh", "-c", mount], test);
+}
+
+/// Runs the test in a new network namespace as the machine's root, if it is
+/// that; says so if not.
+pub(crate) fn inside_as_root<F: FnOnce()>(test: F) {
+    if !rustix::process::geteuid().is_root() {
+        return skip("root", test_name::<F>(), "this is not root");
+    }
+    again(&["unshare", "-n"], test);
+}
+
+/// Runs the test in a process of its own, where no other test forks: a child
+/// forked just then would keep a program file open for writing (ETXTBSY).
+pub(crate) fn alone<F: FnOnce()>(test: F) {
+    again(&["env"], test);
+}
+
+/// The name that libtest knows the test by, found from its closure.
+fn test_name<F>() -> &'static str {
+    let path = type_name::<F>().trim_end_matches("::{{closure}}");
+    path.split_once("::").map_or(path, |(_crate, name)| name)
+}
+
+fn again<F: FnOnce()>(world: &[&str], test: F) {
+    if std::env::var_os(MARKER).is_some() {
+        return test();
+    }
+    let name = test_name::<F>();
+    if let Err(why) = probe(world) {
+        return skip("ns", name, &why);
+    }
+    // Not a pipe, which a process left behind would keep open.
+    let mut output = tempfile::tempfile().unwrap();
+    let mut child = Command::new(world[0])
+        .args(&world[1..])
+        .arg(std::env::current_exe().unwrap())
+        .args(["--exact", name, "--nocapture", "--include-ignored", "--test-threads=1"])
+        .env(MARKER, "1")
+        .stdin(Stdio::null())
+        .stdout(output.try_clone().unwrap())
+        .stderr(output.try_clone().unwrap())
+        .spawn()
+        .unwrap();
+    let status = wait(&mut child, LIMIT);
+    if status.is_none() {
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+    let mut text = String::new();
+    output.rewind().unwrap();
+    output.read_to_string(&mut text).unwrap();
+    for line in text.lines().filter(|line| line.starts_with("SKIPPED")) {
+        let _ = writeln!(std::io::stderr(), "{line}");
+    }
+    let passed = status.is_some_and(|status| status.success()) && text.contains("1 passed");
+    assert!(passed, "inside of {world:?}: {status:?}\n{text}");
+}
+
+/// Whether such a world can be had.
+fn probe(world: &[&str]) -> Result<(), String> {
+    match Command::new(world[0]).args(&world[1..]).arg("true").output() {
+        Ok(output) if output.status.success() => Ok(()),
+        Ok(output) => Err(String::from_utf8_lossy(&output.stderr).trim().to_owned()),
+        Err(error) => Err(format!("{}: {error}", world[0])),
+    }
+}
+
+/// Waits for the child's end; `None` if it does not end in time.
+pub(crate) fn wait(child: &mut Child, limit: Duration) -> Option<ExitStatus> {
+    let deadline = Instant::now() + limit;
+    let pidfd = pidfd_open(Pid::from_child(child), PidfdFlags::empty()).unwrap();
+    loop {
+        if let Some(status) = child.try_wait().unwrap() {
+            return Some(status);
+        }
+        let left = deadline.checked_duration_since(Instant::now())?;
+        let timeout = Timespec::try_from(left).unwrap();
+        let _ = poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], Some(&timeout));
+    }
+}

@@ -1,0 +1,49 @@
+//! What a program is started with and std cannot give it.
+#![allow(
+    unsafe_code,
+    reason = "std has no safe way to hand over file descriptors and signal masks"
+)]
+
+use std::io;
+use std::os::fd::RawFd;
+use std::os::unix::process::CommandExt;
+use std::process::Command;
+
+/// Above all numbers that a test hands over.
+const OUT_OF_THE_WAY: RawFd = 200;
+
+/// Has `command` start with each of these descriptors at the number beside
+/// it, and with these signals blocked. The descriptors must stay open until
+/// it is started.
+pub(crate) fn inherit(command: &mut Command, fds: Vec<(RawFd, RawFd)>, blocked: Vec<i32>) {
+    let mut moved = fds.clone();
+    let in_child = move || {
+        for (moved, given) in moved.iter_mut().zip(&fds) {
+            // SAFETY: plain integers; fcntl is async-signal-safe.
+            moved.0 =
+                check(unsafe { libc::fcntl(given.0, libc::F_DUPFD_CLOEXEC, OUT_OF_THE_WAY) })?;
+        }
+        for &(from, to) in &moved {
+            // SAFETY: plain integers; dup2 is async-signal-safe.
+            check(unsafe { libc::dup2(from, to) })?;
+        }
+        // SAFETY: sigset_t is plain data for which all zeros is a valid value;
+        // these functions are async-signal-safe.
+        unsafe {
+            let mut set: libc::sigset_t = std::mem::zeroed();
+            libc::sigemptyset(&raw mut set);
+            for &signal in &blocked {
+                libc::sigaddset(&raw mut set, signal);
+            }
+            check(libc::sigprocmask(libc::SIG_SETMASK, &raw const set, std::ptr::null_mut()))?;
+        }
+        Ok(())
+    };
+    // SAFETY: between fork and exec it makes only the calls above; the vectors
+    // were allocated before.
+    unsafe { command.pre_exec(in_child) };
+}
+
+fn check(result: i32) -> io::Result<i32> {
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+}

@@ -1,0 +1,19 @@
+//! Tests of the real binary, and of the facts about the kernel and mio that it
+//! relies on. One crate, so that it links once; one module per topic.
+//!
+//! A test that needs a user and network namespace runs itself again inside of
+//! one ([`harness::ns`]); a test that cannot run here says so ([`harness::skip`]).
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+mod children;
+mod command_line;
+mod environment;
+mod facts;
+mod harness;
+mod input;
+mod log;
+mod order;
+mod pressure;
+mod signals;
+mod sources;
+mod starting;
