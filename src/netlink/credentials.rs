@@ -35,7 +35,8 @@ impl fmt::Display for Sender {
         write!(f, "port id {}", self.port)?;
         match self.credentials {
             Some(Credentials { pid, uid }) => write!(f, ", pid {pid}, user {uid}"),
-            None => f.write_str(", without credentials"),
+            None if self.port == 0 => f.write_str(", without credentials"),
+            None => Ok(()),
         }
     }
 }
