@@ -226,8 +226,8 @@ impl Daemon {
                     self.counters.overruns
                 );
             }
-            Received::Foreign(port) => {
-                self.drop_datagram(Drop::Foreign, &format_args!("sent by port id {port}"));
+            Received::Foreign(sender) => {
+                self.drop_datagram(Drop::Foreign, &format_args!("sent by {sender}"));
             }
             Received::Truncated => self.drop_datagram(
                 Drop::Truncated,

@@ -24,6 +24,7 @@ use super::{Command, Request, quoted};
 
 pub(super) const COMMAND: Command = Command {
     name: "run",
+    alias: None,
     peer: false,
     summary: "Runs a program for every device event of the kernel, one at a time, in order.",
     usage: "plugd run [OPTIONS] [--] PROG [ARGS...]",
@@ -44,6 +45,10 @@ Where events come from:
       --receive-buffer-size SIZE  how much may wait in the kernel, in bytes, or
                                   with K, M or G [128M]. It is a limit and takes
                                   no memory by itself
+      --require-credentials       take from netlink sockets only what the kernel
+                                  vouches for as its own (process 0, user 0).
+                                  Without, this is checked where the socket has
+                                  SO_PASSCRED and the user namespace has a root
 
 How the program runs:
       --timeout SECONDS           how long it may take, 0 for as long as it
@@ -79,6 +84,7 @@ pub(super) struct Options {
     /// Take these sockets; if there are none, those of LISTEN_FDS.
     pub(super) fds: Vec<RawFd>,
     pub(super) receive_buffer_size: usize,
+    pub(super) require_credentials: bool,
     pub(super) limits: Limits,
     pub(super) hotplug_argument: bool,
     pub(super) clean_environment: bool,
@@ -94,6 +100,7 @@ impl Options {
         Self {
             fds: Vec::new(),
             receive_buffer_size: 128 << 20,
+            require_credentials: false,
             limits: Limits {
                 timeout: Some(Duration::from_secs(180)),
                 kill_after: Duration::from_secs(5),
@@ -113,10 +120,13 @@ fn main(parser: lexopt::Parser, log_name: &'static str) -> Result<Request, Fatal
         Ok(options) => {
             logging::start(log_name, options.verbosity);
             let handler = handler(&options)?;
-            let sources = match inherited_sources(&options.fds)? {
+            let mut sources = match inherited_sources(&options.fds)? {
                 None => vec![open_source(options.receive_buffer_size)?],
                 Some(sources) => sources,
             };
+            if options.require_credentials {
+                require_credentials(&mut sources)?;
+            }
             serve(&options, &handler, sources)
         }
         Err(other) => Ok(other),
@@ -141,6 +151,7 @@ fn parse(mut parser: lexopt::Parser) -> Result<Result<Options, Request>, Fatal> 
                 options.receive_buffer_size =
                     options::value(&mut parser, "--receive-buffer-size", BYTES, options::bytes)?;
             }
+            Long("require-credentials") => options.require_credentials = true,
             Long("timeout") => {
                 let timeout = options::value(&mut parser, "--timeout", SECONDS, options::seconds)?;
                 options.limits.timeout = (timeout != Duration::ZERO).then_some(timeout);
@@ -170,6 +181,13 @@ fn open_source(receive_buffer_size: usize) -> Result<Source, Fatal> {
     let (source, buffer) = Source::open_kernel(receive_buffer_size)?;
     log::info!("listening to the kernel's uevents; receive buffer: {buffer}");
     Ok(source)
+}
+
+fn require_credentials(sources: &mut [Source]) -> Result<(), Fatal> {
+    sources
+        .iter_mut()
+        .try_for_each(Source::require_credentials)
+        .map_err(|e| Fatal::system("have credentials passed", e))
 }
 
 /// The sockets that were named, or else handed over by LISTEN_FDS, if any.

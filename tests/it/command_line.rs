@@ -34,6 +34,22 @@ fn help_is_what_was_asked_for() {
         (&["run", "-h"], &["Usage: plugd run"]),
         (&["run", "--timeout", "3", "--help", "true"], &["Usage: plugd run"]),
         (&[NOSH, "--help"], &["Usage: plug-and-play-event-handler [-v|--verbose] PROG [ARGS...]"]),
+        (
+            &["listen", "--help"],
+            &[
+                "Usage: netlink-datagram-socket-listen [OPTIONS] [--] PROTOCOL GROUP NEXT-PROG",
+                "--raw",
+                "--receive-buffer-size",
+                "--pass-credentials",
+                "--pass-security",
+                "--packet-info",
+                "--listen-all-nsid",
+                "--systemd-compatibility",
+                "--name NAME",
+                "--upstart-compatibility",
+                "Examples:",
+            ],
+        ),
     ] {
         let finished = finish(args);
         assert_eq!((finished.code, &*finished.stderr), (Some(0), ""), "{args:?}");

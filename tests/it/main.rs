@@ -11,6 +11,7 @@ mod environment;
 mod facts;
 mod harness;
 mod input;
+mod listen;
 mod log;
 mod order;
 mod pressure;
