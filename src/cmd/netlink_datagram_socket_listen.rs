@@ -15,7 +15,7 @@ use crate::listen_fds::{self, HandOver};
 use crate::logging;
 use crate::netlink::protocol::{Groups, Protocol};
 use crate::netlink::{self, Wanted};
-use crate::sys::{self, CStrings, SocketOption};
+use crate::sys::{self, SocketOption};
 
 use super::options::{self, BYTES};
 use super::{Command, Request, quoted};
@@ -217,14 +217,14 @@ fn become_program(
         let environment = environment(variables)?;
         let path = std::env::var_os("PATH");
         let path = find_program(program, path.as_deref().unwrap_or(OsStr::new(DEFAULT_PATH)))?;
-        let environment: CStrings<'_> = environment.iter().map(CString::as_c_str).collect();
+        let environment = || environment.iter().map(CString::as_c_str);
         let argv = || argv.iter().map(CString::as_c_str);
-        let error = sys::execute(&path, &argv().collect(), &environment);
+        let error = sys::execute(&path, argv(), environment());
         if Errno::from_io_error(&error) != Some(Errno::NOEXEC) {
             return Ok(error);
         }
-        let shell = [c"/bin/sh", &path].into_iter().chain(argv().skip(1)).collect();
-        Ok(sys::execute(c"/bin/sh", &shell, &environment))
+        let shell = [c"/bin/sh", &path].into_iter().chain(argv().skip(1));
+        Ok(sys::execute(c"/bin/sh", shell, environment()))
     };
     result().unwrap_or_else(|error| error)
 }
