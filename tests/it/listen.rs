@@ -4,6 +4,7 @@
 use std::fs;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::Path;
 
 use plugd::netlink::protocol::Protocol;
 use plugd::sys::{self, Credentials, SocketOption};
@@ -32,6 +33,10 @@ impl Names {
             symlink("plugd", dir.path().join(name)).unwrap();
         }
         Self(dir)
+    }
+
+    pub(crate) fn directory(&self) -> &Path {
+        self.0.path()
     }
 
     /// A program that finds them, and execline's.

@@ -13,6 +13,7 @@ mod harness;
 mod input;
 mod listen;
 mod log;
+mod manual;
 mod order;
 mod pressure;
 mod signals;
