@@ -22,7 +22,7 @@ pub struct Handler {
 impl Handler {
     /// What to do for `event`.
     pub fn plan<'e>(&'e self, event: &Uevent<'e>) -> Plan<'e> {
-        let argument = self.hotplug_argument.then(|| event.get(b"SUBSYSTEM").unwrap_or_default());
+        let argument = self.hotplug_argument.then(|| event.last(b"SUBSYSTEM").unwrap_or_default());
         let environment = self.environment.with_event(event);
         Plan { steps: vec![Step::Run(Run { program: &self.program, argument, environment })] }
     }

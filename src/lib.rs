@@ -9,13 +9,14 @@
 //!                         └─ machine: state × input → state + action
 //! ```
 //!
-//! The rooms, from the top; each looks only at those below it:
+//! The rooms, from the top; each looks only at those below it, or named after it
+//! in the same line:
 //!
 //! - [`cmd`]: the commands, from options to the job.
 //! - [`mod@loop`]: owns all that is watched; feeds the machine, and does what it says.
 //! - [`netlink`], [`child`], [`signals`]: what deals with the system.
-//! - [`machine`], [`handler`], [`plan`], [`environment`], [`uevent`],
-//!   [`counters`], [`listen_fds`]: what decides; pure, without system calls.
+//! - [`counters`], [`machine`], [`handler`], [`plan`], [`environment`],
+//!   [`uevent`], [`listen_fds`]: what decides; pure, without system calls.
 //! - [`sys`], [`error`], [`logging`]: the only `unsafe`, errors, log lines.
 //!
 //! Start with [`machine`] for what plugd promises, and with [`mod@loop`] for

@@ -183,7 +183,8 @@ impl Source {
     /// are checked.
     ///
     /// # Errors
-    /// If it is no socket, listens for connections, or is of another kind.
+    /// If it is no socket, listens for connections, is not connected though of a
+    /// kind that has to be, or is of another kind.
     pub fn from_inherited(fd: OwnedFd) -> io::Result<Self> {
         let kind = match sockopt::socket_type(&fd)? {
             SocketType::SEQPACKET => Kind::Seqpacket,
@@ -195,6 +196,9 @@ impl Source {
         };
         if kind == Kind::Seqpacket && sockopt::socket_acceptconn(&fd)? {
             return Err(io::Error::other("a socket that listens for connections"));
+        }
+        if kind == Kind::Seqpacket {
+            rustix::net::getpeername(&fd)?;
         }
         let check = if kind == Kind::Netlink && sockopt::socket_passcred(&fd)? {
             Check::Credentials(own_user_ids())

@@ -13,13 +13,13 @@ use std::ptr;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::io::{Errno, FdFlags};
-use rustix::process::Pid;
+use rustix::process::{Pid, Signal, WaitOptions};
 
 /// Takes over a file descriptor that this process was started with, and sets
 /// it close-on-exec.
 ///
 /// Only a descriptor without the close-on-exec flag can have come through an
-/// exec, and all that this process opens itself has the flag. So one that has
+/// exec, and whatever this crate opens has the flag. So one that has
 /// it belongs to somebody else here, or was taken over before: it is refused.
 /// Descriptors 0 to 2 stay with the standard streams, and a duplicate (3 or
 /// above) is returned.
@@ -27,25 +27,27 @@ use rustix::process::Pid;
 /// # Errors
 /// `EBADF` if it is not open, [`io::ErrorKind::ResourceBusy`] if it is not an
 /// inherited one, any error of fcntl(2).
-pub fn adopt(fd: RawFd) -> io::Result<OwnedFd> {
-    if fd < 0 {
-        return Err(rustix::io::Errno::BADF.into());
+pub(crate) fn adopt(fd: RawFd) -> io::Result<OwnedFd> {
+    // SAFETY: a plain integer; the call only reads a flag, if anything is open there.
+    let flags = unsafe { libc::fcntl(fd, libc::F_GETFD) };
+    if flags < 0 {
+        return Err(io::Error::last_os_error());
     }
-    // SAFETY: `borrowed` lives in this function only. If nothing is open at
-    // this number, fcntl says EBADF, and no other thread could open it now:
-    // the program has one thread.
-    let borrowed = unsafe { BorrowedFd::borrow_raw(fd) };
-    if rustix::io::fcntl_getfd(borrowed)?.contains(FdFlags::CLOEXEC) {
+    if flags & libc::FD_CLOEXEC != 0 {
         return Err(io::Error::new(
             io::ErrorKind::ResourceBusy,
             "not an inherited file descriptor, or named twice",
         ));
     }
+    // SAFETY: it is open, as was just seen, and inherited: nothing in this
+    // process owns it, so nothing closes it while this lives.
+    let borrowed = unsafe { BorrowedFd::borrow_raw(fd) };
     if fd <= 2 {
         return Ok(rustix::io::fcntl_dupfd_cloexec(borrowed, 3)?);
     }
     rustix::io::fcntl_setfd(borrowed, FdFlags::CLOEXEC)?;
-    // SAFETY: it is open, and nothing else in this process owns it (see above).
+    // SAFETY: it is open, nothing else in this process owns it, and the flag
+    // just set keeps it from being taken over again.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
@@ -277,7 +279,8 @@ impl SignalRecord {
 
 /// Has every delivery of `signal` written to `pipe` as a [`SignalRecord`].
 ///
-/// Nothing else happens in the handler. `pipe` should be non-blocking; it is
+/// Nothing else happens in the handler, and nothing at all in a process forked
+/// from this one. `pipe` should be non-blocking; it is
 /// never closed. If it is full the record is dropped: then thousands of
 /// signals are waiting there already.
 ///
@@ -408,7 +411,9 @@ impl Default for Spawner {
 
 impl Spawner {
     /// The child calls one function deep; execve itself runs in the kernel.
-    const STACK_BYTES: usize = 32 * 1024;
+    /// But caught signals run on it too, and some may nest, with a frame of 3 to
+    /// 11 KiB each, as large as the processor's registers are.
+    const STACK_BYTES: usize = 64 * 1024;
 
     /// Notes which signals are ignored now: these the children must reset.
     /// Those that are caught execve(2) resets.
@@ -457,10 +462,10 @@ impl Spawner {
         };
         let mut pidfd: c_int = -1;
         let flags = libc::CLONE_VM | libc::CLONE_VFORK | libc::CLONE_PIDFD | libc::SIGCHLD;
-        // SAFETY: the stack is aligned to 16 bytes, grows down from its end and
-        // is used by one child at a time, as CLONE_VFORK keeps this thread, the
-        // only one, from running until the child has left it by execve or
-        // _exit. For as long `errand` lives, and what it points to: the strings
+        // SAFETY: the stack is aligned as u128 is, which suffices wherever that is
+        // less than 16, grows down from its end and
+        // is used by one child at a time, as CLONE_VFORK keeps this thread
+        // from running until the child has left it by execve or _exit, or died. For as long `errand` lives, and what it points to: the strings
         // are borrowed for longer than this call, the arrays are ours.
         // CLONE_PIDFD puts the descriptor into the variable given as `parent_tid`.
         let pid = unsafe {
@@ -476,7 +481,13 @@ impl Spawner {
         let Some(pid) = (pid > 0).then(|| Pid::from_raw(pid)).flatten() else {
             return Err(io::Error::last_os_error());
         };
-        // SAFETY: clone succeeded, so this is a new descriptor that nobody else has.
+        if pidfd < 0 {
+            // Linux before 5.2 takes no notice of CLONE_PIDFD.
+            let _ = rustix::process::kill_process(pid, Signal::KILL);
+            let _ = rustix::process::waitpid(Some(pid), WaitOptions::empty());
+            return Err(Errno::NOSYS.into());
+        }
+        // SAFETY: clone succeeded and wrote a new descriptor that nobody else has.
         let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
         // SAFETY: `errand` is alive; volatile, as the child wrote it behind the compiler's back.
         let error = unsafe { (&raw const errand.error).read_volatile() };

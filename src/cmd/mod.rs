@@ -15,6 +15,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use crate::error::Fatal;
+use crate::logging::escaped;
 
 /// Wrong usage.
 const EXIT_USAGE: u8 = 100;
@@ -93,7 +94,7 @@ fn run_command(command: &Command, arguments: impl Iterator<Item = OsString>) -> 
         Ok(Request::Version) => print(&version()),
         Err(Fatal::Usage(text)) => refuse(program, &text, command.usage),
         Err(fatal) => {
-            complain(&format!("{program}: fatal: {fatal}\n"));
+            complain(&format!("{program}: fatal: {}\n", escaped(&fatal.to_string())));
             ExitCode::from(match &fatal {
                 Fatal::Exec { error, .. } if error.kind() == io::ErrorKind::NotFound => {
                     EXIT_NOT_FOUND
@@ -136,7 +137,7 @@ fn print(text: &str) -> ExitCode {
 }
 
 fn refuse(program: &str, text: &str, usage: &str) -> ExitCode {
-    complain(&format!("{program}: fatal: {text}\nusage: {usage}\n"));
+    complain(&format!("{program}: fatal: {}\nusage: {usage}\n", escaped(text)));
     ExitCode::from(EXIT_USAGE)
 }
 

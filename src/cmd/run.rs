@@ -44,7 +44,8 @@ Where events come from:
                                   is plugd's own
       --receive-buffer-size SIZE  how much may wait in the kernel, in bytes, or
                                   with K, M or G [128M]. It is a limit and takes
-                                  no memory by itself
+                                  no memory by itself. Not for sockets that plugd
+                                  was started with
       --require-credentials       take from netlink sockets only what the kernel
                                   vouches for as its own (process 0, user 0).
                                   Without, this is checked where the socket has
@@ -78,12 +79,15 @@ Examples:
       plugd run --timeout 60 --hotplug-argument /sbin/hotplug
 ";
 
+/// The size of the receive buffer to ask for, in bytes.
+const RECEIVE_BUFFER: usize = 128 << 20;
+
 /// What the command line asks for.
 #[derive(Debug)]
 pub(super) struct Options {
     /// Take these sockets; if there are none, those of LISTEN_FDS.
     pub(super) fds: Vec<RawFd>,
-    pub(super) receive_buffer_size: usize,
+    pub(super) receive_buffer_size: Option<usize>,
     pub(super) require_credentials: bool,
     pub(super) limits: Limits,
     pub(super) hotplug_argument: bool,
@@ -99,7 +103,7 @@ impl Options {
     pub(super) fn new(program: OsString) -> Self {
         Self {
             fds: Vec::new(),
-            receive_buffer_size: 128 << 20,
+            receive_buffer_size: None,
             require_credentials: false,
             limits: Limits {
                 timeout: Some(Duration::from_secs(180)),
@@ -121,7 +125,14 @@ fn main(parser: lexopt::Parser, log_name: &'static str) -> Result<Request, Fatal
             logging::start(log_name, options.verbosity);
             let handler = handler(&options)?;
             let mut sources = match inherited_sources(&options.fds)? {
-                None => vec![open_source(options.receive_buffer_size)?],
+                None => vec![open_source(options.receive_buffer_size.unwrap_or(RECEIVE_BUFFER))?],
+                Some(_) if options.receive_buffer_size.is_some() => {
+                    return Err(Fatal::Usage(
+                        "--receive-buffer-size is for a socket that plugd opens itself, \
+                         but it was handed one"
+                            .into(),
+                    ));
+                }
                 Some(sources) => sources,
             };
             if options.require_credentials {
@@ -148,8 +159,9 @@ fn parse(mut parser: lexopt::Parser) -> Result<Result<Options, Request>, Fatal> 
                 options.fds.push(fd);
             }
             Long("receive-buffer-size") => {
+                let option = "--receive-buffer-size";
                 options.receive_buffer_size =
-                    options::value(&mut parser, "--receive-buffer-size", BYTES, options::bytes)?;
+                    Some(options::value(&mut parser, option, BYTES, options::bytes)?);
             }
             Long("require-credentials") => options.require_credentials = true,
             Long("timeout") => {
@@ -192,17 +204,12 @@ fn require_credentials(sources: &mut [Source]) -> Result<(), Fatal> {
 
 /// The sockets that were named, or else handed over by LISTEN_FDS, if any.
 pub(super) fn inherited_sources(named: &[RawFd]) -> Result<Option<Vec<Source>>, Fatal> {
-    let fds = if named.is_empty() {
-        match listen_fds::inherited(|name| std::env::var_os(name), std::process::id())
-            .map_err(Fatal::Usage)?
-        {
-            None => return Ok(None),
-            Some(range) => range.collect(),
-        }
-    } else {
-        named.to_vec()
-    };
-    fds.into_iter().map(adopt_source).collect::<Result<_, _>>().map(Some)
+    if !named.is_empty() {
+        return named.iter().copied().map(adopt_source).collect::<Result<_, _>>().map(Some);
+    }
+    let range = listen_fds::inherited(|name| std::env::var_os(name), std::process::id())
+        .map_err(Fatal::Usage)?;
+    range.map(|fds| fds.map(adopt_source).collect()).transpose()
 }
 
 /// Takes over an inherited socket.
