@@ -54,5 +54,7 @@ mod tests {
     fn the_subsystem_is_appended_if_wanted() {
         assert_eq!(plan_text(true, b"add@/x\0SUBSYSTEM=net\0"), r#"["h", "a b", "net"]"#);
         assert_eq!(plan_text(true, b"add@/x\0ACTION=add\0"), r#"["h", "a b", ""]"#);
+        let twice = b"add@/x\0SUBSYSTEM=net\0SUBSYSTEM=usb\0";
+        assert_eq!(plan_text(true, twice), r#"["h", "a b", "usb"]"#, "as in the environment");
     }
 }

@@ -72,7 +72,7 @@ fn the_version_is_told() {
 
 #[test]
 fn wrong_usage_is_told_with_the_right_one() {
-    let cases: [(&[&str], &str); 18] = [
+    let cases: [(&[&str], &str); 19] = [
         (&[], "a command is missing"),
         (&["nonsense"], "there is no command 'nonsense'"),
         (&["--nonsense"], "there is no command '--nonsense'"),
@@ -85,6 +85,7 @@ fn wrong_usage_is_told_with_the_right_one() {
         (&["run", "--fd", "x", "true"], "--fd 'x': expected a file descriptor"),
         (&["run", "--fd", "-1", "true"], "--fd"),
         (&["run", "--fd", "3", "--fd", "3", "true"], "--fd 3 is given twice"),
+        (&["run", "--a\u{1b}b", "true"], "there is no option --a\\u{1b}b"),
         (&["run", "--timeout", "x", "true"], "--timeout 'x': expected a number of seconds"),
         (&["run", "--kill-after=-1", "true"], "--kill-after '-1': expected a number of seconds"),
         (&["run", "--receive-buffer-size", "2G", "true"], "--receive-buffer-size '2G': expected"),

@@ -9,6 +9,7 @@ mod children;
 mod command_line;
 mod environment;
 mod facts;
+mod faults;
 mod harness;
 mod input;
 mod listen;
