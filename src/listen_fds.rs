@@ -12,6 +12,9 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 /// The first file descriptor handed over (sd_listen_fds(3); UCSPI).
 pub const FIRST: i32 = 3;
 
+/// As many as any process can have open, unless fs.nr_open was raised (proc(5)).
+const COUNT_MAX: i32 = 1 << 20;
+
 /// The file descriptors that LISTEN_FDS tells of, if LISTEN_PID says that it
 /// is meant for the process `pid`; else it was meant for an ancestor.
 /// `variable` looks up a variable of the environment.
@@ -27,9 +30,9 @@ pub fn inherited(
         return Ok(None);
     }
     let Some(value) = variable("LISTEN_FDS") else { return Ok(None) };
-    match number(&value).and_then(|count| FIRST.checked_add(count)) {
-        Some(FIRST) => Ok(None),
-        Some(end) if end > FIRST => Ok(Some(FIRST..end)),
+    match number(&value) {
+        Some(0) => Ok(None),
+        Some(count @ 1..=COUNT_MAX) => Ok(Some(FIRST..FIRST + count)),
         _ => Err(format!("LISTEN_FDS is not a number of file descriptors: {}", value.display())),
     }
 }
@@ -114,6 +117,7 @@ mod tests {
     #[test]
     fn only_what_is_meant_for_us_counts() {
         assert_eq!(with(Some("2"), Some("42")), Ok(Some(3..5)));
+        assert_eq!(with(Some("1048576"), Some("42")), Ok(Some(3..1_048_579)));
         assert_eq!(with(Some("0"), Some("42")), Ok(None));
         assert_eq!(with(None, Some("42")), Ok(None));
         for pid in [None, Some("41"), Some("42 "), Some("+42"), Some("042"), Some("x"), Some("")] {
@@ -123,7 +127,7 @@ mod tests {
 
     #[test]
     fn nonsense_meant_for_us_is_an_error() {
-        for fds in ["-1", "x", "", "1 ", "2147483647", "99999999999"] {
+        for fds in ["-1", "x", "", "1 ", "1048577", "2147483647", "99999999999"] {
             let error = with(Some(fds), Some("42")).unwrap_err();
             assert!(error.contains("LISTEN_FDS"), "{error}");
         }

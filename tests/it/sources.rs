@@ -3,7 +3,9 @@
 use std::fs::{self, File};
 use std::os::fd::{AsFd, OwnedFd};
 
-use rustix::net::{AddressFamily, SocketAddrUnix, SocketType, bind, listen, socket};
+use rustix::net::{
+    AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, listen, socket_with,
+};
 use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
 use socket2::SockRef;
 
@@ -168,7 +170,8 @@ fn the_other_name_reads_descriptor_3() {
 #[test]
 fn what_cannot_be_read_is_a_fatal_error() {
     let listening = || {
-        let fd = socket(AddressFamily::UNIX, SocketType::SEQPACKET, None).unwrap();
+        let flags = SocketFlags::CLOEXEC;
+        let fd = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).unwrap();
         bind(&fd, &SocketAddrUnix::new_unnamed()).unwrap();
         listen(&fd, 1).unwrap();
         fd
