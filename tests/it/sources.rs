@@ -169,14 +169,16 @@ fn the_other_name_reads_descriptor_3() {
 
 #[test]
 fn what_cannot_be_read_is_a_fatal_error() {
-    let listening = || {
+    let unconnected = || {
         let flags = SocketFlags::CLOEXEC;
-        let fd = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).unwrap();
+        socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).unwrap()
+    };
+    let listening = || {
+        let fd = unconnected();
         bind(&fd, &SocketAddrUnix::new_unnamed()).unwrap();
         listen(&fd, 1).unwrap();
         fd
     };
-    let unconnected = || socket(AddressFamily::UNIX, SocketType::SEQPACKET, None).unwrap();
     let cases: [(Option<OwnedFd>, &str); 6] = [
         (None, "Bad file descriptor"),
         (Some(File::open("/dev/null").unwrap().into()), "Socket operation on non-socket"),
