@@ -206,7 +206,8 @@ fn what_cannot_be_read_is_a_fatal_error() {
 #[test]
 fn listen_fds_that_make_no_sense_are_a_fatal_error() {
     for (value, code, why) in [
-        ("2147483640", 111, "cannot receive from file descriptor 4: Bad file descriptor"),
+        ("2147483640", 100, "LISTEN_FDS is not a number of file descriptors: 2147483640"),
+        ("1000000", 111, "cannot receive from file descriptor 4: Bad file descriptor"),
         ("x", 100, "LISTEN_FDS is not a number of file descriptors: x"),
         ("-1", 100, "LISTEN_FDS is not a number of file descriptors: -1"),
         ("2", 111, "cannot receive from file descriptor 4: Bad file descriptor"),
