@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{Access, AtFlags, CWD, FileType, accessat, stat};
 use rustix::io::Errno;
 use rustix::process::{
-    Pid, Signal, WaitId, WaitIdOptions, kill_process_group, pidfd_send_signal, waitid,
+    Pid, Signal, WaitId, WaitIdOptions, getpgid, kill_process_group, pidfd_send_signal, waitid,
 };
 
 use crate::environment::Environment;
@@ -106,10 +106,10 @@ impl Child {
     /// The group's id cannot have been recycled: its leader is not yet reaped.
     /// A child that left its group is still signalled itself.
     fn signal_group(&self, signal: Signal) {
-        let result = match kill_process_group(self.pid, signal) {
-            Err(Errno::SRCH) => pidfd_send_signal(&self.pidfd, signal),
-            result => result,
-        };
+        let mut result = kill_process_group(self.pid, signal);
+        if getpgid(Some(self.pid)) != Ok(self.pid) {
+            result = pidfd_send_signal(&self.pidfd, signal);
+        }
         if let Err(error) = result {
             log::warn!("cannot signal process group {}: {}", self.pid(), reason(&error.into()));
         }

@@ -131,7 +131,7 @@ impl Hands {
             Step::RemoveLink(link) => dev.remove_link(&link).map(drop),
             Step::RemoveNode(node) => dev.remove_node(&node).map(drop),
             Step::LoadFirmware(name) => {
-                let devpath = event.get(b"DEVPATH").unwrap_or_default().to_bytes();
+                let devpath = event.first(b"DEVPATH").unwrap_or_default().to_bytes();
                 return match firmware::load(sys.below(), devpath, firmware, name.to_bytes()) {
                     Ok(_) => Outcome::Done,
                     Err(failed) => Outcome::Failed(failed.to_string()),

@@ -9,14 +9,15 @@
 //!                         └─ machine: state × input → state + action
 //! ```
 //!
-//! The rooms, from the top; each looks only at those below it:
+//! The rooms, from the top; each looks only at those below it, or named after it
+//! in the same line:
 //!
 //! - [`cmd`]: the commands, from options to the job.
 //! - [`mod@loop`]: owns all that is watched; feeds the machine, and does what it says.
 //! - [`netlink`], [`child`], [`signals`], [`devnode`], [`firmware`], [`sysfs`],
 //!   [`rebroadcast`]: what deals with the system.
-//! - [`machine`], [`handler`], [`rules`], [`plan`], [`environment`], [`uevent`],
-//!   [`counters`], [`listen_fds`]: what decides; pure, without system calls.
+//! - [`counters`], [`machine`], [`handler`], [`rules`], [`plan`],
+//!   [`environment`], [`uevent`], [`listen_fds`]: what decides; pure, without system calls.
 //! - [`sys`], [`beneath`], [`account`], [`error`], [`logging`]: the only
 //!   `unsafe`, files by hostile names, names of users and groups, errors, log
 //!   lines.

@@ -15,16 +15,16 @@ use mio::{Events, Interest, Poll, Registry, Token};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
 
 use crate::child::{self, Child, Ended};
-use crate::counters::{Counters, Drop, Limiter};
+use crate::counters::{Counters, Dropped, Limiter};
 use crate::engine::{Engine, Hands, Outcome};
 use crate::environment::Environment;
 use crate::error::reason;
-use crate::machine::{Action, Input, Limits, Machine, Reason, Stage, State, Stop, Time};
+use crate::machine::{Action, Input, Limits, Machine, Reason, State, Stop, Time};
 use crate::netlink::{DATAGRAM_MAX, Received, Source};
 use crate::plan::{Plan, Step, Steps};
 use crate::signals::{self, Signals};
 use crate::sys::{SignalRecord, Spawner};
-use crate::uevent::{Header, Malformed, Uevent};
+use crate::uevent::{Header, Malformed, Uevent, short};
 
 /// How many datagrams may be read before signals are looked at again. A flood
 /// of datagrams that are dropped must not keep a stop request waiting.
@@ -32,6 +32,9 @@ const READS_PER_TURN: u32 = 64;
 
 /// How often to look at what could not be watched for want of kernel memory.
 const UNWATCHED_INTERVAL: Duration = Duration::from_millis(100);
+
+/// How many keys a log line names.
+const KEYS_TOLD: usize = 16;
 
 /// What SIGHUP means.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -83,7 +86,7 @@ struct Watched {
 
 #[derive(Debug, Default)]
 struct Limiters {
-    dropped: [Limiter; Drop::ALL.len()],
+    dropped: [Limiter; Dropped::ALL.len()],
     receive: Limiter,
     watch: Limiter,
     withheld: Limiter,
@@ -248,11 +251,11 @@ impl Daemon {
                     self.counters.overruns
                 );
             }
-            Received::Foreign(port) => {
-                self.drop_datagram(Drop::Foreign, &format_args!("sent by port id {port}"));
+            Received::Foreign(sender) => {
+                self.drop_datagram(Dropped::Foreign, &format_args!("sent by {sender}"));
             }
             Received::Truncated => self.drop_datagram(
-                Drop::Truncated,
+                Dropped::Truncated,
                 &format_args!("it is larger than {} bytes", buffer.len()),
             ),
             Received::EndOfInput => {
@@ -268,8 +271,10 @@ impl Daemon {
             }
             Received::Failed(error) => {
                 // Many errors are told once (ECONNRESET), with data behind them.
+                // Otherwise there may be no edge to tell of what is there.
                 watched.failed = true;
                 watched.ready = !failed_before;
+                self.unwatched |= failed_before;
                 if self.limiters.receive.allows(now) {
                     log::warn!("cannot receive: {}", reason(&error));
                 }
@@ -279,10 +284,10 @@ impl Daemon {
     }
 
     fn drop_malformed(&mut self, malformed: Malformed) {
-        self.drop_datagram(Drop::Malformed, &format_args!("{malformed}"));
+        self.drop_datagram(Dropped::Malformed, &format_args!("{malformed}"));
     }
 
-    fn drop_datagram(&mut self, kind: Drop, why: &std::fmt::Arguments<'_>) {
+    fn drop_datagram(&mut self, kind: Dropped, why: &std::fmt::Arguments<'_>) {
         let count = &mut self.counters.dropped[kind as usize];
         *count += 1;
         if self.limiters.dropped[kind as usize].allows(self.started.elapsed()) {
@@ -390,8 +395,10 @@ impl Daemon {
         let withheld = &environment.withheld;
         if !withheld.is_empty() && self.limiters.withheld.allows(self.now()) {
             let keys: Vec<String> =
-                withheld.iter().map(|key| key.escape_ascii().to_string()).collect();
-            log::warn!("{event}: not passed on to its program: {}", keys.join(" "));
+                withheld.iter().take(KEYS_TOLD).map(|&key| short(key).to_string()).collect();
+            let (keys, more) = (keys.join(" "), withheld.len().saturating_sub(KEYS_TOLD));
+            let more = if more == 0 { String::new() } else { format!(" and {more} more") };
+            log::warn!("{event}: not passed on to its program: {keys}{more}");
         }
     }
 
@@ -420,7 +427,9 @@ impl Daemon {
     }
 
     fn report_end(&mut self, deed: &mut Deed<'_>) {
-        let (Some(ended), Some(Step::Run(run))) = (self.ended.take(), deed.steps.next()) else {
+        let Some(Step::Run(run)) = deed.steps.next() else { return };
+        let Some(ended) = self.ended.take() else {
+            deed.failed = true;
             return;
         };
         let event = deed.event;
@@ -508,8 +517,7 @@ impl Daemon {
 
     fn reap_child(&mut self) {
         let Some(child) = &self.child else { return };
-        let free = matches!(self.machine.state(), State::Running { stage: Stage::Free(_), .. });
-        let ended = match child.try_reap(!free) {
+        let ended = match child.try_reap(self.machine.ends_group()) {
             Ok(None) => return,
             Ok(Some(ended)) => Some(ended),
             Err(error) => {

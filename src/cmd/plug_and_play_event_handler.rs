@@ -13,6 +13,7 @@ use super::{Command, Request};
 
 pub(super) const COMMAND: Command = Command {
     name: "plug-and-play-event-handler",
+    alias: None,
     peer: true,
     summary: "Runs a program for every datagram of the sockets that it was handed, one at a time.",
     usage: "plug-and-play-event-handler [-v|--verbose] PROG [ARGS...]",

@@ -26,6 +26,7 @@ use super::{Command, Request, quoted};
 
 pub(super) const COMMAND: Command = Command {
     name: "run",
+    alias: None,
     peer: false,
     summary: "Acts on every device event of the kernel, one at a time, in order: by a program or by rules.",
     usage: "plugd run [OPTIONS] [--] [PROG [ARGS...]]",
@@ -47,7 +48,12 @@ Where events come from:
                                   is plugd's own
       --receive-buffer-size SIZE  how much may wait in the kernel, in bytes, or
                                   with K, M or G [128M]. It is a limit and takes
-                                  no memory by itself
+                                  no memory by itself. Not for sockets that plugd
+                                  was started with
+      --require-credentials       take from netlink sockets only what the kernel
+                                  vouches for as its own (process 0, user 0).
+                                  Without, this is checked where the socket has
+                                  SO_PASSCRED and the user namespace has a root
 
 Where the rules are and what they act on (without PROG):
       --conf FILE                 the rules; FILE.d/*.conf come after them
@@ -89,12 +95,16 @@ Examples:
       plugd run --timeout 60 --hotplug-argument /sbin/hotplug
 ";
 
+/// The size of the receive buffer to ask for, in bytes.
+const RECEIVE_BUFFER: usize = 128 << 20;
+
 /// What the command line asks for.
 #[derive(Debug)]
 pub(super) struct Options {
     /// Take these sockets; if there are none, those of LISTEN_FDS.
     pub(super) fds: Vec<RawFd>,
-    pub(super) receive_buffer_size: usize,
+    pub(super) receive_buffer_size: Option<usize>,
+    pub(super) require_credentials: bool,
     pub(super) limits: Limits,
     pub(super) hotplug_argument: bool,
     pub(super) clean_environment: bool,
@@ -117,7 +127,8 @@ impl Options {
     pub(super) fn new(work: Work) -> Self {
         Self {
             fds: Vec::new(),
-            receive_buffer_size: 128 << 20,
+            receive_buffer_size: None,
+            require_credentials: false,
             limits: Limits {
                 timeout: Some(Duration::from_secs(180)),
                 kill_after: Duration::from_secs(5),
@@ -136,10 +147,20 @@ fn main(parser: lexopt::Parser, log_name: &'static str) -> Result<Request, Fatal
         Ok(options) => {
             logging::start(log_name, options.verbosity);
             let mut engine = engine(&options)?;
-            let sources = match inherited_sources(&options.fds)? {
-                None => vec![open_source(options.receive_buffer_size)?],
+            let mut sources = match inherited_sources(&options.fds)? {
+                None => vec![open_source(options.receive_buffer_size.unwrap_or(RECEIVE_BUFFER))?],
+                Some(_) if options.receive_buffer_size.is_some() => {
+                    return Err(Fatal::Usage(
+                        "--receive-buffer-size is for a socket that plugd opens itself, \
+                         but it was handed one"
+                            .into(),
+                    ));
+                }
                 Some(sources) => sources,
             };
+            if options.require_credentials {
+                require_credentials(&mut sources)?;
+            }
             serve(&options, &mut engine, sources)
         }
         Err(other) => Ok(other),
@@ -162,9 +183,11 @@ fn parse(mut parser: lexopt::Parser) -> Result<Result<Options, Request>, Fatal> 
                 options.fds.push(fd);
             }
             Long("receive-buffer-size") => {
+                let option = "--receive-buffer-size";
                 options.receive_buffer_size =
-                    options::value(&mut parser, "--receive-buffer-size", BYTES, options::bytes)?;
+                    Some(options::value(&mut parser, option, BYTES, options::bytes)?);
             }
+            Long("require-credentials") => options.require_credentials = true,
             Long("timeout") => {
                 let timeout = options::value(&mut parser, "--timeout", SECONDS, options::seconds)?;
                 options.limits.timeout = (timeout != Duration::ZERO).then_some(timeout);
@@ -201,19 +224,21 @@ fn open_source(receive_buffer_size: usize) -> Result<Source, Fatal> {
     Ok(source)
 }
 
+fn require_credentials(sources: &mut [Source]) -> Result<(), Fatal> {
+    sources
+        .iter_mut()
+        .try_for_each(Source::require_credentials)
+        .map_err(|e| Fatal::system("have credentials passed", e))
+}
+
 /// The sockets that were named, or else handed over by LISTEN_FDS, if any.
 pub(super) fn inherited_sources(named: &[RawFd]) -> Result<Option<Vec<Source>>, Fatal> {
-    let fds = if named.is_empty() {
-        match listen_fds::inherited(|name| std::env::var_os(name), std::process::id())
-            .map_err(Fatal::Usage)?
-        {
-            None => return Ok(None),
-            Some(range) => range.collect(),
-        }
-    } else {
-        named.to_vec()
-    };
-    fds.into_iter().map(adopt_source).collect::<Result<_, _>>().map(Some)
+    if !named.is_empty() {
+        return named.iter().copied().map(adopt_source).collect::<Result<_, _>>().map(Some);
+    }
+    let range = listen_fds::inherited(|name| std::env::var_os(name), std::process::id())
+        .map_err(Fatal::Usage)?;
+    range.map(|fds| fds.map(adopt_source).collect()).transpose()
 }
 
 /// Takes over an inherited socket.

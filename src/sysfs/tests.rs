@@ -291,9 +291,9 @@ fn kernels_event(sys: &Sysfs, listener: &Source, devpath: &[u8]) -> Option<Vec<V
         match listener.receive(&mut buffer) {
             Received::Datagram(size) => {
                 let event = Uevent::parse(&buffer[..size], Header::Required).unwrap();
-                let uuid = event.get(b"SYNTH_UUID").map(|uuid| uuid.to_bytes());
+                let uuid = event.first(b"SYNTH_UUID").map(|uuid| uuid.to_bytes());
                 if uuid == Some(UUID.as_bytes()) {
-                    assert_eq!(event.get(b"DEVPATH").unwrap().to_bytes(), devpath);
+                    assert_eq!(event.first(b"DEVPATH").unwrap().to_bytes(), devpath);
                     let own = |key: &[u8]| key != b"SYNTH_UUID" && key != b"SEQNUM";
                     let fields = event.fields().filter(|field| own(field.key()));
                     ours = Some(fields.map(|field| field.whole().to_bytes().to_vec()).collect());
@@ -313,7 +313,7 @@ fn scanned(sys: &Sysfs) -> BTreeMap<Vec<u8>, Vec<Vec<u8>>> {
     while let Some(event) = scan.next() {
         let event = Uevent::parse(event.unwrap(), Header::Required).unwrap();
         let fields = event.fields().map(|field| field.whole().to_bytes().to_vec()).collect();
-        let devpath = event.get(b"DEVPATH").unwrap().to_bytes().to_vec();
+        let devpath = event.first(b"DEVPATH").unwrap().to_bytes().to_vec();
         assert_eq!(devices.insert(devpath, fields), None);
     }
     devices
