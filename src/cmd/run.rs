@@ -28,7 +28,7 @@ pub(super) const COMMAND: Command = Command {
     name: "run",
     alias: None,
     peer: false,
-    summary: "Acts on every device event of the kernel, one at a time, in order: by a program or by rules.",
+    summary: "Acts on every device event of the kernel, one by one: by a program or by rules.",
     usage: "plugd run [OPTIONS] [--] [PROG [ARGS...]]",
     help: HELP,
     main,
