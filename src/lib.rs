@@ -3,7 +3,8 @@
 //! One process, one thread, one loop. A uevent's way through it:
 //!
 //! ```text
-//! kernel ─► netlink ─► uevent ─► handler ─► plan ─► child ─ pidfd ─► loop
+//! kernel ─► netlink ─► uevent ─► engine ─► plan ─► devnode, firmware   (at once)
+//!                                            └──► child ─ pidfd ─► loop (one at a time)
 //! signals ─ self-pipe ─► loop
 //!                         │
 //!                         └─ machine: state × input → state + action
@@ -14,6 +15,8 @@
 //!
 //! - [`cmd`]: the commands, from options to the job.
 //! - [`mod@loop`]: owns all that is watched; feeds the machine, and does what it says.
+//! - [`engine`], [`rule_files`]: what decides, with the files that it looks at
+//!   and acts on.
 //! - [`netlink`], [`child`], [`signals`], [`devnode`], [`firmware`], [`sysfs`],
 //!   [`rebroadcast`]: what deals with the system.
 //! - [`counters`], [`machine`], [`handler`], [`rules`], [`plan`],

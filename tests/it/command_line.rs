@@ -16,7 +16,9 @@ fn help_is_what_was_asked_for() {
         (
             &["run", "--help"],
             &[
-                "Usage: plugd run [OPTIONS] [--] PROG [ARGS...]",
+                "Usage: plugd run [OPTIONS] [--] [PROG [ARGS...]]",
+                "--conf FILE",
+                "--dry-run",
                 "--fd",
                 "--receive-buffer-size",
                 "[128M]",
