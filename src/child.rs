@@ -16,6 +16,7 @@ use rustix::process::{
     Pid, Signal, WaitId, WaitIdOptions, kill_process_group, pidfd_send_signal, waitid,
 };
 
+use crate::environment::Environment;
 use crate::error::reason;
 use crate::machine::Refusal;
 use crate::plan::Run;
@@ -71,8 +72,12 @@ impl Child {
     ///
     /// # Errors
     /// Those of clone(2) and execve(2); then there is no child.
-    pub fn spawn(spawner: &mut Spawner, run: &Run<'_>) -> io::Result<Self> {
-        let environment: CStrings<'_> = run.environment.variables.iter().copied().collect();
+    pub fn spawn(
+        spawner: &mut Spawner,
+        run: &Run<'_>,
+        environment: &Environment<'_>,
+    ) -> io::Result<Self> {
+        let environment: CStrings<'_> = environment.variables.iter().copied().collect();
         let path = &run.program.path;
         let mut result = spawner.spawn(path, &run.argv().collect(), &environment);
         if matches!(&result, Err(e) if Errno::from_io_error(e) == Some(Errno::NOEXEC)) {

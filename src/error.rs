@@ -9,6 +9,8 @@ use std::io;
 pub enum Fatal {
     /// It was called wrongly.
     Usage(String),
+    /// Its configuration is wrong; all that is, a line or more for each.
+    Configuration(String),
     /// Something that it needs failed.
     System {
         /// What could not be done, and with what.
@@ -28,7 +30,7 @@ impl Fatal {
 impl fmt::Display for Fatal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Usage(text) => f.write_str(text),
+            Self::Usage(text) | Self::Configuration(text) => f.write_str(text),
             Self::System { what, error } => write!(f, "{what}: {}", reason(error)),
         }
     }

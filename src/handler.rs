@@ -23,8 +23,13 @@ impl Handler {
     /// What to do for `event`.
     pub fn plan<'e>(&'e self, event: &Uevent<'e>) -> Plan<'e> {
         let argument = self.hotplug_argument.then(|| event.get(b"SUBSYSTEM").unwrap_or_default());
-        let environment = self.environment.with_event(event);
-        Plan { steps: vec![Step::Run(Run { program: &self.program, argument, environment })] }
+        Plan::of(Step::Run(Run {
+            program: &self.program,
+            argument,
+            base: &self.environment,
+            event: *event,
+            mdev: None,
+        }))
     }
 }
 
@@ -40,8 +45,8 @@ mod tests {
             environment: Base::new([]),
         };
         let plan = handler.plan(&Uevent::parse(event, Header::Required).unwrap());
-        assert_eq!(plan.steps.len(), 1);
-        let Step::Run(run) = &plan.steps[0];
+        let steps: Vec<_> = plan.steps().collect();
+        let [Step::Run(run)] = steps[..] else { panic!("{steps:?}") };
         format!("{:?}", run.argv().collect::<Vec<_>>())
     }
 

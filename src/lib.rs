@@ -14,14 +14,16 @@
 //! - [`cmd`]: the commands, from options to the job.
 //! - [`mod@loop`]: owns all that is watched; feeds the machine, and does what it says.
 //! - [`netlink`], [`child`], [`signals`]: what deals with the system.
-//! - [`machine`], [`handler`], [`plan`], [`environment`], [`uevent`],
+//! - [`machine`], [`handler`], [`rules`], [`plan`], [`environment`], [`uevent`],
 //!   [`counters`], [`listen_fds`]: what decides; pure, without system calls.
-//! - [`sys`], [`error`], [`logging`]: the only `unsafe`, errors, log lines.
+//! - [`sys`], [`account`], [`error`], [`logging`]: the only `unsafe`, names of
+//!   users and groups, errors, log lines.
 //!
 //! Start with [`machine`] for what plugd promises, and with [`mod@loop`] for
 //! how it keeps it.
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test may panic"))]
 
+pub mod account;
 pub mod child;
 pub mod cmd;
 pub mod counters;
@@ -34,6 +36,8 @@ pub mod r#loop;
 pub mod machine;
 pub mod netlink;
 pub mod plan;
+pub mod rule_files;
+pub mod rules;
 pub mod signals;
 pub mod sys;
 pub mod uevent;

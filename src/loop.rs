@@ -8,7 +8,6 @@
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::AsRawFd;
-use std::slice;
 use std::time::{Duration, Instant};
 
 use mio::unix::SourceFd;
@@ -17,11 +16,12 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
 
 use crate::child::{self, Child, Ended};
 use crate::counters::{Counters, Drop, Limiter};
+use crate::environment::Environment;
 use crate::error::reason;
 use crate::handler::Handler;
 use crate::machine::{Action, Input, Limits, Machine, Reason, Stage, State, Stop, Time};
 use crate::netlink::{DATAGRAM_MAX, Received, Source};
-use crate::plan::{Plan, Run, Step};
+use crate::plan::{Plan, Step, Steps};
 use crate::signals::{self, Signals};
 use crate::sys::{SignalRecord, Spawner};
 use crate::uevent::{Header, Malformed, Uevent};
@@ -115,15 +115,15 @@ impl Watch {
 /// An event being acted on.
 struct Deed<'e> {
     event: &'e Uevent<'e>,
-    steps: slice::Iter<'e, Step<'e>>,
+    steps: Steps<'e>,
     failed: bool,
     /// Why its program could not be started just now.
     refused: Option<io::Error>,
 }
 
 impl<'e> Deed<'e> {
-    fn step(&self) -> Option<&'e Step<'e>> {
-        self.steps.as_slice().first()
+    fn step(&self) -> Option<Step<'e>> {
+        self.steps.peek()
     }
 }
 
@@ -271,7 +271,7 @@ impl Daemon {
     /// Carries out the plan for an event, as the machine says.
     fn act(&mut self, event: &Uevent<'_>, plan: &Plan<'_>) -> io::Result<()> {
         self.unwatch_sources();
-        let mut deed = Deed { event, steps: plan.steps.iter(), failed: false, refused: None };
+        let mut deed = Deed { event, steps: plan.steps(), failed: false, refused: None };
         let mut input = Input::Event;
         loop {
             if input == Input::ChildGone {
@@ -314,12 +314,23 @@ impl Daemon {
 
     /// Begins the step at hand.
     fn perform(&mut self, deed: &mut Deed<'_>) -> Input {
-        let Some(step) = deed.step() else { return Input::PlanDone };
-        let Step::Run(run) = step;
-        match Child::spawn(&mut self.spawner, run) {
+        let run = loop {
+            match deed.step() {
+                None => return Input::PlanDone,
+                Some(Step::Run(run)) => break run,
+                // No engine that the loop has today plans anything else.
+                Some(step) => {
+                    log::error!("{}: cannot {step}", deed.event);
+                    deed.failed = true;
+                    deed.steps.next();
+                }
+            }
+        };
+        let environment = run.environment();
+        match Child::spawn(&mut self.spawner, &run, &environment) {
             Ok(child) => {
-                log::debug!("{}: {step}, pid {}", deed.event, child.pid());
-                self.warn_of_withheld(run, deed.event);
+                log::debug!("{}: {}, pid {}", deed.event, Step::Run(run), child.pid());
+                self.warn_of_withheld(&environment, deed.event);
                 self.watch_child(&child);
                 self.child = Some(child);
                 Input::Started
@@ -344,8 +355,8 @@ impl Daemon {
         }
     }
 
-    fn warn_of_withheld(&mut self, run: &Run<'_>, event: &Uevent<'_>) {
-        let withheld = &run.environment.withheld;
+    fn warn_of_withheld(&mut self, environment: &Environment<'_>, event: &Uevent<'_>) {
+        let withheld = &environment.withheld;
         if !withheld.is_empty() && self.limiters.withheld.allows(self.now()) {
             let keys: Vec<String> =
                 withheld.iter().map(|key| key.escape_ascii().to_string()).collect();

@@ -1,8 +1,9 @@
 //! The commands: one file each, from options to a struct to the job.
 //!
 //! Owns the table of commands, what they have in common on the command line,
-//! and the exit codes: 0 done, 100 wrong usage, 111 system call failed.
+//! and the exit codes: 0 done, 2 wrong configuration, 100 wrong usage, 111 system call failed.
 
+mod check;
 mod options;
 mod plug_and_play_event_handler;
 mod run;
@@ -16,6 +17,8 @@ use crate::error::Fatal;
 
 /// Wrong usage.
 const EXIT_USAGE: u8 = 100;
+/// The configuration is wrong.
+const EXIT_CONFIGURATION: u8 = 2;
 /// A system call failed.
 const EXIT_SYSTEM: u8 = 111;
 
@@ -44,7 +47,8 @@ enum Request {
     Version,
 }
 
-const COMMANDS: [&Command; 2] = [&run::COMMAND, &plug_and_play_event_handler::COMMAND];
+const COMMANDS: [&Command; 3] =
+    [&run::COMMAND, &check::COMMAND, &plug_and_play_event_handler::COMMAND];
 
 /// Runs the program with these arguments, its own name first.
 pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
@@ -79,9 +83,13 @@ fn run_command(command: &Command, arguments: impl Iterator<Item = OsString>) -> 
         }
         Ok(Request::Version) => print(&version()),
         Err(Fatal::Usage(text)) => refuse(program, &text, command.usage),
-        Err(fatal @ Fatal::System { .. }) => {
+        Err(fatal) => {
             complain(&format!("{program}: fatal: {fatal}\n"));
-            ExitCode::from(EXIT_SYSTEM)
+            ExitCode::from(match fatal {
+                Fatal::Usage(_) => EXIT_USAGE,
+                Fatal::Configuration(_) => EXIT_CONFIGURATION,
+                Fatal::System { .. } => EXIT_SYSTEM,
+            })
         }
     }
 }
