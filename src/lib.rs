@@ -38,6 +38,7 @@ pub mod netlink;
 pub mod plan;
 pub mod rule_files;
 pub mod rules;
+pub mod settle;
 pub mod signals;
 pub mod sys;
 pub mod uevent;
