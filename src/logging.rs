@@ -5,9 +5,10 @@
 
 use std::fmt::{self, Write as _};
 use std::io::Write as _;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use env_logger::{Builder, Target, WriteStyle};
-use log::{Level, LevelFilter};
+use env_logger::{Builder, Logger, Target, WriteStyle};
+use log::{Level, LevelFilter, Log, Metadata, Record};
 
 /// Starts logging under the name of the program.
 ///
@@ -21,20 +22,73 @@ pub fn start(program: &'static str, verbosity: i32) {
         1 => LevelFilter::Debug,
         2.. => LevelFilter::Trace,
     };
-    let mut builder = Builder::new();
-    builder
-        .filter_level(level)
-        .parse_env("RUST_LOG")
-        .write_style(WriteStyle::Never)
-        .target(Target::Stderr)
-        .format(move |line, record| {
-            let level = level_name(record.level());
-            let mut text = String::new();
-            let _ = write!(Escaping(&mut text), "{}", record.args());
-            writeln!(line, "{program}: {level}: {text}")
-        });
+    let configured = builder(program).filter_level(level).parse_env("RUST_LOG").build();
+    let level = configured.filter();
+    let everything = builder(program).filter_level(LevelFilter::Trace).build();
     // Only the first start in a process counts.
-    let _ = builder.try_init();
+    if log::set_boxed_logger(Box::new(Switch { configured, everything })).is_ok() {
+        log::set_max_level(level);
+    }
+}
+
+/// The names of the levels, for a message.
+pub const LEVELS: &str = "error, warning, info, debug or trace";
+
+/// The level with this name.
+pub fn level(name: &str) -> Option<LevelFilter> {
+    let level = Level::iter().find(|level| level_name(*level) == name)?;
+    Some(level.to_level_filter())
+}
+
+/// Logs up to this level from now on, whatever options and RUST_LOG said.
+pub fn set_level(level: LevelFilter) {
+    OVERRIDDEN.store(true, Ordering::Relaxed);
+    log::set_max_level(level);
+}
+
+/// The name of the level up to which is logged, `off` if nothing is; and
+/// whether [`set_level`] chose it.
+pub fn current() -> (&'static str, bool) {
+    let name = log::max_level().to_level().map_or("off", level_name);
+    (name, OVERRIDDEN.load(Ordering::Relaxed))
+}
+
+fn builder(program: &'static str) -> Builder {
+    let mut builder = Builder::new();
+    builder.write_style(WriteStyle::Never).target(Target::Stderr).format(move |line, record| {
+        let level = level_name(record.level());
+        let mut text = String::new();
+        let _ = write!(Escaping(&mut text), "{}", record.args());
+        writeln!(line, "{program}: {level}: {text}")
+    });
+    builder
+}
+
+/// The level was chosen at run time.
+static OVERRIDDEN: AtomicBool = AtomicBool::new(false);
+
+/// RUST_LOG may choose by module, the level at run time is one for all.
+struct Switch {
+    configured: Logger,
+    everything: Logger,
+}
+
+impl Switch {
+    fn logger(&self) -> &Logger {
+        if OVERRIDDEN.load(Ordering::Relaxed) { &self.everything } else { &self.configured }
+    }
+}
+
+impl Log for Switch {
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        self.logger().enabled(metadata)
+    }
+
+    fn log(&self, record: &Record<'_>) {
+        self.logger().log(record);
+    }
+
+    fn flush(&self) {}
 }
 
 fn level_name(level: Level) -> &'static str {

@@ -7,7 +7,7 @@
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::io;
 use std::marker::PhantomData;
-use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::ptr;
 
 use rustix::io::FdFlags;
@@ -160,6 +160,66 @@ pub fn normalize_signals() -> io::Result<()> {
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
+/// Process id, user id and group id of the process at the other end of an
+/// AF_UNIX stream socket, as they were when it connected, or when it began to
+/// listen. The process id is 0 if it is in a PID namespace that is not visible
+/// here (which is why rustix's function of that name must not be used).
+///
+/// # Errors
+/// Those of getsockopt(2).
+pub fn peer_credentials(socket: &impl AsFd) -> io::Result<(i32, u32, u32)> {
+    let ([pid, uid, gid], _) = socket_option(socket, libc::SO_PEERCRED)?;
+    Ok((pid.cast_signed(), uid, gid))
+}
+
+/// How a socket's memory stands (sock_diag(7), SO_MEMINFO).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SocketMemory {
+    /// Bytes that wait to be received.
+    pub queued: u32,
+    /// How many there may be.
+    pub limit: u32,
+    /// Datagrams dropped for want of room.
+    pub drops: u32,
+}
+
+/// Reads that of a socket.
+///
+/// # Errors
+/// Those of getsockopt(2).
+pub fn socket_memory(socket: &impl AsFd) -> io::Result<SocketMemory> {
+    // linux/sock_diag.h: SK_MEMINFO_RMEM_ALLOC, _RCVBUF, ..., _DROPS.
+    let (memory, length) = socket_option::<9>(socket, libc::SO_MEMINFO)?;
+    // Before Linux 4.12 there is no such option, and the last came latest.
+    let drops = if length == 9 { memory[8] } else { 0 };
+    Ok(SocketMemory { queued: memory[0], limit: memory[1], drops })
+}
+
+/// Reads an option of the socket level that consists of integers: these, and
+/// how many of them the kernel has filled in.
+fn socket_option<const N: usize>(
+    socket: &impl AsFd,
+    option: c_int,
+) -> io::Result<([u32; N], usize)> {
+    let mut value = [0_u32; N];
+    let mut length = libc::socklen_t::try_from(size_of_val(&value)).unwrap_or(0);
+    // SAFETY: the kernel writes at most `length` bytes to `value`, for which
+    // any bits are valid; both live longer than the call.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_fd().as_raw_fd(),
+            libc::SOL_SOCKET,
+            option,
+            value.as_mut_ptr().cast(),
+            &raw mut length,
+        )
+    };
+    if result != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok((value, usize::try_from(length).unwrap_or(0) / size_of::<u32>()))
+}
+
 /// A NULL-terminated array of C strings, as execve(2) takes them.
 #[derive(Debug)]
 pub struct CStrings<'a> {
@@ -188,6 +248,7 @@ impl<'a> FromIterator<&'a CStr> for CStrings<'a> {
 pub struct Spawner {
     stack: Vec<u128>,
     reset: Vec<c_int>,
+    open_files: Option<libc::rlimit>,
 }
 
 /// What the child needs to know, and where it leaves its error.
@@ -197,6 +258,7 @@ struct Errand {
     envp: *const *const c_char,
     reset: *const c_int,
     reset_len: usize,
+    open_files: *const libc::rlimit,
     error: c_int,
 }
 
@@ -224,7 +286,14 @@ impl Spawner {
                 result == 0 && old.sa_sigaction != libc::SIG_DFL
             })
             .collect();
-        Self { stack: vec![0; Self::STACK_BYTES / size_of::<u128>()], reset }
+        let stack = vec![0; Self::STACK_BYTES / size_of::<u128>()];
+        Self { stack, reset, open_files: None }
+    }
+
+    /// From now on the children get this limit of open files (soft, hard)
+    /// instead of this process's.
+    pub fn limit_open_files(&mut self, (soft, hard): (u64, u64)) {
+        self.open_files = Some(libc::rlimit { rlim_cur: soft, rlim_max: hard });
     }
 
     /// Starts the program at `path`.
@@ -247,6 +316,7 @@ impl Spawner {
             envp: envp.pointers.as_ptr(),
             reset: self.reset.as_ptr(),
             reset_len: self.reset.len(),
+            open_files: self.open_files.as_ref().map_or(ptr::null(), ptr::from_ref),
             error: 0,
         };
         let mut pidfd: c_int = -1;
@@ -302,6 +372,9 @@ extern "C" fn in_child(errand: *mut c_void) -> c_int {
             default.sa_sigaction = libc::SIG_DFL;
             libc::sigaction(*errand.reset.add(i), &raw const default, ptr::null_mut());
         }
+        if !errand.open_files.is_null() {
+            libc::setrlimit(libc::RLIMIT_NOFILE, errand.open_files);
+        }
         libc::execve(errand.path, errand.argv, errand.envp);
         (&raw mut errand.error).write_volatile(*libc::__errno_location());
         libc::_exit(127)
@@ -311,7 +384,6 @@ extern "C" fn in_child(errand: *mut c_void) -> c_int {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::fd::AsRawFd;
 
     #[test]
     fn a_signal_record_survives_the_pipe() {
