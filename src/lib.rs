@@ -31,6 +31,7 @@ pub mod counters;
 pub mod environment;
 pub mod error;
 pub mod handler;
+pub mod handover;
 pub mod listen_fds;
 pub mod logging;
 pub mod r#loop;

@@ -172,6 +172,12 @@ impl Machine {
         Self { state: State::Reading, limits, paused: false }
     }
 
+    /// Goes on where another machine was.
+    pub fn resume(&mut self, state: State, paused: bool) {
+        self.state = state;
+        self.paused = paused;
+    }
+
     /// The present state.
     pub fn state(&self) -> State {
         self.state

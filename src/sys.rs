@@ -220,6 +220,44 @@ fn socket_option<const N: usize>(
     Ok((value, usize::try_from(length).unwrap_or(0) / size_of::<u32>()))
 }
 
+/// Blocks all signals that can be: what comes now waits, across execve(2) too,
+/// until [`normalize_signals`].
+///
+/// # Errors
+/// Those of sigprocmask(2).
+pub fn block_signals() -> io::Result<()> {
+    // SAFETY: sigset_t is plain data for which all zeros is a valid value.
+    let result = unsafe {
+        let mut all: libc::sigset_t = std::mem::zeroed();
+        libc::sigfillset(&raw mut all);
+        libc::sigprocmask(libc::SIG_SETMASK, &raw const all, ptr::null_mut())
+    };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Has these descriptors stay open across execve(2), or not.
+///
+/// # Errors
+/// Those of fcntl(2); then some may have been changed.
+pub fn keep_across_exec(fds: impl Iterator<Item = RawFd>, keep: bool) -> io::Result<()> {
+    let flags = if keep { FdFlags::empty() } else { FdFlags::CLOEXEC };
+    for fd in fds {
+        // SAFETY: `borrowed` lives in this statement only, and changing the
+        // flag on a descriptor invalidates nobody's ownership; if it is not
+        // open, fcntl says so.
+        let borrowed = unsafe { BorrowedFd::borrow_raw(fd) };
+        rustix::io::fcntl_setfd(borrowed, flags)?;
+    }
+    Ok(())
+}
+
+/// Becomes another program: execve(2). Returns only if that fails.
+pub fn execute(path: &CStr, argv: &CStrings<'_>, envp: &CStrings<'_>) -> io::Error {
+    // SAFETY: the arrays end in NULL, and all strings are borrowed until the call.
+    unsafe { libc::execve(path.as_ptr(), argv.pointers.as_ptr(), envp.pointers.as_ptr()) };
+    io::Error::last_os_error()
+}
+
 /// A NULL-terminated array of C strings, as execve(2) takes them.
 #[derive(Debug)]
 pub struct CStrings<'a> {

@@ -2,6 +2,9 @@
 
 use std::ffi::OsStr;
 
+use rustix::fs::Mode;
+
+use crate::control::{ADDRESS, Address};
 use crate::error::Fatal;
 pub(super) use crate::units::{SECONDS, digits, seconds};
 
@@ -51,9 +54,38 @@ pub(super) fn bytes(text: &str) -> Option<usize> {
     i32::try_from(bytes).ok()?.try_into().ok()
 }
 
+/// Reads where the control socket is; `none` is nowhere.
+pub(super) fn control(text: &OsStr) -> Result<Option<Address>, Fatal> {
+    if text == "none" {
+        return Ok(None);
+    }
+    match Address::parse(text) {
+        Some(address) => Ok(Some(address)),
+        None => Err(unacceptable("--control", text, ADDRESS)),
+    }
+}
+
+/// What [`mode`] reads.
+pub(super) const MODE: &str = "an octal number up to 0777";
+
+/// Reads a file's mode.
+pub(super) fn mode(text: &str) -> Option<Mode> {
+    let mode = u32::from_str_radix(text, 8).ok().filter(|mode| *mode <= 0o777)?;
+    text.bytes().all(|b| b.is_ascii_digit()).then(|| Mode::from_raw_mode(mode))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn modes_are_octal() {
+        assert_eq!(mode("0600"), Some(Mode::RUSR | Mode::WUSR));
+        assert_eq!(mode("0"), Some(Mode::empty()));
+        for wrong in ["", "8", "-1", "+1", "1000", "rw"] {
+            assert_eq!(mode(wrong), None, "{wrong}");
+        }
+    }
 
     #[test]
     fn sizes_have_binary_units() {

@@ -5,7 +5,7 @@
 //! - [`server`]: the daemon's side, a part of the loop.
 //! - [`client`]: the commands' side.
 
-//pub mod client;
+pub mod client;
 pub mod server;
 pub mod wire;
 

@@ -8,7 +8,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 use std::io::{self, Read, Write};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::os::unix::net as std_net;
 use std::path::Path;
 use std::time::Duration;
@@ -22,6 +22,7 @@ use rustix::process::{Resource, Rlimit, getegid, geteuid, getrlimit, setrlimit};
 
 use crate::counters::Limiter;
 use crate::error::{Fatal, reason};
+use crate::handover;
 use crate::machine::Time;
 use crate::sys;
 
@@ -38,6 +39,8 @@ const DESCRIPTORS_KEPT: u64 = 32;
 const SILENCE: Duration = Duration::from_secs(60);
 /// How long a client may take to read a reply.
 const DEAFNESS: Duration = Duration::from_secs(10);
+/// When to try again to accept somebody.
+const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
 /// How many clients are looked at, or accepted, in a turn of the loop. What the
 /// daemon is there for must not wait for them.
 const PER_TURN: usize = 128;
@@ -64,7 +67,7 @@ pub struct Server {
     /// Who has gone, or was sent away, while a request waited.
     lost: Vec<Id>,
     /// The limit of open files that was there before it was raised for clients.
-    open_files: Option<Rlimit>,
+    open_files: Option<(u64, u64)>,
     limiter: Limiter,
 }
 
@@ -101,14 +104,14 @@ impl fmt::Display for Peer {
 struct Client {
     stream: UnixStream,
     peer: Peer,
-    /// What it said and was not yet dealt with.
+    /// What it said, from the request on that was not yet answered.
     input: Vec<u8>,
     /// It will say no more.
     ended: bool,
     /// It will hear no more.
     gone: bool,
-    /// Whom its request is for that waits for an answer.
-    asking: Option<Reader>,
+    /// Its request, which waits for an answer.
+    asking: Option<Question>,
     /// What it has still to hear.
     output: Vec<u8>,
     heard: usize,
@@ -120,10 +123,18 @@ struct Client {
     deadline: Time,
 }
 
+/// A request that waits for an answer.
+#[derive(Debug, Clone, Copy)]
+struct Question {
+    reader: Reader,
+    /// Its length, at the beginning of the input.
+    length: usize,
+}
+
 /// What becomes of a client that was looked at.
 enum Look {
     /// It has asked something.
-    Asks(Reader, Result<Command, String>),
+    Asks(Result<Command, String>),
     /// Nothing for now.
     Later,
     /// It is to be sent away.
@@ -131,16 +142,15 @@ enum Look {
 }
 
 impl Server {
-    /// Binds and listens, with tokens from `first_token` on for itself. `mode`
-    /// is a file's mode, and says who may ask what changes nothing, if
-    /// others or the group may write.
+    /// Binds and listens. `mode` is a file's mode, and says who may ask what
+    /// changes nothing: others, or the group, if they may write.
     ///
     /// A file that is there already is replaced if it is a socket and nobody
     /// answers on it.
     ///
     /// # Errors
     /// Says who holds the address already. Else those of bind(2) and listen(2).
-    pub fn bind(address: Address, mode: Mode, first_token: usize) -> Result<Self, Fatal> {
+    pub fn bind(address: Address, mode: Mode) -> Result<Self, Fatal> {
         let listener = match &address {
             Address::Abstract(_) => bind(&address),
             Address::Path(path) => bind_file(&address, path, mode),
@@ -153,7 +163,7 @@ impl Server {
             }
             Fatal::system(format_args!("listen on control socket {address}"), error)
         })?;
-        Self::from_listener(listener, address, mode, first_token)
+        Self::from_listener(listener, address, mode)
             .map_err(|error| Fatal::system("listen on control socket", error))
     }
 
@@ -165,14 +175,13 @@ impl Server {
         listener: std_net::UnixListener,
         address: Address,
         mode: Mode,
-        first_token: usize,
     ) -> io::Result<Self> {
         listener.set_nonblocking(true)?;
         Ok(Self {
             listener: UnixListener::from_std(listener),
             address,
             mode,
-            first_token,
+            first_token: 0,
             next_id: 0,
             clients: BTreeMap::new(),
             strangers: 0,
@@ -190,12 +199,66 @@ impl Server {
         &self.address
     }
 
-    /// Begins to watch.
+    /// Begins to watch, with all tokens from `first_token` on for itself.
     ///
     /// # Errors
     /// Those of epoll_ctl(2).
-    pub fn register(&mut self, registry: &Registry) -> io::Result<()> {
-        registry.register(&mut self.listener, Token(self.first_token), Interest::READABLE)
+    pub fn register(&mut self, registry: &Registry, first_token: usize) -> io::Result<()> {
+        self.first_token = first_token;
+        registry.register(&mut self.listener, Token(first_token), Interest::READABLE)
+    }
+
+    /// Goes on with the clients of the plugd before this one. Returns those
+    /// that wait for the end of the update; who cannot be kept is sent away.
+    /// `open_files` is what that one's [`Server::open_files`] said.
+    pub fn resume(
+        &mut self,
+        clients: Vec<handover::Client>,
+        open_files: Option<(u64, u64)>,
+        registry: &Registry,
+        now: Time,
+    ) -> Vec<Id> {
+        self.open_files = open_files;
+        let mut updating = Vec::new();
+        for client in clients {
+            let stream = match sys::adopt(client.fd) {
+                Ok(fd) => UnixStream::from_std(fd.into()),
+                Err(error) => {
+                    self.complain(now, "go on with a client", &error);
+                    continue;
+                }
+            };
+            let Ok(peer) = Peer::of(&stream) else { continue };
+            let Some(id) = self.keep(stream, peer, registry, now) else { continue };
+            let Some(kept) = self.clients.get_mut(&id) else { continue };
+            kept.input = client.input;
+            kept.output = client.output;
+            kept.last_words = client.last_words;
+            if client.asked_for_update {
+                // Not read as a request once more: it would begin another update.
+                if kept.question().is_none() {
+                    kept.ended = true;
+                    let _ = kept.question();
+                }
+                updating.push(id);
+            }
+        }
+        updating
+    }
+
+    /// The clients, for the plugd after this one, which they are told nothing
+    /// of; `updating` are those that asked for it.
+    pub fn hand_over(&self, updating: &[Id]) -> Vec<handover::Client> {
+        let clients = self.clients.iter().filter(|(_, client)| !client.gone);
+        clients
+            .map(|(id, client)| handover::Client {
+                fd: client.stream.as_raw_fd(),
+                input: client.input.clone(),
+                output: client.output[client.heard..].to_vec(),
+                last_words: client.last_words,
+                asked_for_update: updating.contains(id),
+            })
+            .collect()
     }
 
     /// The poll reported one of the server's tokens.
@@ -210,9 +273,9 @@ impl Server {
         }
     }
 
-    /// The limit of open files that children have to get, if it is not the
-    /// present one.
-    pub fn open_files(&self) -> Option<Rlimit> {
+    /// The limit of open files (soft, hard) that children have to get, if it is
+    /// not the present one.
+    pub fn open_files(&self) -> Option<(u64, u64)> {
         self.open_files
     }
 
@@ -226,11 +289,12 @@ impl Server {
         self.reminder
     }
 
-    /// Sends away who was silent or deaf for too long.
+    /// Sends away who was silent or deaf for too long, and looks who waits.
     pub fn remind(&mut self, now: Time) {
         if self.reminder.is_none_or(|at| at > now) {
             return;
         }
+        self.accepting = true;
         let late = |client: &Client| client.asking.is_none() && client.deadline <= now;
         let late: Vec<Id> =
             self.clients.iter().filter(|(_, c)| late(c)).map(|(id, _)| *id).collect();
@@ -244,18 +308,10 @@ impl Server {
         std::mem::take(&mut self.lost)
     }
 
-    /// A turn of the loop: accepts clients, lets them hear and say what they
-    /// have to, and calls `answer` for every request; `None` from it means
-    /// that [`Server::reply`] follows later.
-    pub fn serve(
-        &mut self,
-        registry: &Registry,
-        now: Time,
-        mut answer: impl FnMut(Id, Peer, Command) -> Option<Reply>,
-    ) {
-        if self.accepting {
-            self.accept(registry, now);
-        }
+    /// A turn of the loop: lets clients hear and say what they have to, and
+    /// calls `answer` for every request; `None` from it means that
+    /// [`Server::reply`] follows later.
+    pub fn serve(&mut self, now: Time, mut answer: impl FnMut(Id, Peer, Command) -> Option<Reply>) {
         for _ in 0..PER_TURN.min(self.active.len()) {
             let Some(id) = self.active.pop_front() else { return };
             let Some(client) = self.clients.get_mut(&id) else { continue };
@@ -263,8 +319,7 @@ impl Server {
             match client.look(now) {
                 Look::Over => self.drop_client(id),
                 Look::Later => self.remember(id),
-                Look::Asks(reader, command) => {
-                    client.asking = Some(reader);
+                Look::Asks(command) => {
                     let peer = client.peer;
                     if let Some(reply) = self.judge(&peer, command, now, |c| answer(id, peer, c)) {
                         self.reply(id, &reply, now);
@@ -301,9 +356,7 @@ impl Server {
             Address::Path(_) => true,
             Address::Abstract(_) => peer.gid == getegid().as_raw(),
         };
-        peer.privileged
-            || self.mode.contains(Mode::WOTH)
-            || self.mode.contains(Mode::WGRP) && group
+        peer.privileged || self.mode.contains(Mode::WOTH) || self.mode.contains(Mode::WGRP) && group
     }
 
     fn deny(&mut self, peer: &Peer, what: &str, now: Time) -> Reply {
@@ -316,10 +369,25 @@ impl Server {
     /// Replies to a client's request.
     pub fn reply(&mut self, id: Id, reply: &Reply, now: Time) {
         let Some(client) = self.clients.get_mut(&id) else { return };
-        let Some(reader) = client.asking.take() else { return };
+        let Some(Question { reader, length }) = client.asking.take() else { return };
+        client.input.drain(..length);
+        if client.input.is_empty() {
+            client.input = Vec::new();
+        }
         client.say(&reply.to_bytes(reader), now);
         client.last_words |= reader == Reader::Person;
         self.activate(id);
+    }
+
+    /// The end: each client hears what it can hear at once, and a file is
+    /// removed.
+    pub fn close(mut self, now: Time) {
+        for client in self.clients.values_mut() {
+            client.hear(now);
+        }
+        if let Address::Path(path) = &self.address {
+            let _ = rustix::fs::unlink(path);
+        }
     }
 
     fn activate(&mut self, id: Id) {
@@ -338,23 +406,26 @@ impl Server {
         }
     }
 
-    fn accept(&mut self, registry: &Registry, now: Time) {
+    /// A turn of the loop: accepts those who wait for it.
+    pub fn accept(&mut self, registry: &Registry, now: Time) {
         for _ in 0..PER_TURN {
+            if !self.accepting {
+                return;
+            }
             match self.listener.accept() {
                 Ok((stream, _)) => self.admit(stream, registry, now),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    self.accepting = false;
-                    return;
-                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.accepting = false,
                 Err(error) => {
                     let errno = Errno::from_io_error(&error);
                     if matches!(errno, Some(Errno::CONNABORTED | Errno::INTR)) {
                         continue;
                     }
-                    // Who waits there is found when the next one comes.
+                    // For want of descriptors or memory. Who waits there is
+                    // not reported again.
                     self.accepting = false;
+                    let at = now + ACCEPT_PAUSE;
+                    self.reminder = Some(self.reminder.map_or(at, |reminder| reminder.min(at)));
                     self.complain(now, "accept a client of the control socket", &error);
-                    return;
                 }
             }
         }
@@ -376,7 +447,7 @@ impl Server {
             let _ = stream.write(b"error: no: too many clients\n");
             return;
         }
-        self.keep(stream, peer, registry, now);
+        let _ = self.keep(stream, peer, registry, now);
     }
 
     /// Whether there is room for one more: strangers must not keep out those
@@ -404,13 +475,20 @@ impl Server {
         oldest.is_some()
     }
 
-    fn keep(&mut self, mut stream: UnixStream, peer: Peer, registry: &Registry, now: Time) {
+    fn keep(
+        &mut self,
+        mut stream: UnixStream,
+        peer: Peer,
+        registry: &Registry,
+        now: Time,
+    ) -> Option<Id> {
         let id = Id(self.next_id);
         self.next_id += 1;
         let token = Token(self.first_token + 1 + id.0);
         let interest = Interest::READABLE | Interest::WRITABLE;
         if let Err(error) = registry.register(&mut stream, token, interest) {
-            return self.complain(now, "watch a client of the control socket", &error);
+            self.complain(now, "watch a client of the control socket", &error);
+            return None;
         }
         self.strangers += usize::from(!peer.privileged);
         self.clients.insert(
@@ -430,6 +508,7 @@ impl Server {
             },
         );
         self.activate(id);
+        Some(id)
     }
 
     /// Closing its socket, of which there is no other copy, unregisters it.
@@ -466,27 +545,14 @@ impl Client {
             return Look::Over;
         }
         loop {
-            if let Some(end) = self.input.iter().position(|&b| b == b'\n') {
-                let (reader, command) = wire::parse(&self.input[..end]);
-                self.input.drain(..=end);
-                return Look::Asks(reader, command);
-            }
-            if self.input.len() >= REQUEST_MAX {
-                self.last_words = true;
-                let text = format!("a request has at most {REQUEST_MAX} bytes");
-                return Look::Asks(Reader::Person, Err(text));
+            if let Some(command) = self.question() {
+                return Look::Asks(command);
             }
             if self.ended {
-                if self.input.is_empty() {
-                    return Look::Over;
-                }
-                // The last line of a file may lack its newline.
-                self.last_words = true;
-                let (reader, command) = wire::parse(&std::mem::take(&mut self.input));
-                return Look::Asks(reader, command);
+                return Look::Over;
             }
             let mut buffer = [0; REQUEST_MAX];
-            match self.stream.read(&mut buffer[..REQUEST_MAX - self.input.len()]) {
+            match self.stream.read(&mut buffer[..REQUEST_MAX.saturating_sub(self.input.len())]) {
                 Ok(0) => self.ended = true,
                 Ok(length) => self.input.extend_from_slice(&buffer[..length]),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Look::Later,
@@ -494,6 +560,29 @@ impl Client {
                 Err(_) => return Look::Over,
             }
         }
+    }
+
+    /// The request at the beginning of the input, if it is complete. It waits
+    /// for an answer from now on.
+    fn question(&mut self) -> Option<Result<Command, String>> {
+        let length = self.input.len();
+        let end = match self.input.iter().position(|&b| b == b'\n') {
+            Some(end) => end,
+            None if length >= REQUEST_MAX => {
+                self.last_words = true;
+                self.asking = Some(Question { reader: Reader::Person, length });
+                return Some(Err(format!("a request has at most {REQUEST_MAX} bytes")));
+            }
+            // The last line of a file may lack its newline.
+            None if self.ended && length > 0 => {
+                self.last_words = true;
+                length
+            }
+            None => return None,
+        };
+        let (reader, command) = wire::parse(&self.input[..end]);
+        self.asking = Some(Question { reader, length: length.min(end + 1) });
+        Some(command)
     }
 
     /// Whether it may hear more.
@@ -520,9 +609,9 @@ impl Client {
     }
 }
 
-impl AsFd for Server {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.listener.as_fd()
+impl AsRawFd for Server {
+    fn as_raw_fd(&self) -> RawFd {
+        self.listener.as_raw_fd()
     }
 }
 
@@ -534,13 +623,14 @@ fn room() -> usize {
 }
 
 /// Raises the limit of open files as far as it is of use and allowed; returns
-/// what it was.
-fn raise_open_files() -> Option<Rlimit> {
+/// what it was (soft, hard).
+fn raise_open_files() -> Option<(u64, u64)> {
     let before = getrlimit(Resource::Nofile);
     let wanted = CLIENTS_MAX as u64 + DESCRIPTORS_KEPT;
     let current = before.maximum.map_or(wanted, |maximum| maximum.min(wanted));
     setrlimit(Resource::Nofile, Rlimit { current: Some(current), ..before }).ok()?;
-    Some(before)
+    // RLIM_INFINITY (getrlimit(2)) is all ones.
+    Some((before.current.unwrap_or(u64::MAX), before.maximum.unwrap_or(u64::MAX)))
 }
 
 fn bind(address: &Address) -> io::Result<std_net::UnixListener> {

@@ -105,7 +105,13 @@ impl Command {
                 None => None,
                 Some(word) => match std::str::from_utf8(word).ok().and_then(logging::level) {
                     Some(level) => Some(level),
-                    None => return Err(format!("expected {}, but not {}", logging::LEVELS, quoted(word))),
+                    None => {
+                        return Err(format!(
+                            "expected {}, but not {}",
+                            logging::LEVELS,
+                            quoted(word)
+                        ));
+                    }
                 },
             }),
             _ => return Err(format!("there is no command {}", quoted(name))),
@@ -155,22 +161,20 @@ fn device(words: &[&[u8]]) -> Result<Device, String> {
     if let [path] = words
         && path.starts_with(b"/")
     {
-        let (kind, path): (fn(Vec<u8>) -> Device, &[u8]) =
-            match (path.strip_prefix(b"/dev/"), path.strip_prefix(b"/sys")) {
-                (Some(node), _) => (Device::Node, node),
-                (None, Some(path)) if path.starts_with(b"/") => (Device::Path, path),
-                (None, _) => (Device::Path, path),
-            };
-        let names = || path.split(|&b| b == b'/').filter(|name| !name.is_empty());
-        if names().next().is_none() || names().any(|name| name == b"." || name == b"..") {
-            return Err(EXPECTED.into());
-        }
         // As the kernel writes it: one / between two names, none at the end.
-        let mut path = names().collect::<Vec<_>>().join(&b'/');
-        if kind(Vec::new()) == Device::Path(Vec::new()) {
-            path.insert(0, b'/');
+        let names = |path: &[u8]| {
+            let names = path.split(|&b| b == b'/').filter(|name| !name.is_empty());
+            let names: Vec<&[u8]> = names.collect();
+            let real =
+                !names.is_empty() && names.iter().all(|name| *name != b"." && *name != b"..");
+            real.then(|| names.join(&b'/')).ok_or(EXPECTED)
+        };
+        if let Some(node) = path.strip_prefix(b"/dev/") {
+            return Ok(Device::Node(names(node)?));
         }
-        return Ok(kind(path));
+        let below_sys = path.strip_prefix(b"/sys").filter(|path| path.starts_with(b"/"));
+        let path = names(below_sys.unwrap_or(path))?;
+        return Ok(Device::Path([b"/", &path[..]].concat()));
     }
     let is_field = |word: &&[u8]| word.iter().position(|&b| b == b'=').is_some_and(|at| at > 0);
     if words.is_empty() || !words.iter().all(is_field) {
@@ -444,7 +448,8 @@ mod tests {
             let expected = (reply.outcome, bytes.len() - head - 1);
             assert_eq!(Reply::parse_head(&bytes[..head]), Some(expected));
         }
-        for wrong in ["", "plugd/1", "plugd/1 ok", "plugd/1 ok -1", "plugd/1 yes 0", "plugd/1 ok 0 0"]
+        for wrong in
+            ["", "plugd/1", "plugd/1 ok", "plugd/1 ok -1", "plugd/1 yes 0", "plugd/1 ok 0 0"]
         {
             assert_eq!(Reply::parse_head(wrong.as_bytes()), None, "{wrong}");
         }
