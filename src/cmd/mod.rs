@@ -1,9 +1,11 @@
 //! The commands: one file each, from options to a struct to the job.
 //!
 //! Owns the table of commands, what they have in common on the command line,
-//! and the exit codes: 0 done, 2 wrong configuration, 100 wrong usage, 111 system call failed.
+//! and the exit codes: 0 done, 1 the answer is no, 2 wrong configuration, 100 wrong
+//! usage, 111 system call failed.
 
 mod check;
+mod control;
 mod options;
 mod plug_and_play_event_handler;
 mod run;
@@ -15,6 +17,8 @@ use std::process::ExitCode;
 
 use crate::error::Fatal;
 
+/// The answer is no.
+const EXIT_NO: u8 = 1;
 /// Wrong usage.
 const EXIT_USAGE: u8 = 100;
 /// The configuration is wrong.
@@ -41,14 +45,29 @@ struct Command {
 enum Request {
     /// It has done its job.
     Done,
+    /// It has, and this exit code tells how that went.
+    Exit(u8),
     /// Its help.
     Help,
     /// The version of plugd.
     Version,
 }
 
-const COMMANDS: [&Command; 3] =
-    [&run::COMMAND, &check::COMMAND, &plug_and_play_event_handler::COMMAND];
+const COMMANDS: [&Command; 13] = [
+    &run::COMMAND,
+    &check::COMMAND,
+    &control::STATUS,
+    &control::SETTLE,
+    &control::WAIT,
+    &control::PAUSE,
+    &control::RESUME,
+    &control::RELOAD,
+    &control::RESCAN,
+    &control::STOP,
+    &control::UPDATE,
+    &control::LOG_LEVEL,
+    &plug_and_play_event_handler::COMMAND,
+];
 
 /// Runs the program with these arguments, its own name first.
 pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
@@ -78,6 +97,7 @@ fn run_command(command: &Command, arguments: impl Iterator<Item = OsString>) -> 
     let arguments: Vec<OsString> = arguments.collect();
     match (command.main)(lexopt::Parser::from_args(arguments), program) {
         Ok(Request::Done) => ExitCode::SUCCESS,
+        Ok(Request::Exit(code)) => ExitCode::from(code),
         Ok(Request::Help) => {
             print(&format!("{}\n\nUsage: {}\n\n{}", command.summary, command.usage, command.help))
         }
