@@ -81,6 +81,16 @@ impl<'e> Steps<'e> {
     pub fn peek(&self) -> Option<Step<'e>> {
         self.plan.step(self.next)
     }
+
+    /// How many steps have been gone past.
+    pub fn done(&self) -> usize {
+        self.next
+    }
+
+    /// Goes past so many steps, as far as there are.
+    pub fn skip_done(&mut self, count: usize) {
+        self.next += count;
+    }
 }
 
 impl<'e> Iterator for Steps<'e> {

@@ -1,11 +1,12 @@
 //! The commands: one file each, from options to a struct to the job.
 //!
 //! Owns the table of commands, what they have in common on the command line,
-//! and the exit codes: 0 done, 2 wrong configuration, 100 wrong usage, 111 system
-//! call failed, and where a command goes on as another program, 126 and 127 as
-//! env(1) has them.
+//! and the exit codes: 0 done, 1 the answer is no, 2 wrong configuration, 100 wrong
+//! usage, 111 system call failed, and where a command goes on as another program,
+//! 126 and 127 as env(1) has them.
 
 mod check;
+mod control;
 mod netlink_datagram_socket_listen;
 mod options;
 mod plug_and_play_event_handler;
@@ -20,6 +21,8 @@ use std::process::ExitCode;
 use crate::error::Fatal;
 use crate::logging::escaped;
 
+/// The answer is no.
+const EXIT_NO: u8 = 1;
 /// Wrong usage.
 const EXIT_USAGE: u8 = 100;
 /// The configuration is wrong.
@@ -52,15 +55,27 @@ struct Command {
 enum Request {
     /// It has done its job.
     Done,
+    /// It has, and this exit code tells how that went.
+    Exit(u8),
     /// Its help.
     Help,
     /// The version of plugd.
     Version,
 }
 
-const COMMANDS: [&Command; 4] = [
+const COMMANDS: [&Command; 14] = [
     &run::COMMAND,
     &check::COMMAND,
+    &control::STATUS,
+    &control::SETTLE,
+    &control::WAIT,
+    &control::PAUSE,
+    &control::RESUME,
+    &control::RELOAD,
+    &control::RESCAN,
+    &control::STOP,
+    &control::UPDATE,
+    &control::LOG_LEVEL,
     &plug_and_play_event_handler::COMMAND,
     &netlink_datagram_socket_listen::COMMAND,
 ];
@@ -94,6 +109,7 @@ fn run_command(command: &Command, arguments: impl Iterator<Item = OsString>) -> 
     let arguments: Vec<OsString> = arguments.collect();
     match (command.main)(lexopt::Parser::from_args(arguments), program) {
         Ok(Request::Done) => ExitCode::SUCCESS,
+        Ok(Request::Exit(code)) => ExitCode::from(code),
         Ok(Request::Help) => {
             print(&format!("{}\n\nUsage: {}\n\n{}", command.summary, command.usage, command.help))
         }
