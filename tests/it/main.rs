@@ -15,6 +15,8 @@ mod input;
 mod log;
 mod order;
 mod pressure;
+mod readiness;
 mod signals;
 mod sources;
 mod starting;
+mod update;
