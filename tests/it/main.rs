@@ -18,6 +18,8 @@ mod log;
 mod manual;
 mod order;
 mod pressure;
+mod readiness;
 mod signals;
 mod sources;
 mod starting;
+mod update;
