@@ -13,18 +13,23 @@
 //!
 //! - [`cmd`]: the commands, from options to the job.
 //! - [`mod@loop`]: owns all that is watched; feeds the machine, and does what it says.
-//! - [`netlink`], [`child`], [`signals`]: what deals with the system.
+//! - [`netlink`], [`child`], [`signals`], [`syslog`]: what deals with the system.
+//! - [`daemon`]: the background, PID files, and who controls daemons; also for
+//!   other programs.
 //! - [`machine`], [`handler`], [`plan`], [`environment`], [`uevent`],
 //!   [`counters`], [`listen_fds`]: what decides; pure, without system calls.
-//! - [`sys`], [`error`], [`logging`]: the only `unsafe`, errors, log lines.
+//! - [`sys`], [`account`], [`error`], [`logging`]: the only `unsafe`, users and
+//!   groups, errors, log lines.
 //!
 //! Start with [`machine`] for what plugd promises, and with [`mod@loop`] for
 //! how it keeps it.
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test may panic"))]
 
+pub mod account;
 pub mod child;
 pub mod cmd;
 pub mod counters;
+pub mod daemon;
 pub mod environment;
 pub mod error;
 pub mod handler;
@@ -36,4 +41,5 @@ pub mod netlink;
 pub mod plan;
 pub mod signals;
 pub mod sys;
+pub mod syslog;
 pub mod uevent;

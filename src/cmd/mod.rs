@@ -3,6 +3,8 @@
 //! Owns the table of commands, what they have in common on the command line,
 //! and the exit codes: 0 done, 100 wrong usage, 111 system call failed.
 
+mod daemon_control;
+mod daemon_options;
 mod options;
 mod plug_and_play_event_handler;
 mod run;
@@ -13,6 +15,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use crate::error::Fatal;
+use crate::logging;
 
 /// Wrong usage.
 const EXIT_USAGE: u8 = 100;
@@ -23,6 +26,8 @@ const EXIT_SYSTEM: u8 = 111;
 struct Command {
     /// What asks for it: the first argument, or the program's own name if `peer`.
     name: &'static str,
+    /// Another name for it.
+    alias: Option<&'static str>,
     /// It stands in for the program of that name, and speaks in its name.
     peer: bool,
     /// What it does, in a line.
@@ -38,20 +43,24 @@ struct Command {
 enum Request {
     /// It has done its job.
     Done,
+    /// It has come to an end that it tells by this exit code.
+    Exit(u8),
     /// Its help.
     Help,
     /// The version of plugd.
     Version,
 }
 
-const COMMANDS: [&Command; 2] = [&run::COMMAND, &plug_and_play_event_handler::COMMAND];
+const COMMANDS: [&Command; 3] =
+    [&run::COMMAND, &plug_and_play_event_handler::COMMAND, &daemon_control::COMMAND];
 
 /// Runs the program with these arguments, its own name first.
 pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let mut arguments = arguments.into_iter();
     let own_name = arguments.next().unwrap_or_default();
     let own_name = Path::new(&own_name).file_name().unwrap_or_default();
-    if let Some(command) = COMMANDS.into_iter().find(|c| c.peer && own_name == c.name) {
+    let called = |c: &Command, name: &OsStr| name == c.name || c.alias.is_some_and(|a| name == a);
+    if let Some(command) = COMMANDS.into_iter().find(|c| c.peer && called(c, own_name)) {
         return run_command(command, arguments);
     }
     let Some(first) = arguments.next() else {
@@ -63,7 +72,7 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     if first == "--version" || first == "-V" {
         return print(&version());
     }
-    match COMMANDS.into_iter().find(|command| first == command.name) {
+    match COMMANDS.into_iter().find(|command| called(command, &first)) {
         Some(command) => run_command(command, arguments),
         None => refuse("plugd", &format!("there is no command {}", quoted(&first)), SYNOPSIS),
     }
@@ -74,6 +83,7 @@ fn run_command(command: &Command, arguments: impl Iterator<Item = OsString>) -> 
     let arguments: Vec<OsString> = arguments.collect();
     match (command.main)(lexopt::Parser::from_args(arguments), program) {
         Ok(Request::Done) => ExitCode::SUCCESS,
+        Ok(Request::Exit(code)) => ExitCode::from(code),
         Ok(Request::Help) => {
             print(&format!("{}\n\nUsage: {}\n\n{}", command.summary, command.usage, command.help))
         }
@@ -94,7 +104,8 @@ fn overview() -> String {
          Usage: {SYNOPSIS}\n\nCommands:\n"
     );
     for command in COMMANDS {
-        text += &format!("  {}\n      {}\n", command.name, command.summary);
+        let alias = command.alias.map_or_else(String::new, |alias| format!(", {alias}"));
+        text += &format!("  {}{alias}\n      {}\n", command.name, command.summary);
     }
     text + "\nplugd COMMAND --help tells more. A command that is named after another program\n\
             is also found by that name, through a link to plugd.\n\n\
@@ -120,8 +131,12 @@ fn refuse(program: &str, text: &str, usage: &str) -> ExitCode {
     ExitCode::from(EXIT_USAGE)
 }
 
-/// In one write; if stderr does not take it, there is nobody to tell.
+/// In one write; if stderr does not take it, there is nobody to tell. A daemon
+/// may have left stderr for syslog.
 fn complain(text: &str) {
+    if logging::sent_to_syslog(log::Level::Error, text.trim_end()) {
+        return;
+    }
     let _ = std::io::stderr().write_all(text.as_bytes());
 }
 

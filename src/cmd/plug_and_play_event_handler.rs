@@ -13,6 +13,7 @@ use super::{Command, Request};
 
 pub(super) const COMMAND: Command = Command {
     name: "plug-and-play-event-handler",
+    alias: None,
     peer: true,
     summary: "Runs a program for every datagram of the sockets that it was handed, one at a time.",
     usage: "plug-and-play-event-handler [-v|--verbose] PROG [ARGS...]",
@@ -69,10 +70,11 @@ fn main(mut parser: lexopt::Parser, log_name: &'static str) -> Result<Request, F
 
 fn start(options: &Options, log_name: &'static str) -> Result<Request, Fatal> {
     logging::start(log_name, options.verbosity);
+    let prepared = options.daemon.prepare(log_name)?;
     let handler = run::handler(options)?;
     let sources = match run::inherited_sources(&[])? {
         Some(sources) => sources,
         None => vec![run::adopt_source(listen_fds::FIRST)?],
     };
-    run::serve(options, &handler, sources)
+    run::serve(options, &handler, sources, prepared)
 }

@@ -19,11 +19,13 @@ use crate::netlink::Source;
 use crate::plan::Program;
 use crate::{logging, sys};
 
+use super::daemon_options::{DaemonOption, DaemonOptions, Prepared};
 use super::options::{self, BYTES, SECONDS};
 use super::{Command, Request, quoted};
 
 pub(super) const COMMAND: Command = Command {
     name: "run",
+    alias: None,
     peer: false,
     summary: "Runs a program for every device event of the kernel, one at a time, in order.",
     usage: "plugd run [OPTIONS] [--] PROG [ARGS...]",
@@ -54,6 +56,18 @@ How the program runs:
       --clean-environment         pass on nothing of plugd's own environment:
                                   HOME and PATH are set, then the event's
 
+As a daemon (without a supervisor; see also plugd daemon-control):
+      --daemonize                 go into the background, with / as directory;
+                                  the command exits when the daemon is up, with
+                                  0, or has failed
+      --pid-file PATH             write the process id there, and lock the file
+                                  for as long as the daemon lives
+      --user NAME|#UID            become this user, with its groups
+      --group NAME|#GID           become this group, and be in no other
+      --log-file PATH             once it is up, write to the end of this file
+                                  instead of to stderr
+      --syslog                    once it is up, log to syslog
+
 What it tells:
   -v, --verbose                   every event; twice: everything
   -q, --quiet                     only warnings and errors; twice: errors
@@ -71,6 +85,8 @@ Examples:
       plugd run -- sh -c 'echo \"$ACTION $DEVPATH\"'
   Run a script written for /proc/sys/kernel/hotplug, with a minute's patience:
       plugd run --timeout 60 --hotplug-argument /sbin/hotplug
+  Start it from a boot script that has no supervisor:
+      plugd run --daemonize --pid-file /run/plugd.pid --syslog /etc/hotplug
 ";
 
 /// What the command line asks for.
@@ -84,6 +100,7 @@ pub(super) struct Options {
     pub(super) clean_environment: bool,
     pub(super) verbosity: i32,
     pub(super) hangup: Hangup,
+    pub(super) daemon: DaemonOptions,
     pub(super) program: OsString,
     pub(super) arguments: Vec<OsString>,
 }
@@ -102,6 +119,7 @@ impl Options {
             clean_environment: false,
             verbosity: 0,
             hangup: Hangup::Reload,
+            daemon: DaemonOptions::default(),
             program,
             arguments: Vec::new(),
         }
@@ -112,12 +130,13 @@ fn main(parser: lexopt::Parser, log_name: &'static str) -> Result<Request, Fatal
     match parse(parser)? {
         Ok(options) => {
             logging::start(log_name, options.verbosity);
+            let prepared = options.daemon.prepare(log_name)?;
             let handler = handler(&options)?;
             let sources = match inherited_sources(&options.fds)? {
                 None => vec![open_source(options.receive_buffer_size)?],
                 Some(sources) => sources,
             };
-            serve(&options, &handler, sources)
+            serve(&options, &handler, sources, prepared)
         }
         Err(other) => Ok(other),
     }
@@ -160,7 +179,10 @@ fn parse(mut parser: lexopt::Parser) -> Result<Result<Options, Request>, Fatal> 
                 options.arguments = parser.raw_args()?.collect();
                 return Ok(Ok(options));
             }
-            argument => return Err(argument.unexpected().into()),
+            argument => match DaemonOption::of(&argument) {
+                Some(option) => options.daemon.take(option, &mut parser)?,
+                None => return Err(argument.unexpected().into()),
+            },
         }
     }
     Err(Fatal::Usage("PROG is missing: the program to run for every event".into()))
@@ -201,14 +223,21 @@ pub(super) fn serve(
     options: &Options,
     handler: &Handler,
     sources: Vec<Source>,
+    prepared: Prepared,
 ) -> Result<Request, Fatal> {
+    if options.daemon.goes_to_background() {
+        // Without /proc they stay open, which is a pity, and no more.
+        let _ = sys::close_inherited();
+    }
     sys::close_all_on_exec().map_err(|e| Fatal::system("set file descriptors close-on-exec", e))?;
     // The children's; plugd reads nothing there.
     File::open("/dev/null")
         .and_then(|null| Ok(rustix::stdio::dup2_stdin(null)?))
         .map_err(|e| Fatal::system("make /dev/null the standard input", e))?;
+    let mut started = prepared.start()?;
     let daemon = Daemon::new(sources, options.limits, options.hangup)
         .map_err(|e| Fatal::system("set up the event loop", e))?;
+    started.ready()?;
     let counters = daemon.run(handler).map_err(|e| Fatal::system("wait for what happens", e))?;
     log::info!("stopped: {counters}");
     Ok(Request::Done)
@@ -223,7 +252,12 @@ pub(super) fn handler(options: &Options) -> Result<Handler, Fatal> {
     let argv = std::iter::once(&options.program).chain(&options.arguments);
     Ok(Handler {
         program: Program {
-            path: child::find_program(&options.program, path).map_err(cannot_run)?,
+            path: child::find_program(&options.program, path)
+                .and_then(|path| match options.daemon.goes_to_background() {
+                    true => child::absolute(&path),
+                    false => Ok(path),
+                })
+                .map_err(cannot_run)?,
             argv: argv
                 .map(|a| child::c_string(a))
                 .collect::<io::Result<_>>()
