@@ -19,7 +19,7 @@ use rustix::process::{
 use crate::error::reason;
 use crate::machine::Refusal;
 use crate::plan::Run;
-use crate::sys::{CStrings, Spawner};
+use crate::sys::Spawner;
 
 /// A child that has not been reaped.
 #[derive(Debug)]
@@ -72,13 +72,12 @@ impl Child {
     /// # Errors
     /// Those of clone(2) and execve(2); then there is no child.
     pub fn spawn(spawner: &mut Spawner, run: &Run<'_>) -> io::Result<Self> {
-        let environment: CStrings<'_> = run.environment.variables.iter().copied().collect();
-        let path = &run.program.path;
-        let mut result = spawner.spawn(path, &run.argv().collect(), &environment);
+        let environment = || run.environment.variables.iter().copied();
+        let path = run.program.path.as_c_str();
+        let mut result = spawner.spawn(path, run.argv(), environment());
         if matches!(&result, Err(e) if Errno::from_io_error(e) == Some(Errno::NOEXEC)) {
-            let shell: CStrings<'_> =
-                [c"/bin/sh", path].into_iter().chain(run.argv().skip(1)).collect();
-            result = spawner.spawn(c"/bin/sh", &shell, &environment);
+            let shell = [c"/bin/sh", path].into_iter().chain(run.argv().skip(1));
+            result = spawner.spawn(c"/bin/sh", shell, environment());
         }
         result.map(|(pidfd, pid)| Self { pidfd, pid })
     }

@@ -110,34 +110,28 @@ impl Base {
     /// of the base with the same key, and the last of an event's duplicates counts.
     pub fn with_event<'a>(&'a self, event: &Uevent<'a>) -> Environment<'a> {
         let mut withheld = Vec::new();
-        let mut own: Vec<&CStr> = Vec::with_capacity(32);
+        // The usual event's variables find room without growing it.
+        let mut variables: Vec<&CStr> = Vec::with_capacity(self.variables.len() + 32);
+        variables.extend(self.variables.iter().map(CString::as_c_str));
         for field in event.fields() {
             if is_shell_name(field.key())
                 && !matches_any(&PROTECTED, field.key())
                 && !matches_any(&HANDOVER, field.key())
             {
-                own.push(field.whole());
+                variables.push(field.whole());
             } else {
                 withheld.push(field.key());
             }
         }
         // Stable, so that of equal keys the last one given comes last.
-        own.sort_by(|a, b| key_of(a).cmp(key_of(b)));
-
-        let mut variables: Vec<&CStr> = Vec::with_capacity(self.variables.len() + own.len());
-        let mut base = self.variables.iter().map(CString::as_c_str).peekable();
-        for (i, variable) in own.iter().enumerate() {
-            let key = key_of(variable);
-            if own.get(i + 1).is_some_and(|next| key_of(next) == key) {
-                continue;
+        variables.sort_by(|a, b| key_of(a).cmp(key_of(b)));
+        variables.dedup_by(|later, kept| {
+            let same = key_of(later) == key_of(kept);
+            if same {
+                *kept = *later;
             }
-            while let Some(smaller) = base.next_if(|b| key_of(b) < key) {
-                variables.push(smaller);
-            }
-            base.next_if(|b| key_of(b) == key);
-            variables.push(variable);
-        }
-        variables.extend(base);
+            same
+        });
         Environment { variables, withheld }
     }
 }

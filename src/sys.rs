@@ -1,12 +1,12 @@
 //! The few system calls that no safe crate offers, behind safe functions.
 //!
 //! This is the only module with `unsafe`. It owns nothing but the stack that a
-//! new child runs on until it executes its program ([`Spawner`]).
+//! new child runs on until it executes its program, and what it is told
+//! ([`Spawner`]).
 #![allow(unsafe_code, reason = "the one module where system calls are wrapped")]
 
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::io;
-use std::marker::PhantomData;
 use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::ptr;
 
@@ -222,21 +222,6 @@ pub fn normalize_signals() -> io::Result<()> {
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// A NULL-terminated array of C strings, as execve(2) takes them.
-#[derive(Debug)]
-pub struct CStrings<'a> {
-    pointers: Vec<*const c_char>,
-    strings: PhantomData<&'a CStr>,
-}
-
-impl<'a> FromIterator<&'a CStr> for CStrings<'a> {
-    fn from_iter<I: IntoIterator<Item = &'a CStr>>(strings: I) -> Self {
-        let mut pointers: Vec<_> = strings.into_iter().map(CStr::as_ptr).collect();
-        pointers.push(ptr::null());
-        Self { pointers, strings: PhantomData }
-    }
-}
-
 /// Starts programs, at the cost of one clone(2) and one execve(2).
 ///
 /// Child and parent share memory until the child executes its program, and the
@@ -250,6 +235,10 @@ impl<'a> FromIterator<&'a CStr> for CStrings<'a> {
 pub struct Spawner {
     stack: Vec<u128>,
     reset: Vec<c_int>,
+    /// As execve(2) takes them, ended by NULL; dangling when nothing is being
+    /// started. Kept for their memory.
+    argv: Vec<*const c_char>,
+    envp: Vec<*const c_char>,
 }
 
 /// What the child needs to know, and where it leaves its error.
@@ -272,8 +261,8 @@ impl Spawner {
     /// The child calls one function deep; execve itself runs in the kernel.
     const STACK_BYTES: usize = 32 * 1024;
 
-    /// Notes which signals have not their default disposition now: these the
-    /// children must reset.
+    /// Notes which signals are ignored now: these the children must reset.
+    /// Those that are caught execve(2) resets.
     pub fn new() -> Self {
         let reset = (1..=libc::SIGRTMAX())
             .filter(|&signal| {
@@ -283,13 +272,19 @@ impl Spawner {
                     let mut old: libc::sigaction = std::mem::zeroed();
                     (libc::sigaction(signal, ptr::null(), &raw mut old), old)
                 };
-                result == 0 && old.sa_sigaction != libc::SIG_DFL
+                result == 0 && old.sa_sigaction == libc::SIG_IGN
             })
             .collect();
-        Self { stack: vec![0; Self::STACK_BYTES / size_of::<u128>()], reset }
+        Self {
+            stack: vec![0; Self::STACK_BYTES / size_of::<u128>()],
+            reset,
+            argv: Vec::new(),
+            envp: Vec::new(),
+        }
     }
 
-    /// Starts the program at `path`.
+    /// Starts the program at `path`, with these arguments, its name first,
+    /// and this environment of `KEY=VALUE`.
     ///
     /// Returns a pidfd (close-on-exec; owned by the caller, who also has to
     /// reap the child) and the process id, which is also the id of the
@@ -297,16 +292,16 @@ impl Spawner {
     ///
     /// # Errors
     /// Those of clone(2) and execve(2).
-    pub fn spawn(
+    pub fn spawn<'a>(
         &mut self,
         path: &CStr,
-        argv: &CStrings<'_>,
-        envp: &CStrings<'_>,
+        argv: impl IntoIterator<Item = &'a CStr>,
+        envp: impl IntoIterator<Item = &'a CStr>,
     ) -> io::Result<(OwnedFd, Pid)> {
         let mut errand = Errand {
             path: path.as_ptr(),
-            argv: argv.pointers.as_ptr(),
-            envp: envp.pointers.as_ptr(),
+            argv: fill(&mut self.argv, argv),
+            envp: fill(&mut self.envp, envp),
             reset: self.reset.as_ptr(),
             reset_len: self.reset.len(),
             error: 0,
@@ -316,7 +311,8 @@ impl Spawner {
         // SAFETY: the stack is aligned to 16 bytes, grows down from its end and
         // is used by one child at a time, as CLONE_VFORK keeps this thread, the
         // only one, from running until the child has left it by execve or
-        // _exit. For as long `errand`, and what it points to, stay borrowed.
+        // _exit. For as long `errand` lives, and what it points to: the strings
+        // are borrowed for longer than this call, the arrays are ours.
         // CLONE_PIDFD puts the descriptor into the variable given as `parent_tid`.
         let pid = unsafe {
             libc::clone(
@@ -342,6 +338,17 @@ impl Spawner {
         reap(pidfd.as_fd())?;
         Err(io::Error::from_raw_os_error(error))
     }
+}
+
+/// Makes an array of C strings as execve(2) takes it.
+fn fill<'a>(
+    array: &mut Vec<*const c_char>,
+    strings: impl IntoIterator<Item = &'a CStr>,
+) -> *const *const c_char {
+    array.clear();
+    array.extend(strings.into_iter().map(CStr::as_ptr));
+    array.push(ptr::null());
+    array.as_ptr()
 }
 
 fn reap(pidfd: BorrowedFd<'_>) -> io::Result<()> {
@@ -401,11 +408,9 @@ mod tests {
     #[test]
     fn an_error_of_execve_is_told_and_leaves_no_child() {
         let mut spawner = Spawner::new();
-        let none = CStrings::from_iter([]);
-        let argv = CStrings::from_iter([c"x"]);
-        let error = spawner.spawn(c"/nonexistent/program", &argv, &none).unwrap_err();
+        let error = spawner.spawn(c"/nonexistent/program", [c"x"], []).unwrap_err();
         assert_eq!(error.raw_os_error(), Some(libc::ENOENT));
-        let error = spawner.spawn(c"/etc/passwd", &argv, &none).unwrap_err();
+        let error = spawner.spawn(c"/etc/passwd", [c"x"], []).unwrap_err();
         assert_eq!(error.raw_os_error(), Some(libc::EACCES));
     }
 }

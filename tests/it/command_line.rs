@@ -100,7 +100,9 @@ fn a_program_that_cannot_run_is_found_at_the_start() {
         (&["run", "--", "--help"], "cannot run '--help'"),
         (&["run", "/nonexistent/\n"], "cannot run '/nonexistent/\\n'"),
     ] {
-        let Finished { code, stdout, stderr } = finish(args);
+        // A directory of PATH that may not be searched would be an error of its own.
+        let plugd = Plugd::new().args(args).env("PATH", "/bin:/usr/bin");
+        let Finished { code, stdout, stderr } = plugd.finish();
         assert_eq!((code, &*stdout), (Some(111), ""), "{args:?}: {stderr}");
         assert!(stderr.starts_with(&format!("plugd: fatal: {why}")), "{args:?}: {stderr}");
         assert_eq!(stderr.lines().count(), 1, "{stderr}");

@@ -226,15 +226,19 @@ impl Daemon {
     }
 
     /// Waits until such a file has that many lines; returns all that it has.
+    /// Does not lose its patience while there are more and more.
     pub(crate) fn wait_for_lines(&self, name: &str, count: usize) -> Vec<String> {
-        let deadline = Instant::now() + PATIENCE;
+        let (mut deadline, mut seen) = (Instant::now() + PATIENCE, 0);
         loop {
             let lines = self.lines(name);
             if lines.len() >= count {
                 return lines;
             }
+            if lines.len() > seen {
+                (deadline, seen) = (Instant::now() + PATIENCE, lines.len());
+            }
             assert!(Instant::now() < deadline, "{name} has {lines:?}; log: {:#?}", self.log());
-            std::thread::sleep(Duration::from_millis(2));
+            std::thread::sleep(Duration::from_millis(5));
         }
     }
 
