@@ -311,6 +311,7 @@ impl Control {
 
     /// Ends what `start` has begun in vain.
     fn abandon(&self, child: &mut Child) -> Result<(), Fatal> {
+        let starter = Pid::from_child(child);
         child
             .kill()
             .and_then(|()| child.wait())
@@ -321,6 +322,8 @@ impl Control {
             kill_after: Some(kill_after),
             deadline: Deadline(Instant::now().checked_add(kill_after + KILL_AFTER)),
         })?;
+        // It may have been the daemon itself, that never went into the background.
+        let _ = pid_file::clear(&self.pid_file, starter);
         Ok(())
     }
 }

@@ -269,7 +269,9 @@ mod tests {
         let pid = |text: &str| process_id(text.as_bytes()).map(|pid| pid.as_raw_nonzero().get());
         assert_eq!(pid("1\n"), Some(1));
         assert_eq!(pid("4194304\n"), Some(4_194_304));
-        for none in ["", "\n", "12", "12\n\n", "0\n", "-1\n", "+1\n", " 1\n", "1 \n", "2147483648\n", "x\n"] {
+        for none in
+            ["", "\n", "12", "12\n\n", "0\n", "-1\n", "+1\n", " 1\n", "1 \n", "2147483648\n", "x\n"]
+        {
             assert_eq!(pid(none), None, "{none:?}");
         }
     }

@@ -7,6 +7,9 @@
 
 mod children;
 mod command_line;
+mod daemon;
+mod daemon_control;
+mod daemon_races;
 mod environment;
 mod facts;
 mod harness;
