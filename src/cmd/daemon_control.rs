@@ -26,9 +26,8 @@ pub(super) const COMMAND: Command = Command {
     name: NAME,
     alias: Some("ucw-daemon-control"),
     peer: true,
-    summary: "Starts, stops or checks a daemon by its locked PID file; never signals anything else.",
-    usage: "daemon-control --start|--stop|--reload|--check --pid-file PATH [OPTIONS] \
-            [-- DAEMON ARGS...]",
+    summary: "Starts, stops and checks a daemon by its locked PID file, without races.",
+    usage: "daemon-control ACTION --pid-file PATH [OPTIONS] [-- DAEMON ARGS...]",
     help: HELP,
     main,
 };
