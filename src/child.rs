@@ -13,9 +13,10 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{Access, AtFlags, CWD, FileType, accessat, stat};
 use rustix::io::Errno;
 use rustix::process::{
-    Pid, Signal, WaitId, WaitIdOptions, kill_process_group, pidfd_send_signal, waitid,
+    Pid, Signal, WaitId, WaitIdOptions, getpgid, kill_process_group, pidfd_send_signal, waitid,
 };
 
+use crate::environment::Environment;
 use crate::error::reason;
 use crate::machine::Refusal;
 use crate::plan::Run;
@@ -71,8 +72,12 @@ impl Child {
     ///
     /// # Errors
     /// Those of clone(2) and execve(2); then there is no child.
-    pub fn spawn(spawner: &mut Spawner, run: &Run<'_>) -> io::Result<Self> {
-        let environment = || run.environment.variables.iter().copied();
+    pub fn spawn(
+        spawner: &mut Spawner,
+        run: &Run<'_>,
+        environment: &Environment<'_>,
+    ) -> io::Result<Self> {
+        let environment = || environment.variables.iter().copied();
         let path = run.program.path.as_c_str();
         let mut result = spawner.spawn(path, run.argv(), environment());
         if matches!(&result, Err(e) if Errno::from_io_error(e) == Some(Errno::NOEXEC)) {
@@ -101,10 +106,10 @@ impl Child {
     /// The group's id cannot have been recycled: its leader is not yet reaped.
     /// A child that left its group is still signalled itself.
     fn signal_group(&self, signal: Signal) {
-        let result = match kill_process_group(self.pid, signal) {
-            Err(Errno::SRCH) => pidfd_send_signal(&self.pidfd, signal),
-            result => result,
-        };
+        let mut result = kill_process_group(self.pid, signal);
+        if getpgid(Some(self.pid)) != Ok(self.pid) {
+            result = pidfd_send_signal(&self.pidfd, signal);
+        }
         if let Err(error) = result {
             log::warn!("cannot signal process group {}: {}", self.pid(), reason(&error.into()));
         }

@@ -20,7 +20,7 @@ const HANDOVER: [&[u8]; 3] = [b"LISTEN_*", b"NOTIFY_SOCKET", b"UPSTART_*"];
 /// Variables by which whoever sets them can make a shell, the dynamic linker,
 /// the C library or an interpreter run or read something else than intended.
 /// An event may not set them. `*` at the end stands for anything.
-const PROTECTED: [&[u8]; 47] = [
+const PROTECTED: [&[u8]; 54] = [
     // shells
     b"BASHOPTS",
     b"BASH_ENV",
@@ -35,15 +35,18 @@ const PROTECTED: [&[u8]; 47] = [
     b"IFS",
     b"KSH_ENV",
     b"MAILPATH",
+    b"NULLCMD",
     b"OPTIND",
     b"PATH",
     b"PROMPT_COMMAND",
     b"PS1",
     b"PS2",
     b"PS4",
+    b"READNULLCMD",
     b"SHELL",
     b"SHELLOPTS",
     b"TMPDIR",
+    b"TMPPREFIX",
     b"ZDOTDIR",
     // dynamic linker and C library
     b"GCONV_PATH",
@@ -56,12 +59,17 @@ const PROTECTED: [&[u8]; 47] = [
     b"MALLOC_*",
     b"NIS_PATH",
     b"NLSPATH",
+    b"OPENSSL_*",
+    b"PATH_LOCALE",
     b"RESOLV_HOST_CONF",
     b"RES_OPTIONS",
     b"TERMCAP",
     b"TERMINFO*",
+    b"TERMPATH",
     b"TZDIR",
     // interpreters
+    b"AWKLIBPATH",
+    b"AWKPATH",
     b"JAVA_TOOL_OPTIONS",
     b"LUA_*",
     b"NODE_*",
@@ -71,8 +79,6 @@ const PROTECTED: [&[u8]; 47] = [
     // kmod and mdev rules' own
     b"MODPROBE_OPTIONS",
     b"MDEV",
-    // logging of plugd's own commands in a handler
-    b"RUST_*",
 ];
 
 /// What every child's environment is made from.
@@ -115,6 +121,7 @@ impl Base {
         variables.extend(self.variables.iter().map(CString::as_c_str));
         for field in event.fields() {
             if is_shell_name(field.key())
+                && !is_function(field.value())
                 && !matches_any(&PROTECTED, field.key())
                 && !matches_any(&HANDOVER, field.key())
             {
@@ -150,6 +157,11 @@ fn key_of(variable: &CStr) -> &[u8] {
     // From the second byte on: libc too takes a leading `=` for part of a name.
     let equals = bytes.iter().skip(1).position(|&b| b == b'=').map_or(bytes.len(), |i| i + 1);
     &bytes[..equals]
+}
+
+/// Whether bash before 4.3 patch 25 would run it, by any name (CVE-2014-6271).
+fn is_function(value: &CStr) -> bool {
+    value.to_bytes().starts_with(b"() {")
 }
 
 /// Whether a shell could have a variable of this name (POSIX: Name).
@@ -220,9 +232,9 @@ mod tests {
     fn no_event_sets_what_could_subvert_a_handler() {
         let fields = b"PATH=/evil\0LD_PRELOAD=x\0LD_=x\0IFS=x\0ENV=x\0BASH_ENV=x\0SHELLOPTS=x\0\
                        PS4=x\0GCONV_PATH=x\0BASH_FUNC_ls=x\0PYTHONPATH=x\0LISTEN_FDS=1\0\
-                       HOME=/evil\0MDEV=x\0=x\0a b=x\0\xff=x\0a-b=x\0x()=x\x001=x\0OK_1=y\0";
+                       HOME=/evil\0MDEV=x\0F=() { :; }; x\0=x\0a b=x\0\xff=x\0a-b=x\0x()=x\x001=x\0OK_1=y\0";
         let (variables, withheld) = environment(&base(&[("PATH", "/p")]), fields);
         assert_eq!(variables, ["HOME=/", "OK_1=y", "PATH=/p"]);
-        assert_eq!(withheld.len(), 20);
+        assert_eq!(withheld.len(), 21);
     }
 }

@@ -9,10 +9,19 @@ use std::io;
 pub enum Fatal {
     /// It was called wrongly.
     Usage(String),
+    /// Its configuration is wrong; all that is, a line or more for each.
+    Configuration(String),
     /// Something that it needs failed.
     System {
         /// What could not be done, and with what.
         what: String,
+        /// Why.
+        error: io::Error,
+    },
+    /// The program to go on as cannot be executed.
+    Exec {
+        /// Its name, safe to print.
+        program: String,
         /// Why.
         error: io::Error,
     },
@@ -28,8 +37,9 @@ impl Fatal {
 impl fmt::Display for Fatal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Usage(text) => f.write_str(text),
+            Self::Usage(text) | Self::Configuration(text) => f.write_str(text),
             Self::System { what, error } => write!(f, "{what}: {}", reason(error)),
+            Self::Exec { program, error } => write!(f, "cannot run {program}: {}", reason(error)),
         }
     }
 }

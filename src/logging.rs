@@ -3,7 +3,6 @@
 //! No timestamps: supervisors' loggers add them. Control characters are
 //! escaped, so that one message is one line.
 
-use std::fmt::{self, Write as _};
 use std::io::Write as _;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -48,23 +47,39 @@ pub fn start(program: &'static str, verbosity: i32) {
         1 => LevelFilter::Debug,
         2.. => LevelFilter::Trace,
     };
+    let filters = std::env::var("RUST_LOG").unwrap_or_default();
+    let mistake = env_filter::Builder::new().try_parse(&filters).err();
     let mut builder = Builder::new();
-    builder
-        .filter_level(level)
-        .parse_env("RUST_LOG")
-        .write_style(WriteStyle::Never)
-        .target(Target::Stderr)
-        .format(move |line, record| {
-            let level = level_name(record.level());
-            let mut text = String::new();
-            let _ = write!(Escaping(&mut text), "{}", record.args());
-            if sent_to_syslog(record.level(), &format!("{level}: {text}")) {
-                return Ok(());
-            }
-            writeln!(line, "{program}: {level}: {text}")
-        });
+    builder.filter_level(level);
+    if mistake.is_none() && !filters.is_empty() {
+        builder.parse_filters(&filters);
+    }
+    builder.write_style(WriteStyle::Never).target(Target::Stderr).format(move |line, record| {
+        let level = level_name(record.level());
+        let text = escaped(&record.args().to_string());
+        if sent_to_syslog(record.level(), &format!("{level}: {text}")) {
+            return Ok(());
+        }
+        writeln!(line, "{program}: {level}: {text}")
+    });
     // Only the first start in a process counts.
     let _ = builder.try_init();
+    if let Some(mistake) = mistake {
+        log::warn!("RUST_LOG is not used: {mistake}");
+    }
+}
+
+/// The text with its control characters escaped.
+pub fn escaped(text: &str) -> String {
+    let mut safe = String::with_capacity(text.len());
+    for char in text.chars() {
+        if char.is_control() {
+            safe.extend(char.escape_default());
+        } else {
+            safe.push(char);
+        }
+    }
+    safe
 }
 
 fn level_name(level: Level) -> &'static str {
@@ -77,30 +92,12 @@ fn level_name(level: Level) -> &'static str {
     }
 }
 
-/// Writes text with its control characters escaped.
-struct Escaping<'a>(&'a mut String);
-
-impl fmt::Write for Escaping<'_> {
-    fn write_str(&mut self, text: &str) -> fmt::Result {
-        for char in text.chars() {
-            if char.is_control() {
-                self.0.extend(char.escape_default());
-            } else {
-                self.0.push(char);
-            }
-        }
-        Ok(())
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn control_characters_are_escaped() {
-        let mut text = String::new();
-        write!(Escaping(&mut text), "a\nb\x1b[1m\u{9b}é{}", 1).unwrap();
-        assert_eq!(text, "a\\nb\\u{1b}[1m\\u{9b}é1");
+        assert_eq!(escaped("a\nb\x1b[1m\u{9b}é1"), "a\\nb\\u{1b}[1m\\u{9b}é1");
     }
 }

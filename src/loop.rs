@@ -8,7 +8,6 @@
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::AsRawFd;
-use std::slice;
 use std::time::{Duration, Instant};
 
 use mio::unix::SourceFd;
@@ -16,15 +15,16 @@ use mio::{Events, Interest, Poll, Registry, Token};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
 
 use crate::child::{self, Child, Ended};
-use crate::counters::{Counters, Drop, Limiter};
+use crate::counters::{Counters, Dropped, Limiter};
+use crate::engine::{Engine, Hands, Outcome};
+use crate::environment::Environment;
 use crate::error::reason;
-use crate::handler::Handler;
-use crate::machine::{Action, Input, Limits, Machine, Reason, Stage, State, Stop, Time};
+use crate::machine::{Action, Input, Limits, Machine, Reason, State, Stop, Time};
 use crate::netlink::{DATAGRAM_MAX, Received, Source};
-use crate::plan::{Plan, Run, Step};
+use crate::plan::{Plan, Step, Steps};
 use crate::signals::{self, Signals};
 use crate::sys::{SignalRecord, Spawner};
-use crate::uevent::{Header, Malformed, Uevent};
+use crate::uevent::{Header, Malformed, Uevent, short};
 
 /// How many datagrams may be read before signals are looked at again. A flood
 /// of datagrams that are dropped must not keep a stop request waiting.
@@ -32,6 +32,9 @@ const READS_PER_TURN: u32 = 64;
 
 /// How often to look at what could not be watched for want of kernel memory.
 const UNWATCHED_INTERVAL: Duration = Duration::from_millis(100);
+
+/// How many keys a log line names.
+const KEYS_TOLD: usize = 16;
 
 /// What SIGHUP means.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,6 +52,8 @@ pub struct Daemon {
     events: Events,
     signals: Signals,
     hangup: Hangup,
+    /// The configuration shall be read again, when no event is in hand.
+    reload: bool,
     sources: Vec<Watched>,
     /// Whether the sources are registered with the poll.
     watching: bool,
@@ -81,7 +86,7 @@ struct Watched {
 
 #[derive(Debug, Default)]
 struct Limiters {
-    dropped: [Limiter; Drop::ALL.len()],
+    dropped: [Limiter; Dropped::ALL.len()],
     receive: Limiter,
     watch: Limiter,
     withheld: Limiter,
@@ -112,18 +117,30 @@ impl Watch {
     }
 }
 
+/// What is to be done when no event is in hand.
+enum Next {
+    /// Act on a datagram of that many bytes.
+    Datagram(usize, Header),
+    /// Read the configuration again.
+    Reload,
+    /// End.
+    End,
+}
+
 /// An event being acted on.
 struct Deed<'e> {
     event: &'e Uevent<'e>,
-    steps: slice::Iter<'e, Step<'e>>,
+    steps: Steps<'e>,
     failed: bool,
     /// Why its program could not be started just now.
     refused: Option<io::Error>,
+    /// What carries out the steps that touch files.
+    hands: Option<&'e mut Hands>,
 }
 
 impl<'e> Deed<'e> {
-    fn step(&self) -> Option<&'e Step<'e>> {
-        self.steps.as_slice().first()
+    fn step(&self) -> Option<Step<'e>> {
+        self.steps.peek()
     }
 }
 
@@ -143,6 +160,7 @@ impl Daemon {
             events: Events::with_capacity(16),
             signals,
             hangup,
+            reload: false,
             sources: sources.into_iter().map(watched).collect(),
             watching: false,
             unwatched: false,
@@ -160,34 +178,41 @@ impl Daemon {
         })
     }
 
-    /// Acts on one event after the other, as `handler` says, until it is asked
+    /// Acts on one event after the other, as `engine` says, until it is asked
     /// to stop or nothing can come any more. Returns what it has counted.
     ///
     /// # Errors
     /// Those of epoll_wait(2) that mean that the poll itself is broken.
-    pub fn run(mut self, handler: &Handler) -> io::Result<Counters> {
+    pub fn run(mut self, engine: &mut Engine) -> io::Result<Counters> {
         let mut buffer = vec![0; DATAGRAM_MAX];
-        while let Some((length, header)) = self.read(&mut buffer)? {
-            match Uevent::parse(&buffer[..length], header) {
-                Ok(event) => {
-                    self.counters.received += 1;
-                    self.act(&event, &handler.plan(&event))?;
-                }
-                Err(malformed) => self.drop_malformed(malformed),
+        loop {
+            match self.read(&mut buffer)? {
+                Next::Datagram(length, header) => match Uevent::parse(&buffer[..length], header) {
+                    Ok(event) => {
+                        self.counters.received += 1;
+                        let (plan, hands) = engine.plan(&event);
+                        self.act(&event, &plan, hands)?;
+                    }
+                    Err(malformed) => self.drop_malformed(malformed),
+                },
+                Next::Reload => engine.reload(),
+                Next::End => return Ok(self.counters),
             }
         }
-        Ok(self.counters)
     }
 
-    /// Reads the next datagram, from each socket in turn; waits for it if need
-    /// be. `None`: it is time to end.
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<Option<(usize, Header)>> {
+    /// Reads the next datagram, from each socket in turn, or finds something
+    /// else to do; waits for it if need be.
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<Next> {
         loop {
             while let Some(input) = self.inbox.pop_front() {
                 self.machine.step(self.now(), input);
             }
             if self.machine.state() != State::Reading {
-                return Ok(None);
+                return Ok(Next::End);
+            }
+            if std::mem::take(&mut self.reload) {
+                return Ok(Next::Reload);
             }
             let Some(index) = self.next_ready() else {
                 self.watch_sources();
@@ -200,8 +225,8 @@ impl Daemon {
             }
             self.reads_left -= 1;
             self.turn_of = index + 1;
-            if let Some(datagram) = self.receive(index, buffer) {
-                return Ok(Some(datagram));
+            if let Some((length, header)) = self.receive(index, buffer) {
+                return Ok(Next::Datagram(length, header));
             }
         }
     }
@@ -226,11 +251,11 @@ impl Daemon {
                     self.counters.overruns
                 );
             }
-            Received::Foreign(port) => {
-                self.drop_datagram(Drop::Foreign, &format_args!("sent by port id {port}"));
+            Received::Foreign(sender) => {
+                self.drop_datagram(Dropped::Foreign, &format_args!("sent by {sender}"));
             }
             Received::Truncated => self.drop_datagram(
-                Drop::Truncated,
+                Dropped::Truncated,
                 &format_args!("it is larger than {} bytes", buffer.len()),
             ),
             Received::EndOfInput => {
@@ -246,8 +271,10 @@ impl Daemon {
             }
             Received::Failed(error) => {
                 // Many errors are told once (ECONNRESET), with data behind them.
+                // Otherwise there may be no edge to tell of what is there.
                 watched.failed = true;
                 watched.ready = !failed_before;
+                self.unwatched |= failed_before;
                 if self.limiters.receive.allows(now) {
                     log::warn!("cannot receive: {}", reason(&error));
                 }
@@ -257,10 +284,10 @@ impl Daemon {
     }
 
     fn drop_malformed(&mut self, malformed: Malformed) {
-        self.drop_datagram(Drop::Malformed, &format_args!("{malformed}"));
+        self.drop_datagram(Dropped::Malformed, &format_args!("{malformed}"));
     }
 
-    fn drop_datagram(&mut self, kind: Drop, why: &std::fmt::Arguments<'_>) {
+    fn drop_datagram(&mut self, kind: Dropped, why: &std::fmt::Arguments<'_>) {
         let count = &mut self.counters.dropped[kind as usize];
         *count += 1;
         if self.limiters.dropped[kind as usize].allows(self.started.elapsed()) {
@@ -269,9 +296,14 @@ impl Daemon {
     }
 
     /// Carries out the plan for an event, as the machine says.
-    fn act(&mut self, event: &Uevent<'_>, plan: &Plan<'_>) -> io::Result<()> {
+    fn act(
+        &mut self,
+        event: &Uevent<'_>,
+        plan: &Plan<'_>,
+        hands: Option<&mut Hands>,
+    ) -> io::Result<()> {
         self.unwatch_sources();
-        let mut deed = Deed { event, steps: plan.steps.iter(), failed: false, refused: None };
+        let mut deed = Deed { event, steps: plan.steps(), failed: false, refused: None, hands };
         let mut input = Input::Event;
         loop {
             if input == Input::ChildGone {
@@ -314,12 +346,27 @@ impl Daemon {
 
     /// Begins the step at hand.
     fn perform(&mut self, deed: &mut Deed<'_>) -> Input {
-        let Some(step) = deed.step() else { return Input::PlanDone };
-        let Step::Run(run) = step;
-        match Child::spawn(&mut self.spawner, run) {
+        let run = loop {
+            let Some(step) = deed.step() else { return Input::PlanDone };
+            let outcome = match &mut deed.hands {
+                Some(hands) => hands.perform(deed.event, step),
+                None => Outcome::of_program(step),
+            };
+            match outcome {
+                Outcome::Start(run) => break run,
+                Outcome::Done => {}
+                Outcome::Failed(why) => {
+                    deed.failed = true;
+                    log::error!("{}: {why}", deed.event);
+                }
+            }
+            deed.steps.next();
+        };
+        let environment = run.environment();
+        match Child::spawn(&mut self.spawner, &run, &environment) {
             Ok(child) => {
-                log::debug!("{}: {step}, pid {}", deed.event, child.pid());
-                self.warn_of_withheld(run, deed.event);
+                log::debug!("{}: {}, pid {}", deed.event, Step::Run(run), child.pid());
+                self.warn_of_withheld(&environment, deed.event);
                 self.watch_child(&child);
                 self.child = Some(child);
                 Input::Started
@@ -344,12 +391,14 @@ impl Daemon {
         }
     }
 
-    fn warn_of_withheld(&mut self, run: &Run<'_>, event: &Uevent<'_>) {
-        let withheld = &run.environment.withheld;
+    fn warn_of_withheld(&mut self, environment: &Environment<'_>, event: &Uevent<'_>) {
+        let withheld = &environment.withheld;
         if !withheld.is_empty() && self.limiters.withheld.allows(self.now()) {
             let keys: Vec<String> =
-                withheld.iter().map(|key| key.escape_ascii().to_string()).collect();
-            log::warn!("{event}: not passed on to its program: {}", keys.join(" "));
+                withheld.iter().take(KEYS_TOLD).map(|&key| short(key).to_string()).collect();
+            let (keys, more) = (keys.join(" "), withheld.len().saturating_sub(KEYS_TOLD));
+            let more = if more == 0 { String::new() } else { format!(" and {more} more") };
+            log::warn!("{event}: not passed on to its program: {keys}{more}");
         }
     }
 
@@ -378,7 +427,9 @@ impl Daemon {
     }
 
     fn report_end(&mut self, deed: &mut Deed<'_>) {
-        let (Some(ended), Some(Step::Run(run))) = (self.ended.take(), deed.steps.next()) else {
+        let Some(Step::Run(run)) = deed.steps.next() else { return };
+        let Some(ended) = self.ended.take() else {
+            deed.failed = true;
             return;
         };
         let event = deed.event;
@@ -456,7 +507,8 @@ impl Daemon {
                 self.inbox.push_back(Input::Stop);
             }
             (SIGHUP, Hangup::Reload) => {
-                log::info!("{name}{from}: nothing to reload for a handler program");
+                log::info!("{name}{from}: reloading");
+                self.reload = true;
             }
             (SIGUSR1, _) => log::info!("{name}{from}: {}", self.counters),
             _ => {}
@@ -465,8 +517,7 @@ impl Daemon {
 
     fn reap_child(&mut self) {
         let Some(child) = &self.child else { return };
-        let free = matches!(self.machine.state(), State::Running { stage: Stage::Free(_), .. });
-        let ended = match child.try_reap(!free) {
+        let ended = match child.try_reap(self.machine.ends_group()) {
             Ok(None) => return,
             Ok(Some(ended)) => Some(ended),
             Err(error) => {

@@ -1,26 +1,37 @@
 //! The commands: one file each, from options to a struct to the job.
 //!
 //! Owns the table of commands, what they have in common on the command line,
-//! and the exit codes: 0 done, 100 wrong usage, 111 system call failed.
+//! and the exit codes: 0 done, 2 wrong configuration, 100 wrong usage, 111 system
+//! call failed, and where a command goes on as another program, 126 and 127 as
+//! env(1) has them.
 
+mod check;
 mod daemon_control;
 mod daemon_options;
+mod netlink_datagram_socket_listen;
 mod options;
 mod plug_and_play_event_handler;
+mod rules;
 mod run;
 
 use std::ffi::{OsStr, OsString};
-use std::io::Write;
+use std::io::{self, Write};
 use std::path::Path;
 use std::process::ExitCode;
 
 use crate::error::Fatal;
-use crate::logging;
+use crate::logging::{self, escaped};
 
 /// Wrong usage.
 const EXIT_USAGE: u8 = 100;
+/// The configuration is wrong.
+const EXIT_CONFIGURATION: u8 = 2;
 /// A system call failed.
 const EXIT_SYSTEM: u8 = 111;
+/// The next program cannot be executed.
+const EXIT_NOT_EXECUTABLE: u8 = 126;
+/// There is no such program.
+const EXIT_NOT_FOUND: u8 = 127;
 
 /// A command of plugd.
 struct Command {
@@ -51,8 +62,13 @@ enum Request {
     Version,
 }
 
-const COMMANDS: [&Command; 3] =
-    [&run::COMMAND, &plug_and_play_event_handler::COMMAND, &daemon_control::COMMAND];
+const COMMANDS: [&Command; 5] = [
+    &run::COMMAND,
+    &check::COMMAND,
+    &plug_and_play_event_handler::COMMAND,
+    &netlink_datagram_socket_listen::COMMAND,
+    &daemon_control::COMMAND,
+];
 
 /// Runs the program with these arguments, its own name first.
 pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
@@ -89,9 +105,18 @@ fn run_command(command: &Command, arguments: impl Iterator<Item = OsString>) -> 
         }
         Ok(Request::Version) => print(&version()),
         Err(Fatal::Usage(text)) => refuse(program, &text, command.usage),
-        Err(fatal @ Fatal::System { .. }) => {
-            complain(&format!("{program}: fatal: {fatal}\n"));
-            ExitCode::from(EXIT_SYSTEM)
+        Err(fatal) => {
+            let text = fatal.to_string();
+            let lines: Vec<String> = text.lines().map(escaped).collect();
+            complain(&format!("{program}: fatal: {}\n", lines.join("\n")));
+            ExitCode::from(match &fatal {
+                Fatal::Exec { error, .. } if error.kind() == io::ErrorKind::NotFound => {
+                    EXIT_NOT_FOUND
+                }
+                Fatal::Exec { .. } => EXIT_NOT_EXECUTABLE,
+                Fatal::Configuration(_) => EXIT_CONFIGURATION,
+                Fatal::Usage(_) | Fatal::System { .. } => EXIT_SYSTEM,
+            })
         }
     }
 }
@@ -127,7 +152,7 @@ fn print(text: &str) -> ExitCode {
 }
 
 fn refuse(program: &str, text: &str, usage: &str) -> ExitCode {
-    complain(&format!("{program}: fatal: {text}\nusage: {usage}\n"));
+    complain(&format!("{program}: fatal: {}\nusage: {usage}\n", escaped(text)));
     ExitCode::from(EXIT_USAGE)
 }
 

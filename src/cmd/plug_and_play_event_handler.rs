@@ -8,7 +8,7 @@ use crate::listen_fds;
 use crate::logging;
 use crate::r#loop::Hangup;
 
-use super::run::{self, Options};
+use super::run::{self, Options, Work};
 use super::{Command, Request};
 
 pub(super) const COMMAND: Command = Command {
@@ -54,8 +54,8 @@ fn main(mut parser: lexopt::Parser, log_name: &'static str) -> Result<Request, F
             Short('h') | Long("help") => return Ok(Request::Help),
             Short('V') | Long("version") => return Ok(Request::Version),
             Value(program) => {
-                let mut options = Options::new(program);
-                options.arguments = parser.raw_args()?.collect();
+                let work = Work::Program(program, parser.raw_args()?.collect());
+                let mut options = Options::new(work);
                 options.verbosity = verbosity;
                 // A handler written for nosh may take as long as it wants.
                 options.limits.timeout = None;
@@ -71,10 +71,10 @@ fn main(mut parser: lexopt::Parser, log_name: &'static str) -> Result<Request, F
 fn start(options: &Options, log_name: &'static str) -> Result<Request, Fatal> {
     logging::start(log_name, options.verbosity);
     let prepared = options.daemon.prepare(log_name)?;
-    let handler = run::handler(options)?;
+    let mut engine = run::engine(options)?;
     let sources = match run::inherited_sources(&[])? {
         Some(sources) => sources,
         None => vec![run::adopt_source(listen_fds::FIRST)?],
     };
-    run::serve(options, &handler, sources, prepared)
+    run::serve(options, &mut engine, sources, prepared)
 }

@@ -142,6 +142,13 @@ impl Plugd {
 
     /// Starts it, and waits until it handles signals.
     pub(crate) fn start(self) -> Daemon {
+        let daemon = self.launch();
+        daemon.wait_until_ready();
+        daemon
+    }
+
+    /// Starts it, or what it will go on as.
+    pub(crate) fn launch(self) -> Daemon {
         let tmp = tempfile::tempdir().unwrap();
         let (mut command, fds) = self.command(&tmp);
         let mut child = command.spawn().unwrap();
@@ -152,16 +159,7 @@ impl Plugd {
             let log = Arc::clone(&log);
             std::thread::spawn(move || log.fill(stderr));
         }
-        let daemon = Daemon { child, tmp, log };
-        eventually("plugd handles signals", || {
-            let status = fs::read_to_string(format!("/proc/{}/status", daemon.pid())).unwrap();
-            let Some(caught) = field(&status, "SigCgt") else {
-                panic!("plugd has ended: {:?}", daemon.log());
-            };
-            let caught = u64::from_str_radix(caught, 16).unwrap();
-            (caught & (1 << (libc::SIGUSR1 - 1)) != 0).then_some(())
-        });
-        daemon
+        Daemon { child, tmp, log }
     }
 
     /// Runs it to its end, which has to come by itself.
@@ -208,6 +206,18 @@ impl Daemon {
 
     pub(crate) fn signal(&self, signal: Signal) {
         kill_process(Pid::from_child(&self.child), signal).unwrap();
+    }
+
+    /// Waits until it handles signals.
+    pub(crate) fn wait_until_ready(&self) {
+        eventually("plugd handles signals", || {
+            let status = fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
+            let Some(caught) = field(&status, "SigCgt") else {
+                panic!("plugd has ended: {:?}", self.log());
+            };
+            let caught = u64::from_str_radix(caught, 16).unwrap();
+            (caught & (1 << (libc::SIGUSR1 - 1)) != 0).then_some(())
+        });
     }
 
     /// The path of a file in its directory, which the handler knows as `$TMP`.

@@ -1,0 +1,65 @@
+//! `plugd check`: what is wrong with the rules.
+
+use std::path::{Path, PathBuf};
+
+use lexopt::Arg::{Long, Short, Value};
+
+use crate::account::Accounts;
+use crate::error::Fatal;
+use crate::rule_files;
+
+use super::{Command, Request};
+
+pub(super) const COMMAND: Command = Command {
+    name: "check",
+    alias: None,
+    peer: false,
+    summary: "Tells everything that is wrong with a file of rules, and does nothing else.",
+    usage: "plugd check [FILE]",
+    help: HELP,
+    main,
+};
+
+const HELP: &str = "\
+FILE is /etc/mdev.conf unless another one is given; the files *.conf in the
+directory beside it, FILE.d, belong to it. Each mistake is told with its file,
+line and column, and what was expected there. The daemon would refuse the files
+for any of them.
+
+Options:
+  -h, --help     print this
+  -V, --version  print the version
+
+Exit codes: 0 nothing is wrong, 2 something is, 100 wrong usage, 111 a file
+cannot be read.
+
+Examples:
+      plugd check
+      plugd check ./mdev.conf && cp mdev.conf /etc/ && pkill -HUP plugd
+";
+
+fn main(mut parser: lexopt::Parser, _: &'static str) -> Result<Request, Fatal> {
+    let mut file = None;
+    while let Some(argument) = parser.next()? {
+        match argument {
+            Short('h') | Long("help") => return Ok(Request::Help),
+            Short('V') | Long("version") => return Ok(Request::Version),
+            Value(path) if file.is_none() => file = Some(PathBuf::from(path)),
+            argument => return Err(argument.unexpected().into()),
+        }
+    }
+    let file = file.unwrap_or_else(|| rule_files::DEFAULT.into());
+    match rule_files::load(&file, &accounts()?)? {
+        Some(_) => Ok(Request::Done),
+        None => Err(Fatal::system(
+            format_args!("read {}", file.as_os_str().as_encoded_bytes().escape_ascii()),
+            rustix::io::Errno::NOENT,
+        )),
+    }
+}
+
+/// The users and groups of this machine.
+pub(super) fn accounts() -> Result<Accounts, Fatal> {
+    Accounts::load(Path::new("/etc/passwd"), Path::new("/etc/group"))
+        .map_err(|e| Fatal::system("read /etc/passwd and /etc/group", e))
+}

@@ -1,0 +1,401 @@
+//! Which rules match: all of them in one pass.
+//!
+//! Pure. A [`Matcher`] owns one automaton for the names of devices and one for
+//! each variable that conditions ask for. Each is run over its text once,
+//! however many rules there are, and tells the rules to look at; only these are
+//! looked at. The automata's states are made as they are needed, and kept up to
+//! a limit; nothing is allocated once they are there.
+#![forbid(unsafe_code)]
+
+use regex_automata::hybrid::LazyStateID;
+use regex_automata::hybrid::dfa::{Cache, DFA};
+use regex_automata::nfa::thompson;
+use regex_automata::util::start;
+use regex_automata::{Anchored, MatchKind};
+use regex_syntax::hir::{Class, ClassBytes, ClassBytesRange, Hir, Look, Repetition};
+
+use super::ere::Ere;
+use super::parse::{Device, Numbers, Rule};
+
+/// The memory that an automaton may use for its states, in bytes.
+const STATES_MAX: usize = 256 * 1024;
+/// The memory that an automaton may use before it has any, in bytes.
+const AUTOMATON_MAX: usize = 32 * 1024 * 1024;
+
+/// All regular expressions together are too large.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TooLarge;
+
+impl std::fmt::Display for TooLarge {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("the regular expressions are too large, all together")
+    }
+}
+
+impl std::error::Error for TooLarge {}
+
+/// Which part of a text has to match.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Scope {
+    /// All of it.
+    Whole,
+    /// Any part of it.
+    Anywhere,
+}
+
+/// Many regular expressions in one automaton.
+#[derive(Debug)]
+pub struct Set {
+    dfa: DFA,
+    cache: Cache,
+}
+
+impl Set {
+    /// Makes the automaton.
+    ///
+    /// # Errors
+    /// They may be too large.
+    pub fn new<'a>(
+        expressions: impl IntoIterator<Item = &'a Ere>,
+        scope: Scope,
+    ) -> Result<Self, TooLarge> {
+        let around = || match scope {
+            Scope::Whole => Hir::empty(),
+            Scope::Anywhere => Hir::repetition(Repetition {
+                min: 0,
+                max: None,
+                greedy: true,
+                sub: Box::new(Hir::class(Class::Bytes(ClassBytes::new([ClassBytesRange::new(
+                    0,
+                    u8::MAX,
+                )])))),
+            }),
+        };
+        let hirs: Vec<Hir> = expressions
+            .into_iter()
+            .map(|ere| Hir::concat(vec![around(), ere.hir(), around(), Hir::look(Look::End)]))
+            .collect();
+        let nfa = thompson::Compiler::new()
+            .configure(
+                thompson::Config::new()
+                    .utf8(false)
+                    .which_captures(thompson::WhichCaptures::None)
+                    .nfa_size_limit(Some(AUTOMATON_MAX)),
+            )
+            .build_many_from_hir(&hirs)
+            .map_err(|_| TooLarge)?;
+        let dfa = DFA::builder()
+            .configure(
+                DFA::config()
+                    .match_kind(MatchKind::All)
+                    .cache_capacity(STATES_MAX)
+                    .skip_cache_capacity_check(true),
+            )
+            .build_from_nfa(nfa)
+            .map_err(|_| TooLarge)?;
+        let cache = dfa.create_cache();
+        Ok(Self { dfa, cache })
+    }
+
+    /// Tells the index of each expression that matches.
+    pub fn matches(&mut self, text: &[u8], mut found: impl FnMut(usize)) {
+        let Some(last) = self.walk(text) else { return };
+        if last.is_match() {
+            for index in 0..self.dfa.match_len(&self.cache, last) {
+                found(self.dfa.match_pattern(&self.cache, last, index).as_usize());
+            }
+        }
+    }
+
+    /// The state after the end of the text. Only an automaton that may give up
+    /// has errors; this one may not.
+    fn walk(&mut self, text: &[u8]) -> Option<LazyStateID> {
+        let start = start::Config::new().anchored(Anchored::Yes);
+        let mut state = self.dfa.start_state(&mut self.cache, &start).ok()?;
+        for &byte in text {
+            state = self.dfa.next_state(&mut self.cache, state, byte).ok()?;
+            if state.is_dead() {
+                return None;
+            }
+        }
+        self.dfa.next_eoi_state(&mut self.cache, state).ok()
+    }
+
+    /// The memory that it uses now, in bytes.
+    pub fn memory(&self) -> usize {
+        self.dfa.memory_usage() + self.cache.memory_usage()
+    }
+}
+
+/// Bits, one for each rule or condition.
+#[derive(Debug, Default)]
+struct Bits(Vec<u64>);
+
+impl Bits {
+    fn new(count: usize) -> Self {
+        Self(vec![0; count.div_ceil(64)])
+    }
+
+    fn insert(&mut self, index: usize) {
+        self.0[index / 64] |= 1 << (index % 64);
+    }
+
+    fn contains(&self, index: usize) -> bool {
+        self.0[index / 64] >> (index % 64) & 1 == 1
+    }
+
+    /// The first from `index` on.
+    fn next(&self, index: usize) -> Option<usize> {
+        let first = index / 64;
+        let mut word = self.0.get(first)? & u64::MAX << (index % 64);
+        let mut at = first;
+        while word == 0 {
+            at += 1;
+            word = *self.0.get(at)?;
+        }
+        Some(at * 64 + word.trailing_zeros() as usize)
+    }
+}
+
+/// A variable that conditions ask for.
+#[derive(Debug)]
+struct Variable {
+    key: Box<[u8]>,
+    /// The conditions that are more than that it is there.
+    set: Option<Set>,
+    /// The condition of each expression in the set.
+    of_set: Vec<usize>,
+    /// The conditions that it is there.
+    present: Vec<usize>,
+    /// The event that it was last seen in: of equal keys the first counts.
+    seen: u64,
+}
+
+/// Finds the rules that match.
+#[derive(Debug)]
+pub struct Matcher {
+    names: Option<Set>,
+    /// The rule of each expression in the set of names.
+    of_names: Vec<usize>,
+    /// Sorted by key.
+    variables: Vec<Variable>,
+    /// A bit for each key, as of [`key_bit`].
+    keys: u64,
+    /// For each condition, the rules to look at when it holds.
+    of_conditions: Vec<Vec<usize>>,
+    /// Device numbers and their rule, sorted by major number.
+    numbers: Vec<(Numbers, usize)>,
+    /// The rules that are always to be looked at.
+    always: Bits,
+    /// For each rule, its conditions.
+    conditions: Vec<Box<[usize]>>,
+
+    candidates: Bits,
+    holding: Bits,
+    event: u64,
+}
+
+impl Matcher {
+    /// Makes the automata for the rules.
+    ///
+    /// # Errors
+    /// They may be too large.
+    pub fn new(rules: &[Rule]) -> Result<Self, TooLarge> {
+        // Equal conditions are one.
+        let mut known: Vec<(&[u8], &Ere)> = Vec::new();
+        let mut ids = std::collections::HashMap::new();
+        let mut matcher = Self {
+            names: None,
+            of_names: Vec::new(),
+            variables: Vec::new(),
+            keys: 0,
+            of_conditions: Vec::new(),
+            numbers: Vec::new(),
+            always: Bits::new(rules.len()),
+            conditions: Vec::with_capacity(rules.len()),
+            candidates: Bits::new(rules.len()),
+            holding: Bits::default(),
+            event: 0,
+        };
+        let mut names = Vec::new();
+        for (index, rule) in rules.iter().enumerate() {
+            let conditions: Box<[usize]> = rule
+                .all_conditions()
+                .map(|condition| {
+                    let text = (&condition.variable[..], &condition.text[..]);
+                    *ids.entry(text).or_insert_with(|| {
+                        known.push((&condition.variable, &condition.ere));
+                        matcher.of_conditions.push(Vec::new());
+                        known.len() - 1
+                    })
+                })
+                .collect();
+            match &rule.device {
+                Device::Numbers(numbers) => matcher.numbers.push((numbers.clone(), index)),
+                Device::Name(ere) if !ere.matches_all() => {
+                    names.push(ere);
+                    matcher.of_names.push(index);
+                }
+                Device::Name(_) | Device::Variable(_) => {
+                    // The condition that most likely tells the rule apart.
+                    let telling = |&&id: &&usize| !known[id].1.matches_anywhere_in_all();
+                    match conditions.iter().rev().find(telling).or(conditions.first()) {
+                        Some(&id) => matcher.of_conditions[id].push(index),
+                        None => matcher.always.insert(index),
+                    }
+                }
+            }
+            matcher.conditions.push(conditions);
+        }
+        matcher.numbers.sort_unstable_by_key(|(numbers, _)| numbers.major);
+        if !names.is_empty() {
+            matcher.names = Some(Set::new(names, Scope::Whole)?);
+        }
+        matcher.holding = Bits::new(known.len());
+
+        let mut by_key: Vec<usize> = (0..known.len()).collect();
+        by_key.sort_by_key(|&id| known[id].0);
+        for mine in by_key.chunk_by(|&a, &b| known[a].0 == known[b].0) {
+            let key = known[mine[0]].0;
+            matcher.keys |= key_bit(key);
+            let (present, of_set): (Vec<usize>, Vec<usize>) =
+                mine.iter().partition(|&&id| known[id].1.matches_anywhere_in_all());
+            let set = match &of_set[..] {
+                [] => None,
+                ids => Some(Set::new(ids.iter().map(|&id| known[id].1), Scope::Anywhere)?),
+            };
+            matcher.variables.push(Variable { key: key.into(), set, of_set, present, seen: 0 });
+        }
+        Ok(matcher)
+    }
+
+    /// Forgets the event before.
+    pub fn begin(&mut self) {
+        self.event += 1;
+        self.candidates.0.copy_from_slice(&self.always.0);
+        self.holding.0.fill(0);
+    }
+
+    /// Takes a variable of the event; of equal keys the first counts.
+    pub fn variable<'e>(&mut self, key: &[u8], value: impl FnOnce() -> &'e [u8]) {
+        if self.keys & key_bit(key) == 0 {
+            return;
+        }
+        let Ok(index) = self.variables.binary_search_by(|variable| (*variable.key).cmp(key)) else {
+            return;
+        };
+        let variable = &mut self.variables[index];
+        if std::mem::replace(&mut variable.seen, self.event) == self.event {
+            return;
+        }
+        let (holding, candidates) = (&mut self.holding, &mut self.candidates);
+        let mut holds = |id: usize| {
+            holding.insert(id);
+            self.of_conditions[id].iter().for_each(|&rule| candidates.insert(rule));
+        };
+        variable.present.iter().for_each(|&id| holds(id));
+        if let Some(set) = &mut variable.set {
+            set.matches(value(), |index| holds(variable.of_set[index]));
+        }
+    }
+
+    /// Takes the name of the device.
+    pub fn name(&mut self, name: &[u8]) {
+        if let Some(names) = &mut self.names {
+            names.matches(name, |index| self.candidates.insert(self.of_names[index]));
+        }
+    }
+
+    /// Takes the numbers of the device.
+    pub fn numbers(&mut self, major: u32, minor: u32) {
+        let first = self.numbers.partition_point(|(numbers, _)| numbers.major < major);
+        let same_major = self.numbers[first..].iter().take_while(|(n, _)| n.major == major);
+        for (_, rule) in same_major.filter(|(numbers, _)| numbers.minor.contains(&minor)) {
+            self.candidates.insert(*rule);
+        }
+    }
+
+    /// The first rule from `index` on that matches.
+    pub fn next(&self, mut index: usize) -> Option<usize> {
+        loop {
+            let rule = self.candidates.next(index)?;
+            if self.conditions[rule].iter().all(|&id| self.holding.contains(id)) {
+                return Some(rule);
+            }
+            index = rule + 1;
+        }
+    }
+
+    /// The memory that the automata use now, in bytes.
+    pub fn memory(&self) -> usize {
+        let sets = self.variables.iter().filter_map(|variable| variable.set.as_ref());
+        sets.chain(&self.names).map(Set::memory).sum()
+    }
+}
+
+/// A cheap first look at a key: most keys of an event are asked for by no rule.
+fn key_bit(key: &[u8]) -> u64 {
+    let first = key.first().copied().unwrap_or_default();
+    let last = key.last().copied().unwrap_or_default();
+    1 << ((usize::from(first) + usize::from(last) * 5 + key.len() * 11) % 64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn eres(patterns: &[&str]) -> Vec<Ere> {
+        patterns.iter().map(|pattern| Ere::parse(pattern.as_bytes()).unwrap()).collect()
+    }
+
+    fn found(set: &mut Set, text: &str) -> Vec<usize> {
+        let mut found = Vec::new();
+        set.matches(text.as_bytes(), |index| found.push(index));
+        found.sort_unstable();
+        found
+    }
+
+    #[test]
+    fn all_that_match_are_found() {
+        let eres = eres(&["a.*", "b", "ab|b", "", "^ab$", "(a|b)*", "a$b"]);
+        let mut whole = Set::new(&eres, Scope::Whole).unwrap();
+        assert_eq!(found(&mut whole, "ab"), [0, 2, 4, 5]);
+        assert_eq!(found(&mut whole, "b"), [1, 2, 5]);
+        assert_eq!(found(&mut whole, ""), [3, 5]);
+        assert!(found(&mut whole, "x").is_empty());
+        let mut anywhere = Set::new(&eres, Scope::Anywhere).unwrap();
+        assert_eq!(found(&mut anywhere, "xab"), [0, 1, 2, 3, 5]);
+        assert_eq!(found(&mut anywhere, "\0\n\u{ff}"), [3, 5]);
+    }
+
+    #[test]
+    fn memory_is_limited_whatever_is_matched() {
+        let eres = eres(&["[a-p]*a.{12}", "[0-9a-f]+x", "(ab|ba|[c-z])*b.{9}"]);
+        let mut set = Set::new(&eres, Scope::Anywhere).unwrap();
+        let mut scratch = crate::rules::ere::Scratch::default();
+        let mut seed = 1u64;
+        for round in 0..4_000 {
+            let text: String = (0..40)
+                .map(|_| {
+                    seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+                    char::from(b"abc1x"[(seed >> 33) as usize % 5])
+                })
+                .collect();
+            let found = found(&mut set, &text);
+            if round % 100 == 0 {
+                let expected: Vec<usize> = (0..eres.len())
+                    .filter(|&i| eres[i].captures_within(text.as_bytes(), &mut scratch).is_some())
+                    .collect();
+                assert_eq!(found, expected, "{text}");
+            }
+        }
+        assert!(set.memory() < 3 * STATES_MAX, "{}", set.memory());
+        assert!(set.cache.clear_count() > 0);
+    }
+
+    #[test]
+    fn what_is_too_large_all_together_is_told() {
+        let eres = eres(&["[ab]{9000}"; 500]);
+        assert!(matches!(Set::new(&eres, Scope::Whole), Err(TooLarge)));
+    }
+}

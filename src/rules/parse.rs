@@ -1,0 +1,742 @@
+//! The language of mdev.conf: text → rules.
+//!
+//! Pure. It takes what mdevd takes and what busybox mdev takes; where the two
+//! contradict each other, mdevd is followed. All that is wrong with a file is
+//! told at once, and nothing of a file with an error is used. A [`Rule`] owns
+//! its text and what was read from it.
+#![forbid(unsafe_code)]
+
+use std::fmt;
+use std::ops::RangeInclusive;
+use std::sync::Arc;
+
+use super::ere::{self, Ere};
+use crate::account::{Accounts, number};
+use crate::plan::{Access, Interpreter};
+
+/// The mode of a node that no rule gives one.
+pub const DEFAULT_MODE: u32 = 0o660;
+const LARGEST_MODE: u32 = 0o7777;
+
+/// A file of rules.
+#[derive(Debug, Clone, Copy)]
+pub struct Source<'a> {
+    /// Its name, for messages.
+    pub name: &'a str,
+    /// What is in it.
+    pub text: &'a [u8],
+}
+
+/// One rule.
+#[derive(Debug, Clone)]
+pub struct Rule {
+    /// Where it stands.
+    pub origin: Origin,
+    /// Whether later rules are tried when this one has matched (`-`).
+    pub goes_on: bool,
+    /// What variables of the event have to match (`VARIABLE=regex;`).
+    pub conditions: Vec<Condition>,
+    /// What the device has to be.
+    pub device: Device,
+    /// Of the device node.
+    pub access: Access,
+    /// Where the device node goes.
+    pub place: Place,
+    /// What to run.
+    pub command: Option<Command>,
+}
+
+impl Rule {
+    /// All variables that it asks for, that of the device last.
+    pub fn all_conditions(&self) -> impl Iterator<Item = &Condition> {
+        let of_device = match &self.device {
+            Device::Variable(condition) => Some(condition),
+            Device::Name(_) | Device::Numbers(_) => None,
+        };
+        self.conditions.iter().chain(of_device)
+    }
+}
+
+/// Where a rule stands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Origin {
+    /// The name of the file.
+    pub file: Arc<str>,
+    /// The line that it begins on, counted from 1.
+    pub line: usize,
+    /// The line itself; of more than one, all, joined.
+    pub text: Box<[u8]>,
+}
+
+/// `FILE:LINE`
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.file, self.line)
+    }
+}
+
+/// That a variable of the event is there and matches, somewhere in it.
+#[derive(Debug, Clone)]
+pub struct Condition {
+    /// Its name.
+    pub variable: Box<[u8]>,
+    /// The expression as it was written.
+    pub text: Box<[u8]>,
+    /// What it has to match.
+    pub ere: Ere,
+}
+
+/// What the device has to be.
+#[derive(Debug, Clone)]
+pub enum Device {
+    /// All of its name matches.
+    Name(Ere),
+    /// A variable matches (`$VARIABLE=regex`).
+    Variable(Condition),
+    /// It has these numbers (`@major,minor`).
+    Numbers(Numbers),
+}
+
+/// Device numbers that match.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Numbers {
+    /// The one major number.
+    pub major: u32,
+    /// The minor numbers.
+    pub minor: RangeInclusive<u32>,
+}
+
+/// Where a device node goes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Place {
+    /// Where the kernel says.
+    Own,
+    /// Elsewhere (`=`).
+    Moved(Path),
+    /// Elsewhere, with a link to it where the kernel says (`>`).
+    Linked(Path),
+    /// Nowhere: no node is touched (`!`).
+    Nowhere,
+}
+
+/// A path in /dev, with parts to fill in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Path {
+    /// As it was written.
+    pub text: Box<[u8]>,
+    /// Its parts; `None`: a `%` in it stands before neither a digit nor a `%`.
+    pub parts: Option<Box<[Part]>>,
+}
+
+/// A part of a path.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Part {
+    /// Just this.
+    Literal(Box<[u8]>),
+    /// What this group of the regex matched (`%0` to `%9`).
+    Group(usize),
+}
+
+/// A command to run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Command {
+    /// For which events.
+    pub when: When,
+    /// By what.
+    pub interpreter: Interpreter,
+    /// What it is.
+    pub text: Box<[u8]>,
+}
+
+/// The actions that a command is run for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum When {
+    /// `add` only.
+    Add,
+    /// `remove` only.
+    Remove,
+    /// All.
+    Always,
+}
+
+/// Something that is wrong in a file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Error {
+    /// The name of the file.
+    pub file: Arc<str>,
+    /// The line, counted from 1.
+    pub line: usize,
+    /// The byte in the line, counted from 1; one more than there are if the end
+    /// of the line is meant.
+    pub column: usize,
+    /// The line itself.
+    pub text: Box<[u8]>,
+    /// What was expected there.
+    pub message: String,
+}
+
+/// Three lines: `FILE:LINE:COLUMN: expected ...`, the line, and a caret below
+/// the byte at fault.
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let shown = |bytes: &[u8]| bytes.escape_ascii().to_string().replace("\\t", " ");
+        let before = self.text.get(..self.column - 1).unwrap_or(&self.text);
+        let (file, line, column) = (&self.file, self.line, self.column);
+        writeln!(f, "{file}:{line}:{column}: {}", self.message)?;
+        writeln!(f, "    {}", readable(&shown(&self.text)))?;
+        write!(f, "    {:1$}^", "", readable(&shown(before)).len())
+    }
+}
+
+/// A rule is not code: quotes and backslashes can stand for themselves.
+fn readable(escaped: &str) -> String {
+    escaped.replace("\\\\", "\\").replace("\\\"", "\"").replace("\\'", "'")
+}
+
+/// Reads files of rules, as if they were one.
+///
+/// # Errors
+/// All that is wrong with them.
+pub fn parse(sources: &[Source<'_>], accounts: &Accounts) -> Result<Vec<Rule>, Vec<Error>> {
+    let (mut rules, mut errors) = (Vec::new(), Vec::new());
+    for source in sources {
+        let file: Arc<str> = source.name.into();
+        let mut lines = Lines { text: source.text, at: 0, line: 1 };
+        while let Some(line) = lines.next_rule() {
+            let mut reader = Reader { line: &line.text, at: 0, accounts, complaints: Vec::new() };
+            let rule = reader.rule();
+            for (at, message) in reader.complaints {
+                let (line, column, text) = line.locate(at);
+                let (file, text) = (file.clone(), text.into());
+                errors.push(Error { file, line, column, text, message });
+            }
+            if let Some(rule) = rule {
+                let Parsed { goes_on, conditions, device, access, place, command } = rule;
+                let text = line.text[..].into();
+                let origin = Origin { file: file.clone(), line: line.first, text };
+                rules.push(Rule { origin, goes_on, conditions, device, access, place, command });
+            }
+        }
+    }
+    if errors.is_empty() { Ok(rules) } else { Err(errors) }
+}
+
+/// The lines of a file.
+struct Lines<'a> {
+    text: &'a [u8],
+    at: usize,
+    line: usize,
+}
+
+/// A line, with those that continue it.
+struct Line<'a> {
+    /// Its number, counted from 1.
+    first: usize,
+    /// All of it, without the backslashes and newlines where it is continued.
+    text: Vec<u8>,
+    /// The lines it is made of, in order, without newlines.
+    pieces: Vec<&'a [u8]>,
+}
+
+impl<'a> Lines<'a> {
+    fn next_line(&mut self) -> Option<&'a [u8]> {
+        let rest = self.text.get(self.at..).filter(|rest| !rest.is_empty())?;
+        let line = rest.split(|&b| b == b'\n').next().unwrap_or(rest);
+        self.at += line.len() + 1;
+        self.line += 1;
+        Some(line)
+    }
+
+    /// The next line that is neither empty nor a comment.
+    fn next_rule(&mut self) -> Option<Line<'a>> {
+        loop {
+            let first = self.line;
+            let mut piece = self.next_line()?;
+            // A comment is not continued.
+            if matches!(piece.iter().find(|&&b| !is_blank(b)), None | Some(b'#')) {
+                continue;
+            }
+            let mut line = Line { first, text: Vec::new(), pieces: vec![piece] };
+            let mut progress = Progress::Between(0);
+            while let Some(start) = piece.strip_suffix(b"\\") {
+                progress = progress.over(start);
+                // Neither is one behind a rule.
+                if progress == Progress::InComment {
+                    break;
+                }
+                let Some(next) = self.next_line() else { break };
+                line.text.extend_from_slice(start);
+                line.pieces.push(next);
+                piece = next;
+            }
+            line.text.extend_from_slice(piece);
+            return Some(line);
+        }
+    }
+}
+
+impl<'a> Line<'a> {
+    /// Line, column and the line itself for a byte of the text, or its end.
+    fn locate(&self, mut at: usize) -> (usize, usize, &'a [u8]) {
+        let last = self.pieces.len() - 1;
+        for (index, piece) in self.pieces[..last].iter().enumerate() {
+            // Without the backslash.
+            if at < piece.len() - 1 {
+                return (self.first + index, at + 1, piece);
+            }
+            at -= piece.len() - 1;
+        }
+        (self.first + last, at.min(self.pieces[last].len()) + 1, self.pieces[last])
+    }
+}
+
+fn is_blank(byte: u8) -> bool {
+    matches!(byte, b' ' | b'\t' | b'\r')
+}
+
+/// How far a rule has got, as much as it takes to know that a comment began.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Progress {
+    /// This many of the three fields have ended.
+    Between(u8),
+    InField(u8),
+    InPlace,
+    AfterPlace,
+    InCommand,
+    InComment,
+}
+
+impl Progress {
+    fn over(self, bytes: &[u8]) -> Self {
+        bytes.iter().fold(self, |progress, &byte| match (progress, byte) {
+            (Self::InField(count), b) if is_blank(b) => Self::Between(count + 1),
+            (Self::InPlace, b) if is_blank(b) => Self::AfterPlace,
+            (Self::InField(_) | Self::InCommand | Self::InComment, _) => progress,
+            (Self::Between(_) | Self::AfterPlace, b) if is_blank(b) => progress,
+            (Self::Between(count @ 0..=2), _) => Self::InField(count),
+            (Self::Between(_) | Self::InPlace | Self::AfterPlace, b'#') => Self::InComment,
+            (Self::Between(_), b'=' | b'>' | b'!') => Self::InPlace,
+            (Self::InPlace, _) => progress,
+            (Self::Between(_) | Self::AfterPlace, _) => Self::InCommand,
+        })
+    }
+}
+
+/// What was read from a line.
+struct Parsed {
+    goes_on: bool,
+    conditions: Vec<Condition>,
+    device: Device,
+    access: Access,
+    place: Place,
+    command: Option<Command>,
+}
+
+/// Part of a line.
+#[derive(Clone, Copy)]
+struct Field<'l> {
+    at: usize,
+    text: &'l [u8],
+}
+
+impl<'l> Field<'l> {
+    fn skip(self, count: usize) -> Self {
+        Self { at: self.at + count, text: &self.text[count..] }
+    }
+
+    fn split_at(self, index: usize) -> (Self, Self) {
+        (Self { at: self.at, text: &self.text[..index] }, self.skip(index))
+    }
+
+    fn find(self, byte: u8) -> Option<usize> {
+        self.text.iter().position(|&b| b == byte)
+    }
+
+    fn end(self) -> usize {
+        self.at + self.text.len()
+    }
+}
+
+struct Reader<'l> {
+    line: &'l [u8],
+    at: usize,
+    accounts: &'l Accounts,
+    /// The byte at fault, and what was expected there.
+    complaints: Vec<(usize, String)>,
+}
+
+impl<'l> Reader<'l> {
+    fn complain(&mut self, at: usize, message: impl Into<String>) {
+        self.complaints.push((at, message.into()));
+    }
+
+    fn peek(&self) -> Option<u8> {
+        self.line.get(self.at).copied()
+    }
+
+    fn skip_blanks(&mut self) {
+        while self.peek().is_some_and(is_blank) {
+            self.at += 1;
+        }
+    }
+
+    /// What is up to the next blank.
+    fn field(&mut self) -> Option<Field<'l>> {
+        self.skip_blanks();
+        let at = self.at;
+        while self.peek().is_some_and(|b| !is_blank(b)) {
+            self.at += 1;
+        }
+        (self.at > at).then(|| Field { at, text: &self.line[at..self.at] })
+    }
+
+    /// `[-][VARIABLE=regex;...]DEVICE USER:GROUP MODE [PLACE] [COMMAND]`
+    fn rule(&mut self) -> Option<Parsed> {
+        if let Some(nul) = self.line.iter().position(|&b| b == 0) {
+            self.complain(nul, "expected text, not a NUL byte");
+            return None;
+        }
+        let mut what = self.field()?;
+        let goes_on = what.text[0] == b'-';
+        if goes_on {
+            what = what.skip(1);
+        }
+        let conditions = self.conditions(&mut what);
+        let device = self.device(what, conditions.as_ref().is_none_or(Vec::is_empty));
+        let Some(owner) = self.field() else {
+            self.complain(self.line.len(), "expected user:group and a mode after the device");
+            return None;
+        };
+        let owner = self.owner(owner);
+        let Some(mode) = self.field() else {
+            self.complain(self.line.len(), "expected a mode after the owner");
+            return None;
+        };
+        let mode = self.mode(mode);
+        let place = self.place();
+        let command = self.command(place == Some(Place::Own));
+        let ((owner, group), mode) = (owner?, mode?);
+        Some(Parsed {
+            goes_on,
+            conditions: conditions?,
+            device: device?,
+            access: Access { owner, group, mode },
+            place: place?,
+            command: command?,
+        })
+    }
+
+    /// Takes all `VARIABLE=regex;` from the front of a field.
+    fn conditions(&mut self, field: &mut Field<'l>) -> Option<Vec<Condition>> {
+        let mut conditions = Some(Vec::new());
+        while !matches!(field.text.first(), Some(b'$' | b'@')) {
+            let Some(equals) = field.find(b'=') else { break };
+            let (name, value) = field.split_at(equals);
+            let value = value.skip(1);
+            let Some(semicolon) = value.find(b';') else { break };
+            let (text, rest) = value.split_at(semicolon);
+            let condition = self.condition(name, text);
+            conditions = conditions.zip(condition).map(|(mut conditions, condition)| {
+                conditions.push(condition);
+                conditions
+            });
+            *field = rest.skip(1);
+        }
+        conditions
+    }
+
+    fn condition(&mut self, name: Field<'l>, text: Field<'l>) -> Option<Condition> {
+        if name.text.is_empty() {
+            self.complain(name.at, "expected the name of a variable before =");
+        }
+        let ere = self.ere(text)?;
+        let (variable, text) = (name.text.into(), text.text.into());
+        (!name.text.is_empty()).then_some(Condition { variable, text, ere })
+    }
+
+    fn ere(&mut self, field: Field<'l>) -> Option<Ere> {
+        match Ere::parse(field.text) {
+            Ok(ere) => Some(ere),
+            Err(ere::Error { at, problem }) => {
+                self.complain(field.at + at, problem.to_string());
+                None
+            }
+        }
+    }
+
+    fn device(&mut self, field: Field<'l>, alone: bool) -> Option<Device> {
+        match field.text.first() {
+            Some(b'$') => {
+                let field = field.skip(1);
+                let Some(equals) = field.find(b'=') else {
+                    self.complain(field.end(), "expected = and a regular expression after $name");
+                    return None;
+                };
+                let (name, text) = field.split_at(equals);
+                let text = text.skip(1);
+                if text.text.is_empty() {
+                    self.complain(text.at, "expected a regular expression after =");
+                    return None;
+                }
+                self.condition(name, text).map(Device::Variable)
+            }
+            Some(b'@') => self.numbers(field.skip(1)).map(Device::Numbers),
+            // Behind conditions busybox takes it: then it is no device's name.
+            None if alone => {
+                self.complain(field.at, "expected a regular expression for the device's name");
+                None
+            }
+            Some(b'=') if alone => {
+                self.complain(field.at, "expected the name of a variable before =");
+                None
+            }
+            None | Some(_) => self.ere(field).map(Device::Name),
+        }
+    }
+
+    /// `major,minor` or `major,minor-minor`
+    fn numbers(&mut self, field: Field<'l>) -> Option<Numbers> {
+        let Some(comma) = field.find(b',') else {
+            self.complain(field.end(), "expected @major,minor or @major,minor-minor");
+            return None;
+        };
+        let (major, minor) = field.split_at(comma);
+        let minor = minor.skip(1);
+        let (low, high) = match minor.find(b'-') {
+            Some(dash) => {
+                let (low, high) = minor.split_at(dash);
+                (low, high.skip(1))
+            }
+            None => (minor, minor),
+        };
+        let mut parse = |what: &str, field: Field<'l>| {
+            let value = number(field.text);
+            if value.is_none() {
+                let digits = field.text.iter().take_while(|b| b.is_ascii_digit()).count();
+                let at = field.at + if digits < field.text.len() { digits } else { 0 };
+                self.complain(at, format!("expected a {what} number, up to 4294967295"));
+            }
+            value
+        };
+        let major = parse("major", major);
+        let low_value = parse("minor", low);
+        let high_value = if low.at == high.at { low_value } else { parse("minor", high) };
+        Some(Numbers { major: major?, minor: low_value?..=high_value? })
+    }
+
+    /// `user:group`, or as busybox takes it, `user` with its primary group.
+    fn owner(&mut self, field: Field<'l>) -> Option<(u32, u32)> {
+        let (user, group) = match field.find(b':') {
+            Some(colon) => {
+                let (user, group) = field.split_at(colon);
+                (user, Some(group.skip(1)))
+            }
+            None => (field, None),
+        };
+        let accounts = self.accounts;
+        let owner = self.id("user", user, |name| accounts.user(name));
+        let group = match group {
+            Some(group) => self.id("group", group, |name| accounts.group(name)),
+            None => owner.map(|uid| accounts.primary_group(uid).unwrap_or(uid)),
+        };
+        owner.zip(group)
+    }
+
+    fn id(
+        &mut self,
+        what: &str,
+        field: Field<'l>,
+        by_name: impl Fn(&[u8]) -> Option<u32>,
+    ) -> Option<u32> {
+        // The last number is the "leave it" of chown(2).
+        let id = by_name(field.text).or(number(field.text)).filter(|&id| id != u32::MAX);
+        if id.is_none() {
+            let message = if field.text.is_empty() {
+                format!("expected the name or number of a {what}")
+            } else {
+                let name = readable(&field.text.escape_ascii().to_string());
+                format!("expected a {what} of this machine, or a number: there is no \"{name}\"")
+            };
+            self.complain(field.at, message);
+        }
+        id
+    }
+
+    /// Octal, or as busybox takes it, symbolic.
+    fn mode(&mut self, field: Field<'l>) -> Option<u32> {
+        if !field.text[0].is_ascii_digit() {
+            return match symbolic_mode(field.text) {
+                Ok(mode) => Some(mode),
+                Err(at) => {
+                    self.complain(
+                        field.at + at,
+                        "expected an octal mode such as 660, or a symbolic one such as u=rw,g=r",
+                    );
+                    None
+                }
+            };
+        }
+        if let Some(at) = field.text.iter().position(|b| !matches!(b, b'0'..=b'7')) {
+            self.complain(field.at + at, "expected an octal digit, or a blank after the mode");
+            return None;
+        }
+        let mode = field.text.iter().try_fold(0u32, |mode, digit| {
+            Some(mode * 8 + u32::from(digit - b'0')).filter(|&mode| mode <= LARGEST_MODE)
+        });
+        if mode.is_none() {
+            self.complain(field.at, "expected a mode of at most 7777");
+        }
+        mode
+    }
+
+    /// `=path`, `>path`, `!`, or nothing.
+    fn place(&mut self) -> Option<Place> {
+        self.skip_blanks();
+        let place: fn(Path) -> Place = match self.peek() {
+            Some(b'=') => Place::Moved,
+            Some(b'>') => Place::Linked,
+            Some(b'!') => {
+                self.at += 1;
+                // What follows at once is a command, a comment, or as busybox
+                // has it, nothing.
+                let ends = |b| is_blank(b) || b == b'#' || interpreter(b).is_some();
+                if self.peek().is_some_and(|b| !ends(b)) {
+                    self.field();
+                }
+                return Some(Place::Nowhere);
+            }
+            _ => return Some(Place::Own),
+        };
+        self.at += 1;
+        let at = self.at;
+        while self.peek().is_some_and(|b| !is_blank(b) && b != b'#') {
+            self.at += 1;
+        }
+        let text = &self.line[at..self.at];
+        if text.is_empty() {
+            self.complain(at, "expected a path in /dev right here");
+            return None;
+        }
+        Some(place(Path { text: text.into(), parts: parts(text) }))
+    }
+
+    /// A command, a comment, or nothing.
+    fn command(&mut self, may_be_place: bool) -> Option<Option<Command>> {
+        self.skip_blanks();
+        match self.peek() {
+            None | Some(b'#') => Some(None),
+            Some(byte) => match interpreter(byte) {
+                Some((when, interpreter)) => {
+                    let text = self.line[self.at + 1..].into();
+                    Some(Some(Command { when, interpreter, text }))
+                }
+                None => {
+                    let place = if may_be_place { "=path, >path, ! or " } else { "" };
+                    self.complain(
+                        self.at,
+                        format!("expected {place}a command after one of @ $ * + - &"),
+                    );
+                    None
+                }
+            },
+        }
+    }
+}
+
+fn interpreter(byte: u8) -> Option<(When, Interpreter)> {
+    Some(match byte {
+        b'@' => (When::Add, Interpreter::Shell),
+        b'$' => (When::Remove, Interpreter::Shell),
+        b'*' => (When::Always, Interpreter::Shell),
+        b'+' => (When::Add, Interpreter::Execlineb),
+        b'-' => (When::Remove, Interpreter::Execlineb),
+        b'&' => (When::Always, Interpreter::Execlineb),
+        _ => return None,
+    })
+}
+
+fn parts(text: &[u8]) -> Option<Box<[Part]>> {
+    let (mut parts, mut literal) = (Vec::new(), Vec::new());
+    let mut bytes = text.iter();
+    while let Some(&byte) = bytes.next() {
+        match (byte, bytes.as_slice().first()) {
+            (b'%', Some(digit @ b'0'..=b'9')) => {
+                if !literal.is_empty() {
+                    parts.push(Part::Literal(std::mem::take(&mut literal).into()));
+                }
+                parts.push(Part::Group(usize::from(digit - b'0')));
+                bytes.next();
+            }
+            (b'%', Some(b'%')) => {
+                literal.push(b'%');
+                bytes.next();
+            }
+            (b'%', _) => return None,
+            (byte, _) => literal.push(byte),
+        }
+    }
+    if !literal.is_empty() {
+        parts.push(Part::Literal(literal.into()));
+    }
+    Some(parts.into())
+}
+
+/// As chmod(1) takes it, on top of the default mode, with no umask. The error
+/// is the offset of what it does not take.
+fn symbolic_mode(text: &[u8]) -> Result<u32, usize> {
+    let mut mode = DEFAULT_MODE;
+    let mut at = 0;
+    loop {
+        let mut who = 0;
+        while let Some(&byte) = text.get(at) {
+            who |= match byte {
+                b'u' => 0o4700,
+                b'g' => 0o2070,
+                b'o' => 0o1007,
+                b'a' => 0o7777,
+                _ => break,
+            };
+            at += 1;
+        }
+        let who = if who == 0 { LARGEST_MODE } else { who };
+        if !matches!(text.get(at), Some(b'+' | b'-' | b'=')) {
+            return Err(at);
+        }
+        while let Some(&operator @ (b'+' | b'-' | b'=')) = text.get(at) {
+            at += 1;
+            let before = mode;
+            let mut bits = 0;
+            while let Some(&byte) = text.get(at) {
+                bits |= match byte {
+                    b'r' => 0o444,
+                    b'w' => 0o222,
+                    b'x' => 0o111,
+                    b'X' if before & 0o111 != 0 => 0o111,
+                    b'X' => 0,
+                    b's' => 0o6000,
+                    b't' => 0o1000,
+                    b'u' => (before >> 6 & 7) * 0o111,
+                    b'g' => (before >> 3 & 7) * 0o111,
+                    b'o' => (before & 7) * 0o111,
+                    _ => break,
+                };
+                at += 1;
+            }
+            // The sticky bit is of everyone.
+            let who = if bits & 0o1000 == 0 { who } else { who | 0o1000 };
+            mode = match operator {
+                b'+' => mode | bits & who,
+                b'-' => mode & !(bits & who),
+                _ => mode & !who | bits & who,
+            };
+        }
+        match text.get(at) {
+            None => return Ok(mode),
+            Some(b',') => at += 1,
+            Some(_) => return Err(at),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
