@@ -209,6 +209,25 @@ fn the_handler_is_found_from_elsewhere() {
     eventually("it was run", || place.text("log").contains("did add\n").then_some(()));
 }
 
+/// So may the file of rules, which is read again on SIGHUP.
+#[test]
+fn rules_are_found_from_elsewhere() {
+    let place = Place::new();
+    fs::write(place.path("mdev.conf"), "null 0:0 0666\n").unwrap();
+    fs::create_dir(place.path("dev")).unwrap();
+    let log = place.path("log");
+    let options = ["--conf", "mdev.conf", "--dev", "dev", "--log-file", log.to_str().unwrap()];
+    let mut daemon = place.daemon(&options);
+    daemon.pop();
+    let mut command = Command::new(&daemon[0]);
+    let finished = finish(command.args(&daemon[1..]).current_dir(place.path(".")));
+    assert_eq!(finished.code, Some(0), "{finished:?}");
+    fs::write(place.path("mdev.conf"), "null 0:0 wrong\n").unwrap();
+    assert_eq!(place.act("--reload", &[]), 0);
+    let told = format!("{}:1:", place.path("mdev.conf").display());
+    eventually("the mistake is told", || place.text("log").contains(&told).then_some(()));
+}
+
 /// User and group, with files of our own instead of the machine's.
 #[test]
 fn users_and_groups() {
