@@ -68,6 +68,8 @@ pub struct Setup {
     pub notifier: Notifier,
     /// What decides, for its status.
     pub engine: status::Engine,
+    /// Whether its own command line, executed once more, would go on with it.
+    pub may_update: bool,
 }
 
 /// The daemon at work.
@@ -195,7 +197,7 @@ impl Daemon {
     /// # Errors
     /// Those of epoll_create1(2), epoll_ctl(2), pipe2(2) and sigaction(2).
     pub fn new(setup: Setup) -> io::Result<Self> {
-        let Setup { sources, limits, manner, mut control, notifier, engine } = setup;
+        let Setup { sources, limits, manner, mut control, notifier, engine, may_update } = setup;
         let poll = Poll::new()?;
         let signals = Signals::handle(manner.orders().map(|(signal, _)| signal))?;
         register(poll.registry(), &signals, &Watch::Signals)?;
@@ -228,7 +230,7 @@ impl Daemon {
             presence: Presence::below("/sys".as_ref(), "/dev".as_ref()),
             notifier,
             engine,
-            update: Update::new(),
+            update: Update::new(may_update),
             resumed: None,
         })
     }

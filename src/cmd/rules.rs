@@ -2,7 +2,8 @@
 //! the engine made from them.
 
 use std::ffi::OsStr;
-use std::path::{Path, PathBuf};
+use std::io;
+use std::path::{Path, PathBuf, absolute};
 
 use crate::child;
 use crate::devnode::{DevRoot, device_of};
@@ -33,6 +34,21 @@ impl Default for Files {
             sys: "/sys".into(),
             firmware: "/lib/firmware".into(),
         }
+    }
+}
+
+impl Files {
+    /// The same files, for another working directory.
+    ///
+    /// # Errors
+    /// Those of getcwd(2).
+    pub(super) fn absolute(&self) -> io::Result<Self> {
+        Ok(Self {
+            conf: absolute(&self.conf)?,
+            dev: absolute(&self.dev)?,
+            sys: absolute(&self.sys)?,
+            firmware: absolute(&self.firmware)?,
+        })
     }
 }
 

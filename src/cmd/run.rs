@@ -28,6 +28,7 @@ use crate::signals::Manner;
 use crate::status;
 use crate::{logging, sys};
 
+use super::daemon_options::{DaemonOption, DaemonOptions, Prepared};
 use super::options::{self, BYTES, SECONDS};
 use super::rules::{self, Files};
 use super::{Command, Request, quoted};
@@ -91,6 +92,18 @@ How to talk to it:
                                   file descriptor N and close it. NOTIFY_SOCKET,
                                   if set, is told too
 
+As a daemon (without a supervisor; see also plugd daemon-control):
+      --daemonize                 go into the background, with / as directory;
+                                  the command exits when the daemon is up, with
+                                  0, or has failed
+      --pid-file PATH             write the process id there, and lock the file
+                                  for as long as the daemon lives
+      --user NAME|#UID            become this user, with its groups
+      --group NAME|#GID           become this group, and be in no other
+      --log-file PATH             once it is up, write to the end of this file
+                                  instead of to stderr
+      --syslog                    once it is up, log to syslog
+
 What it tells:
   -v, --verbose                   every event; twice: everything
   -q, --quiet                     only warnings and errors; twice: errors
@@ -113,6 +126,8 @@ Examples:
       plugd run
   Run a script written for /proc/sys/kernel/hotplug, with a minute's patience:
       plugd run --timeout 60 --hotplug-argument /sbin/hotplug
+  Start it from a boot script that has no supervisor:
+      plugd run --daemonize --pid-file /run/plugd.pid --syslog /etc/hotplug
 ";
 
 /// The size of the receive buffer to ask for, in bytes.
@@ -135,6 +150,7 @@ pub(super) struct Options {
     pub(super) control_mode: Mode,
     /// Gets a newline when plugd is ready.
     pub(super) notify_fd: Option<RawFd>,
+    pub(super) daemon: DaemonOptions,
     pub(super) work: Work,
 }
 
@@ -165,6 +181,7 @@ impl Options {
             control: Some(Address::default()),
             control_mode: Mode::RUSR | Mode::WUSR,
             notify_fd: None,
+            daemon: DaemonOptions::default(),
             work,
         }
     }
@@ -175,6 +192,7 @@ fn main(parser: lexopt::Parser, log_name: &'static str) -> Result<Request, Fatal
         Ok(options) => {
             logging::start(log_name, options.verbosity);
             let handover = r#loop::inherited()?;
+            let prepared = options.daemon.prepare(log_name)?;
             let mut engine = engine(&options)?;
             let mut sources = match &handover {
                 Some(handover) => handover.sources.iter().copied().map(adopt_source).collect(),
@@ -183,7 +201,7 @@ fn main(parser: lexopt::Parser, log_name: &'static str) -> Result<Request, Fatal
             if options.require_credentials {
                 require_credentials(&mut sources)?;
             }
-            serve(&options, &mut engine, sources, handover)
+            serve(&options, &mut engine, sources, prepared, handover)
         }
         Err(other) => Ok(other),
     }
@@ -247,7 +265,10 @@ fn parse(mut parser: lexopt::Parser) -> Result<Result<Options, Request>, Fatal> 
                 program = Some(Work::Program(operand, parser.raw_args()?.collect()));
                 break;
             }
-            argument => return Err(argument.unexpected().into()),
+            argument => match DaemonOption::of(&argument) {
+                Some(option) => options.daemon.take(option, &mut parser)?,
+                None => return Err(argument.unexpected().into()),
+            },
         }
     }
     options.work = program.unwrap_or(Work::Rules { files, dry_run });
@@ -304,6 +325,7 @@ pub(super) fn serve(
     options: &Options,
     engine: &mut Engine,
     sources: Vec<Source>,
+    prepared: Prepared,
     handover: Option<Handover>,
 ) -> Result<Request, Fatal> {
     // The children's; plugd reads nothing there.
@@ -314,13 +336,20 @@ pub(super) fn serve(
         Some(address) => Some(control(options, address, handover.as_ref())?),
         None => None,
     };
+    let notifier = notifier(options, handover.is_some())?;
+    if options.daemon.goes_to_background() {
+        // Without /proc they stay open, which is a pity, and no more.
+        let _ = sys::close_inherited();
+    }
+    let mut started = prepared.start()?;
     let mut daemon = Daemon::new(Setup {
         sources,
         limits: options.limits,
         manner: options.manner,
         control,
-        notifier: notifier(options, handover.is_some())?,
+        notifier,
         engine: engine_status(options, engine),
+        may_update: options.daemon.may_be_executed_again(),
     })
     .map_err(|e| Fatal::system("set up the event loop", e))?;
     if let Some(handover) = handover {
@@ -329,6 +358,7 @@ pub(super) fn serve(
     // Now that all that was inherited on purpose has been taken over.
     sys::close_all_on_exec().map_err(|e| Fatal::system("set file descriptors close-on-exec", e))?;
     daemon.announce().map_err(|e| Fatal::system("tell that plugd is ready", e))?;
+    started.ready()?;
     let counters = daemon.run(engine).map_err(|e| Fatal::system("wait for what happens", e))?;
     log::info!("stopped: {counters}");
     Ok(Request::Done)
@@ -375,7 +405,16 @@ pub(super) fn engine(options: &Options) -> Result<Engine, Fatal> {
         Work::Program(program, arguments) => {
             handler(options, program, arguments).map(Engine::Handler)
         }
-        Work::Rules { files, dry_run } => rules::engine(files, *dry_run, options.clean_environment),
+        Work::Rules { files, dry_run } => {
+            // They are read again after the directory has been left.
+            let files = match options.daemon.goes_to_background() {
+                true => {
+                    files.absolute().map_err(|e| Fatal::system("find the working directory", e))?
+                }
+                false => files.clone(),
+            };
+            rules::engine(&files, *dry_run, options.clean_environment)
+        }
     }
 }
 
@@ -390,7 +429,12 @@ fn handler(
     let argv = std::iter::once(program).chain(arguments);
     Ok(Handler {
         program: Program {
-            path: child::find_program(program, path).map_err(cannot_run)?,
+            path: child::find_program(program, path)
+                .and_then(|path| match options.daemon.goes_to_background() {
+                    true => child::absolute(&path),
+                    false => Ok(path),
+                })
+                .map_err(cannot_run)?,
             argv: argv
                 .map(|a| child::c_string(a))
                 .collect::<io::Result<_>>()
