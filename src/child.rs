@@ -13,14 +13,14 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{Access, AtFlags, CWD, FileType, accessat, stat};
 use rustix::io::Errno;
 use rustix::process::{
-    Pid, Signal, WaitId, WaitIdOptions, kill_process_group, pidfd_send_signal, waitid,
+    Pid, Signal, WaitId, WaitIdOptions, getpgid, kill_process_group, pidfd_send_signal, waitid,
 };
 
 use crate::environment::Environment;
 use crate::error::reason;
 use crate::machine::Refusal;
 use crate::plan::Run;
-use crate::sys::{CStrings, Spawner};
+use crate::sys::Spawner;
 
 /// A child that has not been reaped.
 #[derive(Debug)]
@@ -77,13 +77,12 @@ impl Child {
         run: &Run<'_>,
         environment: &Environment<'_>,
     ) -> io::Result<Self> {
-        let environment: CStrings<'_> = environment.variables.iter().copied().collect();
-        let path = &run.program.path;
-        let mut result = spawner.spawn(path, &run.argv().collect(), &environment);
+        let environment = || environment.variables.iter().copied();
+        let path = run.program.path.as_c_str();
+        let mut result = spawner.spawn(path, run.argv(), environment());
         if matches!(&result, Err(e) if Errno::from_io_error(e) == Some(Errno::NOEXEC)) {
-            let shell: CStrings<'_> =
-                [c"/bin/sh", path].into_iter().chain(run.argv().skip(1)).collect();
-            result = spawner.spawn(c"/bin/sh", &shell, &environment);
+            let shell = [c"/bin/sh", path].into_iter().chain(run.argv().skip(1));
+            result = spawner.spawn(c"/bin/sh", shell, environment());
         }
         result.map(|(pidfd, pid)| Self { pidfd, pid })
     }
@@ -119,10 +118,10 @@ impl Child {
     /// The group's id cannot have been recycled: its leader is not yet reaped.
     /// A child that left its group is still signalled itself.
     fn signal_group(&self, signal: Signal) {
-        let result = match kill_process_group(self.pid, signal) {
-            Err(Errno::SRCH) => pidfd_send_signal(&self.pidfd, signal),
-            result => result,
-        };
+        let mut result = kill_process_group(self.pid, signal);
+        if getpgid(Some(self.pid)) != Ok(self.pid) {
+            result = pidfd_send_signal(&self.pidfd, signal);
+        }
         if let Err(error) = result {
             log::warn!("cannot signal process group {}: {}", self.pid(), reason(&error.into()));
         }

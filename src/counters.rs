@@ -24,7 +24,7 @@ pub struct Counters {
     /// Times that the kernel's receive buffer overran.
     pub overruns: u64,
     /// Datagrams dropped, by kind.
-    pub dropped: [u64; Drop::ALL.len()],
+    pub dropped: [u64; Dropped::ALL.len()],
 }
 
 impl fmt::Display for Counters {
@@ -35,13 +35,13 @@ impl fmt::Display for Counters {
             "received {received}, handled {handled}, failed {failed} (timed out {timed_out}), \
              retried {retried}, overruns {overruns}"
         )?;
-        Drop::ALL.iter().zip(dropped).try_for_each(|(kind, count)| write!(f, ", {kind} {count}"))
+        Dropped::ALL.iter().zip(dropped).try_for_each(|(kind, count)| write!(f, ", {kind} {count}"))
     }
 }
 
 /// Why a datagram was dropped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Drop {
+pub enum Dropped {
     /// It came over netlink, but not from the kernel.
     Foreign,
     /// It did not fit into the buffer.
@@ -50,12 +50,12 @@ pub enum Drop {
     Malformed,
 }
 
-impl Drop {
+impl Dropped {
     /// All kinds, in the order of [`Counters::dropped`].
     pub const ALL: [Self; 3] = [Self::Foreign, Self::Truncated, Self::Malformed];
 }
 
-impl fmt::Display for Drop {
+impl fmt::Display for Dropped {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Foreign => "foreign",

@@ -20,7 +20,7 @@ const HANDOVER: [&[u8]; 4] = [b"LISTEN_*", b"NOTIFY_SOCKET", b"PLUGD_HANDOVER", 
 /// Variables by which whoever sets them can make a shell, the dynamic linker,
 /// the C library or an interpreter run or read something else than intended.
 /// An event may not set them. `*` at the end stands for anything.
-const PROTECTED: [&[u8]; 47] = [
+const PROTECTED: [&[u8]; 54] = [
     // shells
     b"BASHOPTS",
     b"BASH_ENV",
@@ -35,15 +35,18 @@ const PROTECTED: [&[u8]; 47] = [
     b"IFS",
     b"KSH_ENV",
     b"MAILPATH",
+    b"NULLCMD",
     b"OPTIND",
     b"PATH",
     b"PROMPT_COMMAND",
     b"PS1",
     b"PS2",
     b"PS4",
+    b"READNULLCMD",
     b"SHELL",
     b"SHELLOPTS",
     b"TMPDIR",
+    b"TMPPREFIX",
     b"ZDOTDIR",
     // dynamic linker and C library
     b"GCONV_PATH",
@@ -56,12 +59,17 @@ const PROTECTED: [&[u8]; 47] = [
     b"MALLOC_*",
     b"NIS_PATH",
     b"NLSPATH",
+    b"OPENSSL_*",
+    b"PATH_LOCALE",
     b"RESOLV_HOST_CONF",
     b"RES_OPTIONS",
     b"TERMCAP",
     b"TERMINFO*",
+    b"TERMPATH",
     b"TZDIR",
     // interpreters
+    b"AWKLIBPATH",
+    b"AWKPATH",
     b"JAVA_TOOL_OPTIONS",
     b"LUA_*",
     b"NODE_*",
@@ -71,8 +79,6 @@ const PROTECTED: [&[u8]; 47] = [
     // kmod and mdev rules' own
     b"MODPROBE_OPTIONS",
     b"MDEV",
-    // logging of plugd's own commands in a handler
-    b"RUST_*",
 ];
 
 /// What every child's environment is made from.
@@ -110,34 +116,29 @@ impl Base {
     /// of the base with the same key, and the last of an event's duplicates counts.
     pub fn with_event<'a>(&'a self, event: &Uevent<'a>) -> Environment<'a> {
         let mut withheld = Vec::new();
-        let mut own: Vec<&CStr> = Vec::with_capacity(32);
+        // The usual event's variables find room without growing it.
+        let mut variables: Vec<&CStr> = Vec::with_capacity(self.variables.len() + 32);
+        variables.extend(self.variables.iter().map(CString::as_c_str));
         for field in event.fields() {
             if is_shell_name(field.key())
+                && !is_function(field.value())
                 && !matches_any(&PROTECTED, field.key())
                 && !matches_any(&HANDOVER, field.key())
             {
-                own.push(field.whole());
+                variables.push(field.whole());
             } else {
                 withheld.push(field.key());
             }
         }
         // Stable, so that of equal keys the last one given comes last.
-        own.sort_by(|a, b| key_of(a).cmp(key_of(b)));
-
-        let mut variables: Vec<&CStr> = Vec::with_capacity(self.variables.len() + own.len());
-        let mut base = self.variables.iter().map(CString::as_c_str).peekable();
-        for (i, variable) in own.iter().enumerate() {
-            let key = key_of(variable);
-            if own.get(i + 1).is_some_and(|next| key_of(next) == key) {
-                continue;
+        variables.sort_by(|a, b| key_of(a).cmp(key_of(b)));
+        variables.dedup_by(|later, kept| {
+            let same = key_of(later) == key_of(kept);
+            if same {
+                *kept = *later;
             }
-            while let Some(smaller) = base.next_if(|b| key_of(b) < key) {
-                variables.push(smaller);
-            }
-            base.next_if(|b| key_of(b) == key);
-            variables.push(variable);
-        }
-        variables.extend(base);
+            same
+        });
         Environment { variables, withheld }
     }
 }
@@ -156,6 +157,11 @@ fn key_of(variable: &CStr) -> &[u8] {
     // From the second byte on: libc too takes a leading `=` for part of a name.
     let equals = bytes.iter().skip(1).position(|&b| b == b'=').map_or(bytes.len(), |i| i + 1);
     &bytes[..equals]
+}
+
+/// Whether bash before 4.3 patch 25 would run it, by any name (CVE-2014-6271).
+fn is_function(value: &CStr) -> bool {
+    value.to_bytes().starts_with(b"() {")
 }
 
 /// Whether a shell could have a variable of this name (POSIX: Name).
@@ -226,9 +232,9 @@ mod tests {
     fn no_event_sets_what_could_subvert_a_handler() {
         let fields = b"PATH=/evil\0LD_PRELOAD=x\0LD_=x\0IFS=x\0ENV=x\0BASH_ENV=x\0SHELLOPTS=x\0\
                        PS4=x\0GCONV_PATH=x\0BASH_FUNC_ls=x\0PYTHONPATH=x\0LISTEN_FDS=1\0\
-                       HOME=/evil\0MDEV=x\0=x\0a b=x\0\xff=x\0a-b=x\0x()=x\x001=x\0OK_1=y\0";
+                       HOME=/evil\0MDEV=x\0F=() { :; }; x\0=x\0a b=x\0\xff=x\0a-b=x\0x()=x\x001=x\0OK_1=y\0";
         let (variables, withheld) = environment(&base(&[("PATH", "/p")]), fields);
         assert_eq!(variables, ["HOME=/", "OK_1=y", "PATH=/p"]);
-        assert_eq!(withheld.len(), 20);
+        assert_eq!(withheld.len(), 21);
     }
 }

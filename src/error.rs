@@ -18,6 +18,13 @@ pub enum Fatal {
         /// Why.
         error: io::Error,
     },
+    /// The program to go on as cannot be executed.
+    Exec {
+        /// Its name, safe to print.
+        program: String,
+        /// Why.
+        error: io::Error,
+    },
 }
 
 impl Fatal {
@@ -32,6 +39,7 @@ impl fmt::Display for Fatal {
         match self {
             Self::Usage(text) | Self::Configuration(text) => f.write_str(text),
             Self::System { what, error } => write!(f, "{what}: {}", reason(error)),
+            Self::Exec { program, error } => write!(f, "cannot run {program}: {}", reason(error)),
         }
     }
 }

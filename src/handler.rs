@@ -22,7 +22,7 @@ pub struct Handler {
 impl Handler {
     /// What to do for `event`.
     pub fn plan<'e>(&'e self, event: &Uevent<'e>) -> Plan<'e> {
-        let argument = self.hotplug_argument.then(|| event.get(b"SUBSYSTEM").unwrap_or_default());
+        let argument = self.hotplug_argument.then(|| event.last(b"SUBSYSTEM").unwrap_or_default());
         Plan::of(Step::Run(Run {
             program: &self.program,
             argument,
@@ -59,5 +59,7 @@ mod tests {
     fn the_subsystem_is_appended_if_wanted() {
         assert_eq!(plan_text(true, b"add@/x\0SUBSYSTEM=net\0"), r#"["h", "a b", "net"]"#);
         assert_eq!(plan_text(true, b"add@/x\0ACTION=add\0"), r#"["h", "a b", ""]"#);
+        let twice = b"add@/x\0SUBSYSTEM=net\0SUBSYSTEM=usb\0";
+        assert_eq!(plan_text(true, twice), r#"["h", "a b", "usb"]"#, "as in the environment");
     }
 }

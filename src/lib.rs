@@ -3,33 +3,43 @@
 //! One process, one thread, one loop. A uevent's way through it:
 //!
 //! ```text
-//! kernel ─► netlink ─► uevent ─► handler ─► plan ─► child ─ pidfd ─► loop
+//! kernel ─► netlink ─► uevent ─► engine ─► plan ─► devnode, firmware   (at once)
+//!                                            └──► child ─ pidfd ─► loop (one at a time)
 //! signals ─ self-pipe ─► loop
 //!                         │
 //!                         └─ machine: state × input → state + action
 //! ```
 //!
-//! The rooms, from the top; each looks only at those below it:
+//! The rooms, from the top; each looks only at those below it, or named after it
+//! in the same line:
 //!
 //! - [`cmd`]: the commands, from options to the job.
 //! - [`mod@loop`]: owns all that is watched; feeds the machine, and does what it says.
-//! - [`netlink`], [`child`], [`signals`]: what deals with the system.
-//! - [`machine`], [`handler`], [`rules`], [`plan`], [`environment`], [`uevent`],
-//!   [`counters`], [`listen_fds`]: what decides; pure, without system calls.
-//! - [`sys`], [`account`], [`error`], [`logging`]: the only `unsafe`, names of
-//!   users and groups, errors, log lines.
+//! - [`engine`], [`rule_files`]: what decides, with the files that it looks at
+//!   and acts on.
+//! - [`netlink`], [`child`], [`signals`], [`devnode`], [`firmware`], [`sysfs`],
+//!   [`rebroadcast`]: what deals with the system.
+//! - [`counters`], [`machine`], [`handler`], [`rules`], [`plan`],
+//!   [`environment`], [`uevent`], [`listen_fds`]: what decides; pure, without system calls.
+//! - [`sys`], [`beneath`], [`account`], [`error`], [`logging`]: the only
+//!   `unsafe`, files by hostile names, names of users and groups, errors, log
+//!   lines.
 //!
 //! Start with [`machine`] for what plugd promises, and with [`mod@loop`] for
 //! how it keeps it.
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test may panic"))]
 
 pub mod account;
+pub mod beneath;
 pub mod child;
 pub mod cmd;
 pub mod control;
 pub mod counters;
+pub mod devnode;
+pub mod engine;
 pub mod environment;
 pub mod error;
+pub mod firmware;
 pub mod handler;
 pub mod handover;
 pub mod listen_fds;
@@ -40,11 +50,15 @@ pub mod netlink;
 pub mod notify;
 pub mod plan;
 pub mod presence;
+pub mod rebroadcast;
 pub mod rule_files;
 pub mod rules;
 pub mod settle;
 pub mod signals;
 pub mod status;
 pub mod sys;
+pub mod sysfs;
+#[cfg(test)]
+mod testing;
 pub mod uevent;
 pub mod units;

@@ -3,7 +3,6 @@
 //! No timestamps: supervisors' loggers add them. Control characters are
 //! escaped, so that one message is one line.
 
-use std::fmt::{self, Write as _};
 use std::io::Write as _;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -22,13 +21,36 @@ pub fn start(program: &'static str, verbosity: i32) {
         1 => LevelFilter::Debug,
         2.. => LevelFilter::Trace,
     };
-    let configured = builder(program).filter_level(level).parse_env("RUST_LOG").build();
+    let filters = std::env::var("RUST_LOG").unwrap_or_default();
+    let mistake = env_filter::Builder::new().try_parse(&filters).err();
+    let mut configured = builder(program);
+    configured.filter_level(level);
+    if mistake.is_none() && !filters.is_empty() {
+        configured.parse_filters(&filters);
+    }
+    let configured = configured.build();
     let level = configured.filter();
     let everything = builder(program).filter_level(LevelFilter::Trace).build();
     // Only the first start in a process counts.
     if log::set_boxed_logger(Box::new(Switch { configured, everything })).is_ok() {
         log::set_max_level(level);
     }
+    if let Some(mistake) = mistake {
+        log::warn!("RUST_LOG is not used: {mistake}");
+    }
+}
+
+/// The text with its control characters escaped.
+pub fn escaped(text: &str) -> String {
+    let mut safe = String::with_capacity(text.len());
+    for char in text.chars() {
+        if char.is_control() {
+            safe.extend(char.escape_default());
+        } else {
+            safe.push(char);
+        }
+    }
+    safe
 }
 
 /// The names of the levels, for a message.
@@ -57,9 +79,7 @@ fn builder(program: &'static str) -> Builder {
     let mut builder = Builder::new();
     builder.write_style(WriteStyle::Never).target(Target::Stderr).format(move |line, record| {
         let level = level_name(record.level());
-        let mut text = String::new();
-        let _ = write!(Escaping(&mut text), "{}", record.args());
-        writeln!(line, "{program}: {level}: {text}")
+        writeln!(line, "{program}: {level}: {}", escaped(&record.args().to_string()))
     });
     builder
 }
@@ -101,30 +121,12 @@ fn level_name(level: Level) -> &'static str {
     }
 }
 
-/// Writes text with its control characters escaped.
-struct Escaping<'a>(&'a mut String);
-
-impl fmt::Write for Escaping<'_> {
-    fn write_str(&mut self, text: &str) -> fmt::Result {
-        for char in text.chars() {
-            if char.is_control() {
-                self.0.extend(char.escape_default());
-            } else {
-                self.0.push(char);
-            }
-        }
-        Ok(())
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn control_characters_are_escaped() {
-        let mut text = String::new();
-        write!(Escaping(&mut text), "a\nb\x1b[1m\u{9b}é{}", 1).unwrap();
-        assert_eq!(text, "a\\nb\\u{1b}[1m\\u{9b}é1");
+        assert_eq!(escaped("a\nb\x1b[1m\u{9b}é1"), "a\\nb\\u{1b}[1m\\u{9b}é1");
     }
 }

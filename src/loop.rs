@@ -21,21 +21,21 @@ use mio::{Events, Interest, Poll, Registry, Token};
 
 use crate::child::{self, Child, Ended};
 use crate::control::server::{self, Server};
-use crate::counters::{Counters, Drop, Limiter};
+use crate::counters::{Counters, Dropped, Limiter};
+use crate::engine::{Engine, Hands, Outcome};
 use crate::environment::Environment;
 use crate::error::reason;
-use crate::handler::Handler;
 use crate::handover::InHand;
-use crate::machine::{Action, Input, Limits, Machine, Reason, Stage, State, Time};
+use crate::machine::{Action, Input, Limits, Machine, Reason, State, Time};
 use crate::netlink::{DATAGRAM_MAX, Received, Source};
 use crate::notify::Notifier;
 use crate::plan::{Plan, Step, Steps};
 use crate::presence::Presence;
 use crate::settle::Requests;
 use crate::signals::{Manner, Signals};
-use crate::status::Engine;
+use crate::status;
 use crate::sys::Spawner;
-use crate::uevent::{Header, Malformed, Uevent};
+use crate::uevent::{Header, Malformed, Uevent, short};
 
 use self::update::Update;
 pub use self::update::inherited;
@@ -46,6 +46,9 @@ const READS_PER_TURN: u32 = 64;
 
 /// How often to look at what could not be watched for want of kernel memory.
 const UNWATCHED_INTERVAL: Duration = Duration::from_millis(100);
+
+/// How many keys a log line names.
+const KEYS_TOLD: usize = 16;
 
 /// Tokens from here on belong to the control socket.
 const CONTROL_TOKENS: usize = 1 << 16;
@@ -64,7 +67,7 @@ pub struct Setup {
     /// Whom to tell that it is ready.
     pub notifier: Notifier,
     /// What decides, for its status.
-    pub engine: Engine,
+    pub engine: status::Engine,
 }
 
 /// The daemon at work.
@@ -74,6 +77,8 @@ pub struct Daemon {
     events: Events,
     signals: Signals,
     manner: Manner,
+    /// The configuration shall be read again, when no event is in hand.
+    reload: bool,
     sources: Vec<Watched>,
     /// Whether the sources are registered with the poll.
     watching: bool,
@@ -96,7 +101,7 @@ pub struct Daemon {
     requests: Requests<server::Id>,
     presence: Presence,
     notifier: Notifier,
-    engine: Engine,
+    engine: status::Engine,
     update: Update,
     /// The event that the plugd before this one had in hand.
     resumed: Option<InHand>,
@@ -114,7 +119,7 @@ struct Watched {
 
 #[derive(Debug, Default)]
 struct Limiters {
-    dropped: [Limiter; Drop::ALL.len()],
+    dropped: [Limiter; Dropped::ALL.len()],
     receive: Limiter,
     watch: Limiter,
     withheld: Limiter,
@@ -152,6 +157,16 @@ impl Watch {
     }
 }
 
+/// What is to be done when no event is in hand.
+enum Next {
+    /// Act on a datagram from the source with this index, of that many bytes.
+    Datagram(usize, usize),
+    /// Read the configuration again.
+    Reload,
+    /// End.
+    End,
+}
+
 /// An event being acted on.
 struct Deed<'e> {
     /// Which socket it came from.
@@ -164,6 +179,8 @@ struct Deed<'e> {
     failed: bool,
     /// Why its program could not be started just now.
     refused: Option<io::Error>,
+    /// What carries out the steps that touch files.
+    hands: Option<&'e mut Hands>,
 }
 
 impl<'e> Deed<'e> {
@@ -191,6 +208,7 @@ impl Daemon {
             events: Events::with_capacity(64),
             signals,
             manner,
+            reload: false,
             sources: sources.into_iter().map(watched).collect(),
             watching: false,
             unwatched: false,
@@ -223,32 +241,39 @@ impl Daemon {
         self.notifier.ready("reading events")
     }
 
-    /// Acts on one event after the other, as `handler` says, until it is asked
+    /// Acts on one event after the other, as `engine` says, until it is asked
     /// to stop or nothing can come any more. Returns what it has counted.
     ///
     /// # Errors
     /// Those of epoll_wait(2) that mean that the poll itself is broken.
-    pub fn run(mut self, handler: &Handler) -> io::Result<Counters> {
+    pub fn run(mut self, engine: &mut Engine) -> io::Result<Counters> {
         if let Some(InHand { source, datagram, steps_done, failed, since }) = self.resumed.take() {
             // It was read before: what comes of it if the new version reads it
             // otherwise has no steps left.
             let header = self.sources.get(source).map_or(Header::Optional, |w| w.source.header());
-            let event = Uevent::parse(&datagram, header).unwrap_or(Uevent::EMPTY);
-            let plan = handler.plan(&event);
-            let (mut steps, event) = (plan.steps(), &event);
+            let event = &Uevent::parse(&datagram, header).unwrap_or(Uevent::EMPTY);
+            let (plan, hands) = engine.plan(event);
+            let mut steps = plan.steps();
             steps.skip_done(steps_done);
-            let datagram = &datagram;
-            self.go_on(Deed { source, since, datagram, event, steps, failed, refused: None })?;
+            let (datagram, refused) = (&datagram[..], None);
+            self.go_on(Deed { source, since, datagram, event, steps, failed, refused, hands })?;
         }
         let mut buffer = vec![0; DATAGRAM_MAX];
-        while let Some((source, length)) = self.read(&mut buffer)? {
-            let datagram = &buffer[..length];
-            match Uevent::parse(datagram, self.sources[source].source.header()) {
-                Ok(event) => {
-                    self.counters.received += 1;
-                    self.act(source, datagram, &event, &handler.plan(&event))?;
+        loop {
+            match self.read(&mut buffer)? {
+                Next::Datagram(source, length) => {
+                    let datagram = &buffer[..length];
+                    match Uevent::parse(datagram, self.sources[source].source.header()) {
+                        Ok(event) => {
+                            self.counters.received += 1;
+                            let (plan, hands) = engine.plan(&event);
+                            self.act(source, datagram, &event, &plan, hands)?;
+                        }
+                        Err(malformed) => self.drop_malformed(malformed),
+                    }
                 }
-                Err(malformed) => self.drop_malformed(malformed),
+                Next::Reload => self.reload_now(engine),
+                Next::End => break,
             }
         }
         self.notifier.stopping();
@@ -258,15 +283,18 @@ impl Daemon {
         Ok(self.counters)
     }
 
-    /// Reads the next datagram, from each socket in turn; waits for it if need
-    /// be. Returns the socket's index and the length. `None`: it is time to end.
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<Option<(usize, usize)>> {
+    /// Reads the next datagram, from each socket in turn, or finds something
+    /// else to do; waits for it if need be.
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<Next> {
         loop {
             while let Some(input) = self.inbox.pop_front() {
                 self.machine.step(self.now(), input);
             }
             if self.machine.state() != State::Reading {
-                return Ok(None);
+                return Ok(Next::End);
+            }
+            if std::mem::take(&mut self.reload) {
+                return Ok(Next::Reload);
             }
             if self.update_if_due(None) {
                 continue;
@@ -288,7 +316,7 @@ impl Daemon {
             self.reads_left -= 1;
             self.turn_of = index + 1;
             if let Some(length) = self.receive(index, buffer) {
-                return Ok(Some((index, length)));
+                return Ok(Next::Datagram(index, length));
             }
         }
     }
@@ -317,11 +345,11 @@ impl Daemon {
                     self.counters.overruns
                 );
             }
-            Received::Foreign(port) => {
-                self.drop_datagram(Drop::Foreign, &format_args!("sent by port id {port}"));
+            Received::Foreign(sender) => {
+                self.drop_datagram(Dropped::Foreign, &format_args!("sent by {sender}"));
             }
             Received::Truncated => self.drop_datagram(
-                Drop::Truncated,
+                Dropped::Truncated,
                 &format_args!("it is larger than {} bytes", buffer.len()),
             ),
             Received::EndOfInput => {
@@ -339,8 +367,10 @@ impl Daemon {
             }
             Received::Failed(error) => {
                 // Many errors are told once (ECONNRESET), with data behind them.
+                // Otherwise there may be no edge to tell of what is there.
                 watched.failed = true;
                 watched.ready = !failed_before;
+                self.unwatched |= failed_before;
                 if self.limiters.receive.allows(now) {
                     log::warn!("cannot receive: {}", reason(&error));
                 }
@@ -350,10 +380,10 @@ impl Daemon {
     }
 
     fn drop_malformed(&mut self, malformed: Malformed) {
-        self.drop_datagram(Drop::Malformed, &format_args!("{malformed}"));
+        self.drop_datagram(Dropped::Malformed, &format_args!("{malformed}"));
     }
 
-    fn drop_datagram(&mut self, kind: Drop, why: &std::fmt::Arguments<'_>) {
+    fn drop_datagram(&mut self, kind: Dropped, why: &std::fmt::Arguments<'_>) {
         let count = &mut self.counters.dropped[kind as usize];
         *count += 1;
         if self.limiters.dropped[kind as usize].allows(self.started.elapsed()) {
@@ -368,10 +398,12 @@ impl Daemon {
         datagram: &[u8],
         event: &Uevent<'_>,
         plan: &Plan<'_>,
+        hands: Option<&mut Hands>,
     ) -> io::Result<()> {
         self.unwatch_sources();
         let (steps, since) = (plan.steps(), self.now());
-        let deed = Deed { source, since, datagram, event, steps, failed: false, refused: None };
+        let (failed, refused) = (false, None);
+        let deed = Deed { source, since, datagram, event, steps, failed, refused, hands };
         self.carry_out(deed, Input::Event)
     }
 
@@ -427,16 +459,20 @@ impl Daemon {
     /// Begins the step at hand.
     fn perform(&mut self, deed: &mut Deed<'_>) -> Input {
         let run = loop {
-            match deed.step() {
-                None => return Input::PlanDone,
-                Some(Step::Run(run)) => break run,
-                // No engine that the loop has today plans anything else.
-                Some(step) => {
-                    log::error!("{}: cannot {step}", deed.event);
+            let Some(step) = deed.step() else { return Input::PlanDone };
+            let outcome = match &mut deed.hands {
+                Some(hands) => hands.perform(deed.event, step),
+                None => Outcome::of_program(step),
+            };
+            match outcome {
+                Outcome::Start(run) => break run,
+                Outcome::Done => {}
+                Outcome::Failed(why) => {
                     deed.failed = true;
-                    deed.steps.next();
+                    log::error!("{}: {why}", deed.event);
                 }
             }
+            deed.steps.next();
         };
         let environment = run.environment();
         match Child::spawn(&mut self.spawner, &run, &environment) {
@@ -471,8 +507,10 @@ impl Daemon {
         let withheld = &environment.withheld;
         if !withheld.is_empty() && self.limiters.withheld.allows(self.now()) {
             let keys: Vec<String> =
-                withheld.iter().map(|key| key.escape_ascii().to_string()).collect();
-            log::warn!("{event}: not passed on to its program: {}", keys.join(" "));
+                withheld.iter().take(KEYS_TOLD).map(|&key| short(key).to_string()).collect();
+            let (keys, more) = (keys.join(" "), withheld.len().saturating_sub(KEYS_TOLD));
+            let more = if more == 0 { String::new() } else { format!(" and {more} more") };
+            log::warn!("{event}: not passed on to its program: {keys}{more}");
         }
     }
 
@@ -501,7 +539,9 @@ impl Daemon {
     }
 
     fn report_end(&mut self, deed: &mut Deed<'_>) {
-        let (Some(ended), Some(Step::Run(run))) = (self.ended.take(), deed.steps.next()) else {
+        let Some(Step::Run(run)) = deed.steps.next() else { return };
+        let Some(ended) = self.ended.take() else {
+            deed.failed = true;
             return;
         };
         let event = deed.event;
@@ -584,8 +624,7 @@ impl Daemon {
 
     fn reap_child(&mut self) {
         let Some(child) = &self.child else { return };
-        let free = matches!(self.machine.state(), State::Running { stage: Stage::Free(_), .. });
-        let ended = match child.try_reap(!free) {
+        let ended = match child.try_reap(self.machine.ends_group()) {
             Ok(None) => return,
             Ok(Some(ended)) => Some(ended),
             Err(error) => {

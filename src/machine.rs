@@ -201,6 +201,12 @@ impl Machine {
         }
     }
 
+    /// Whether what is left of the child's process group shall be killed when
+    /// the child itself has ended: it was asked to end as well.
+    pub fn ends_group(&self) -> bool {
+        matches!(self.state, State::Running { stage: Stage::Terminated(_) | Stage::Killed, .. })
+    }
+
     /// Takes an input at the time `now`, and says what to do.
     pub fn step(&mut self, now: Time, input: Input) -> Action {
         let (state, action) = transition(self.state, input, now, self.limits);

@@ -4,22 +4,28 @@
 //! Owns the sockets. Receives into the caller's buffer; what the bytes mean is
 //! [`crate::uevent`]'s business.
 
+pub mod credentials;
+pub mod protocol;
+
 use std::fmt;
-use std::io::{self, IoSliceMut};
+use std::fs;
+use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use rustix::io::Errno;
-use rustix::net::netlink::{self, SocketAddrNetlink};
-use rustix::net::{
-    AddressFamily, RecvAncillaryBuffer, RecvFlags, ReturnFlags, SocketFlags, SocketType, sockopt,
-};
+use rustix::net::netlink::SocketAddrNetlink;
+use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
 use socket2::SockRef;
 
 use crate::error::{Fatal, reason};
+use crate::sys::{self, SocketOption};
 use crate::uevent::Header;
 
-/// The multicast group that the kernel sends its uevents to; udev's own format
-/// is in group 2 (lib/kobject_uevent.c).
+use credentials::{Check, Sender, UserIds};
+use protocol::{Groups, Protocol};
+
+/// The mask of the multicast group that the kernel sends its uevents to; udev's
+/// own format is in group 2 (lib/kobject_uevent.c).
 pub const KERNEL_GROUP: u32 = 1;
 
 /// The size of the buffer to receive into, in bytes. The kernel's own events
@@ -32,6 +38,8 @@ pub const DATAGRAM_MAX: usize = 64 * 1024;
 pub struct Source {
     fd: OwnedFd,
     kind: Kind,
+    /// Of the sender, on a netlink socket.
+    check: Check,
 }
 
 /// What a socket's rules are.
@@ -57,10 +65,9 @@ pub enum Received {
     Overrun,
     /// A datagram did not fit into the buffer, and is gone.
     Truncated,
-    /// A datagram came from the process with this port id, not from the
-    /// kernel, and is gone. Whoever has CAP_NET_ADMIN can send such a thing
-    /// (CVE-2009-1185).
-    Foreign(u32),
+    /// A datagram came from a process, not from the kernel, and is gone.
+    /// Whoever has CAP_NET_ADMIN can send such a thing (CVE-2009-1185).
+    Foreign(Sender),
     /// Nothing will ever come any more.
     EndOfInput,
     /// Receiving failed otherwise.
@@ -70,8 +77,8 @@ pub enum Received {
 /// How large a socket's receive buffer became.
 #[derive(Debug)]
 pub struct BufferSize {
-    /// The size asked for, in bytes.
-    pub asked: usize,
+    /// The size asked for, in bytes, if any was.
+    pub asked: Option<usize>,
     /// The size got, in bytes, as the kernel counts it: it doubles the size
     /// asked for, to have space for its own bookkeeping (socket(7)).
     pub got: usize,
@@ -79,9 +86,19 @@ pub struct BufferSize {
     pub unprivileged: Option<io::Error>,
 }
 
+impl BufferSize {
+    /// Whether it is smaller than what was asked for.
+    pub fn is_limited(&self) -> bool {
+        self.asked.is_some_and(|asked| self.got / 2 < asked)
+    }
+}
+
 impl fmt::Display for BufferSize {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} bytes (asked for {}, which the kernel doubles", self.got, self.asked)?;
+        let Some(asked) = self.asked else {
+            return write!(f, "{} bytes (the kernel's default)", self.got);
+        };
+        write!(f, "{} bytes (asked for {asked}, which the kernel doubles", self.got)?;
         match &self.unprivileged {
             None => f.write_str(")"),
             Some(error) => write!(
@@ -93,6 +110,56 @@ impl fmt::Display for BufferSize {
     }
 }
 
+/// What a netlink socket shall be.
+#[derive(Debug)]
+pub struct Wanted {
+    /// Its protocol.
+    pub protocol: Protocol,
+    /// The multicast groups to be a member of.
+    pub groups: Groups,
+    /// SOCK_RAW instead of SOCK_DGRAM. Netlink makes no difference, but some
+    /// programs do.
+    pub raw: bool,
+    /// The size of its receive buffer in bytes, if not the kernel's default.
+    pub receive_buffer_size: Option<usize>,
+    /// Options to switch on, mostly for what comes along with every datagram.
+    pub options: Vec<SocketOption>,
+}
+
+/// Opens a netlink socket, blocking and close-on-exec. Its port id is the
+/// process id, unless another socket has that; then the kernel chooses one
+/// (netlink_autobind in net/netlink/af_netlink.c).
+///
+/// # Errors
+/// Those of socket(2), setsockopt(2) and bind(2), with the step and what it
+/// was about named.
+pub fn open(wanted: &Wanted) -> Result<(OwnedFd, BufferSize), Fatal> {
+    let Wanted { protocol, groups, .. } = wanted;
+    let fd = rustix::net::socket_with(
+        AddressFamily::NETLINK,
+        if wanted.raw { SocketType::RAW } else { SocketType::DGRAM },
+        SocketFlags::CLOEXEC,
+        std::num::NonZero::new(protocol.number()).map(rustix::net::Protocol::from_raw),
+    )
+    .map_err(|e| Fatal::system(format_args!("open a {protocol} socket"), e))?;
+    // All before bind, so that no datagram is ever counted against the smaller
+    // buffer or comes without what was asked for.
+    let buffer = set_receive_buffer(&fd, wanted.receive_buffer_size).map_err(|e| {
+        Fatal::system(format_args!("set the receive buffer of the {protocol} socket"), e)
+    })?;
+    for &option in &wanted.options {
+        sys::set_socket_option(fd.as_fd(), option, 1)
+            .map_err(|e| Fatal::system(format_args!("set {option} on the {protocol} socket"), e))?;
+    }
+    rustix::net::bind(&fd, &SocketAddrNetlink::new(0, groups.mask()))
+        .map_err(|e| Fatal::system(format_args!("bind {protocol} {groups}"), e))?;
+    for &group in groups.numbers() {
+        sys::set_socket_option(fd.as_fd(), SocketOption::AddMembership, group)
+            .map_err(|e| Fatal::system(format_args!("join {protocol} group:{group}"), e))?;
+    }
+    Ok((fd, buffer))
+}
+
 impl Source {
     /// Opens a socket for the kernel's uevents, non-blocking and close-on-exec,
     /// with a receive buffer of `buffer_size` bytes or as near as may be.
@@ -100,26 +167,24 @@ impl Source {
     /// # Errors
     /// Those of socket(2), setsockopt(2) and bind(2), with the step named.
     pub fn open_kernel(buffer_size: usize) -> Result<(Self, BufferSize), Fatal> {
-        let fd = rustix::net::socket_with(
-            AddressFamily::NETLINK,
-            SocketType::DGRAM,
-            SocketFlags::NONBLOCK | SocketFlags::CLOEXEC,
-            Some(netlink::KOBJECT_UEVENT),
-        )
-        .map_err(|e| Fatal::system("open netlink socket", e))?;
-        // Before bind, so that no event is ever counted against the smaller one.
-        let buffer = set_receive_buffer(&fd, buffer_size)
-            .map_err(|e| Fatal::system("set the receive buffer of netlink socket", e))?;
-        rustix::net::bind(&fd, &SocketAddrNetlink::new(0, KERNEL_GROUP))
-            .map_err(|e| Fatal::system("bind netlink socket", e))?;
-        Ok((Self { fd, kind: Kind::Netlink }, buffer))
+        let (fd, buffer) = open(&Wanted {
+            protocol: Protocol::KOBJECT_UEVENT,
+            groups: Groups::Mask(KERNEL_GROUP),
+            raw: false,
+            receive_buffer_size: Some(buffer_size),
+            options: Vec::new(),
+        })?;
+        rustix::io::ioctl_fionbio(&fd, true).map_err(|e| Fatal::system("set non-blocking", e))?;
+        Ok((Self { fd, kind: Kind::Netlink, check: Check::Port }, buffer))
     }
 
     /// Takes a socket of a datagram kind that somebody else opened, and makes
-    /// it non-blocking.
+    /// it non-blocking. On a netlink socket that has SO_PASSCRED, credentials
+    /// are checked.
     ///
     /// # Errors
-    /// If it is no socket, listens for connections, or is of another kind.
+    /// If it is no socket, listens for connections, is not connected though of a
+    /// kind that has to be, or is of another kind.
     pub fn from_inherited(fd: OwnedFd) -> io::Result<Self> {
         let kind = match sockopt::socket_type(&fd)? {
             SocketType::SEQPACKET => Kind::Seqpacket,
@@ -132,8 +197,29 @@ impl Source {
         if kind == Kind::Seqpacket && sockopt::socket_acceptconn(&fd)? {
             return Err(io::Error::other("a socket that listens for connections"));
         }
+        if kind == Kind::Seqpacket {
+            rustix::net::getpeername(&fd)?;
+        }
+        let check = if kind == Kind::Netlink && sockopt::socket_passcred(&fd)? {
+            Check::Credentials(own_user_ids())
+        } else {
+            Check::Port
+        };
         rustix::io::ioctl_fionbio(&fd, true)?;
-        Ok(Self { fd, kind })
+        Ok(Self { fd, kind, check })
+    }
+
+    /// From now on takes only what comes with the kernel's credentials, if it
+    /// is a netlink socket.
+    ///
+    /// # Errors
+    /// Those of setsockopt(2).
+    pub fn require_credentials(&mut self) -> io::Result<()> {
+        if self.kind == Kind::Netlink {
+            sys::set_socket_option(self.fd.as_fd(), SocketOption::PassCredentials, 1)?;
+            self.check = Check::Required;
+        }
+        Ok(())
     }
 
     /// Whether a datagram from here has to begin with a header.
@@ -146,11 +232,9 @@ impl Source {
 
     /// Receives one datagram, without waiting.
     pub fn receive(&self, buffer: &mut [u8]) -> Received {
-        let mut into = [IoSliceMut::new(buffer)];
-        let mut control = RecvAncillaryBuffer::default();
-        let result = rustix::io::retry_on_intr(|| {
-            rustix::net::recvmsg(&self.fd, &mut into, &mut control, RecvFlags::DONTWAIT)
-        });
+        let with_credentials = self.check != Check::Port;
+        let result =
+            rustix::io::retry_on_intr(|| sys::receive(self.fd.as_fd(), buffer, with_credentials));
         let message = match result {
             Ok(message) => message,
             Err(Errno::AGAIN) => return Received::Empty,
@@ -158,15 +242,15 @@ impl Source {
             Err(error) => return Received::Failed(error.into()),
         };
         if self.kind == Kind::Netlink {
-            let sender = message.address.map(SocketAddrNetlink::try_from);
-            match sender {
-                Some(Ok(sender)) if sender.pid() == 0 => {}
-                Some(Ok(sender)) => return Received::Foreign(sender.pid()),
-                Some(Err(error)) => return Received::Failed(error.into()),
-                None => return Received::Failed(Errno::DESTADDRREQ.into()),
+            let Some(port) = message.port else {
+                return Received::Failed(Errno::DESTADDRREQ.into());
+            };
+            let sender = Sender { port, credentials: message.credentials };
+            if !self.check.admits(sender) {
+                return Received::Foreign(sender);
             }
         }
-        if message.flags.contains(ReturnFlags::TRUNC) {
+        if message.truncated {
             return Received::Truncated;
         }
         if self.kind == Kind::Seqpacket && message.bytes == 0 {
@@ -190,14 +274,21 @@ impl AsRawFd for Source {
 
 /// Sets a receive buffer beyond the limit for ordinary users if allowed, else
 /// up to that limit.
-fn set_receive_buffer(fd: &OwnedFd, asked: usize) -> io::Result<BufferSize> {
-    let unprivileged = match sockopt::set_socket_recv_buffer_size_force(fd, asked) {
-        Ok(()) => None,
-        Err(error) => {
-            SockRef::from(fd).set_recv_buffer_size(asked)?;
-            Some(error.into())
-        }
-    };
+fn set_receive_buffer(fd: &OwnedFd, asked: Option<usize>) -> io::Result<BufferSize> {
+    let unprivileged = asked.and_then(|asked| {
+        let forced = sockopt::set_socket_recv_buffer_size_force(fd, asked);
+        forced.err().map(|error| (asked, error))
+    });
+    if let Some((asked, _)) = unprivileged {
+        SockRef::from(fd).set_recv_buffer_size(asked)?;
+    }
     let got = SockRef::from(fd).recv_buffer_size()?;
-    Ok(BufferSize { asked, got, unprivileged })
+    Ok(BufferSize { asked, got, unprivileged: unprivileged.map(|(_, error)| error.into()) })
+}
+
+/// The users of this process's user namespace: all, if the kernel has no such
+/// thing or /proc is not mounted.
+fn own_user_ids() -> UserIds {
+    fs::read_to_string("/proc/self/uid_map")
+        .map_or_else(|_| UserIds::all(), |uid_map| UserIds::parse(&uid_map))
 }

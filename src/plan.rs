@@ -1,7 +1,7 @@
 //! What shall be done for an event: a short list of steps, in order.
 //!
 //! Pure. An engine makes a [`Plan`] of a uevent; the loop carries it out. The
-//! text of a step is its `Display`. A [`Draft`] owns the steps that an engine
+//! text of a step is its `Display`. A `Draft` owns the steps that an engine
 //! plans, and is used again for the next event; the plan only looks at it.
 #![forbid(unsafe_code)]
 

@@ -44,7 +44,7 @@ pub enum Device {
 impl Device {
     fn matches(&self, event: &Uevent<'_>) -> bool {
         let is = |key: &[u8], value: &[u8]| {
-            event.get(key).is_some_and(|v| strip(v.to_bytes(), b"/dev/") == value)
+            event.last(key).is_some_and(|v| strip(v.to_bytes(), b"/dev/") == value)
         };
         match self {
             Self::Path(path) => is(b"DEVPATH", path),
@@ -63,7 +63,7 @@ fn strip<'a>(bytes: &'a [u8], prefix: &[u8]) -> &'a [u8] {
 
 impl Want {
     fn met_by(&self, event: &Uevent<'_>) -> bool {
-        let removal = event.get(b"ACTION").is_some_and(|action| action == c"remove");
+        let removal = event.last(b"ACTION").is_some_and(|action| action == c"remove");
         match self {
             Self::Settled => false,
             Self::Present(device) => !removal && device.matches(event),
@@ -151,7 +151,7 @@ impl<I: Copy + PartialEq> Requests<I> {
         if self.requests.is_empty() {
             return;
         }
-        let number = event.get(b"SEQNUM").and_then(|text| text.to_str().ok()?.parse::<u64>().ok());
+        let number = event.last(b"SEQNUM").and_then(|text| text.to_str().ok()?.parse::<u64>().ok());
         for request in &mut self.requests {
             request.met |= request.want.met_by(event);
             if request.last.is_some() && number > request.last && !request.unsettled.is_empty() {

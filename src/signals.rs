@@ -1,7 +1,7 @@
 //! Signals, through a self-pipe.
 //!
 //! Owns the pipe. Each delivery is a record in it, in order of arrival and
-//! with its sender, so that none is merged with another or lost, and nothing
+//! with its sender, so that none is merged with another, and nothing
 //! is done inside a handler but writing the record.
 
 use std::io;

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use crate::counters::{Counters, Drop};
+use crate::counters::{Counters, Dropped};
 use crate::uevent::Uevent;
 
 /// How things are at this moment.
@@ -120,7 +120,7 @@ impl Status<'_> {
     /// A JSON object, in one line.
     pub fn json(&self) -> String {
         let event = self.in_hand().map(|InHand { event, since }| {
-            let field = |key: &[u8]| event.get(key).map(|value| text(value.to_bytes()));
+            let field = |key: &[u8]| event.last(key).map(|value| text(value.to_bytes()));
             json!({
                 "action": field(b"ACTION"),
                 "devpath": field(b"DEVPATH"),
@@ -134,7 +134,7 @@ impl Status<'_> {
         };
         let Counters { received, handled, failed, timed_out, retried, overruns, dropped } =
             self.counters;
-        let dropped: serde_json::Map<_, _> = Drop::ALL
+        let dropped: serde_json::Map<_, _> = Dropped::ALL
             .iter()
             .zip(dropped)
             .map(|(kind, count)| (kind.to_string(), count.into()))
@@ -218,7 +218,7 @@ impl Status<'_> {
         );
         let help = "Datagrams that were read and are no events, by what is wrong with them.";
         metrics.family("plugd_datagrams_dropped", "counter", "", help);
-        for (kind, count) in Drop::ALL.iter().zip(dropped) {
+        for (kind, count) in Dropped::ALL.iter().zip(dropped) {
             let labels = [("kind", &*kind.to_string())];
             metrics.sample("plugd_datagrams_dropped_total", &labels, count);
         }
@@ -256,7 +256,7 @@ impl fmt::Display for Status<'_> {
         )?;
         writeln!(f, "lost     {overruns} overruns, {drops} drops")?;
         f.write_str("dropped ")?;
-        for (i, (kind, count)) in Drop::ALL.iter().zip(dropped).enumerate() {
+        for (i, (kind, count)) in Dropped::ALL.iter().zip(dropped).enumerate() {
             write!(f, "{} {count} {kind}", if i == 0 { "" } else { "," })?;
         }
         writeln!(f, "\nengine   {} {}", self.engine.kind, self.engine.file.escape_ascii())?;

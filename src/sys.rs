@@ -1,23 +1,25 @@
 //! The few system calls that no safe crate offers, behind safe functions.
 //!
 //! This is the only module with `unsafe`. It owns nothing but the stack that a
-//! new child runs on until it executes its program ([`Spawner`]).
+//! new child runs on until it executes its program, and what it is told
+//! ([`Spawner`]).
 #![allow(unsafe_code, reason = "the one module where system calls are wrapped")]
 
 use std::ffi::{CStr, c_char, c_int, c_void};
+use std::fmt;
 use std::io;
-use std::marker::PhantomData;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 use std::ptr;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use rustix::io::FdFlags;
-use rustix::process::Pid;
+use rustix::io::{Errno, FdFlags};
+use rustix::process::{Pid, Signal, WaitOptions};
 
 /// Takes over a file descriptor that this process was started with, and sets
 /// it close-on-exec.
 ///
 /// Only a descriptor without the close-on-exec flag can have come through an
-/// exec, and all that this process opens itself has the flag. So one that has
+/// exec, and whatever this crate opens has the flag. So one that has
 /// it belongs to somebody else here, or was taken over before: it is refused.
 /// Descriptors 0 to 2 stay with the standard streams, and a duplicate (3 or
 /// above) is returned.
@@ -25,25 +27,27 @@ use rustix::process::Pid;
 /// # Errors
 /// `EBADF` if it is not open, [`io::ErrorKind::ResourceBusy`] if it is not an
 /// inherited one, any error of fcntl(2).
-pub fn adopt(fd: RawFd) -> io::Result<OwnedFd> {
-    if fd < 0 {
-        return Err(rustix::io::Errno::BADF.into());
+pub(crate) fn adopt(fd: RawFd) -> io::Result<OwnedFd> {
+    // SAFETY: a plain integer; the call only reads a flag, if anything is open there.
+    let flags = unsafe { libc::fcntl(fd, libc::F_GETFD) };
+    if flags < 0 {
+        return Err(io::Error::last_os_error());
     }
-    // SAFETY: `borrowed` lives in this function only. If nothing is open at
-    // this number, fcntl says EBADF, and no other thread could open it now:
-    // the program has one thread.
-    let borrowed = unsafe { BorrowedFd::borrow_raw(fd) };
-    if rustix::io::fcntl_getfd(borrowed)?.contains(FdFlags::CLOEXEC) {
+    if flags & libc::FD_CLOEXEC != 0 {
         return Err(io::Error::new(
             io::ErrorKind::ResourceBusy,
             "not an inherited file descriptor, or named twice",
         ));
     }
+    // SAFETY: it is open, as was just seen, and inherited: nothing in this
+    // process owns it, so nothing closes it while this lives.
+    let borrowed = unsafe { BorrowedFd::borrow_raw(fd) };
     if fd <= 2 {
         return Ok(rustix::io::fcntl_dupfd_cloexec(borrowed, 3)?);
     }
     rustix::io::fcntl_setfd(borrowed, FdFlags::CLOEXEC)?;
-    // SAFETY: it is open, and nothing else in this process owns it (see above).
+    // SAFETY: it is open, nothing else in this process owns it, and the flag
+    // just set keeps it from being taken over again.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
@@ -74,6 +78,206 @@ pub fn close_all_on_exec() -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// Sets the mode of a file that is open in any way, with O_PATH too.
+///
+/// fchmod(2) refuses descriptors with O_PATH, and to open a device otherwise
+/// is not harmless.
+///
+/// # Errors
+/// Those of fchmodat2(2); where the kernel has no such call (before Linux
+/// 6.6) and /proc is not mounted, `ENOSYS`.
+pub fn chmod(fd: BorrowedFd<'_>, mode: u32) -> io::Result<()> {
+    // All calls newer than 5.1 have the same distance everywhere; libc knows
+    // the newer of these two for some architectures only.
+    const FCHMODAT2: libc::c_long = libc::SYS_openat2 + (452 - 437);
+    let empty = c"".as_ptr();
+    // SAFETY: an open descriptor, a C string that outlives the call, plain integers.
+    let result =
+        unsafe { libc::syscall(FCHMODAT2, fd.as_raw_fd(), empty, mode, libc::AT_EMPTY_PATH) };
+    if result == 0 {
+        return Ok(());
+    }
+    let error = io::Error::last_os_error();
+    // A sandbox that does not know the call may say EPERM.
+    if matches!(error.raw_os_error(), Some(libc::ENOSYS | libc::EPERM)) {
+        return chmod_by_proc(fd, mode, error);
+    }
+    Err(error)
+}
+
+fn chmod_by_proc(fd: BorrowedFd<'_>, mode: u32, unsupported: io::Error) -> io::Result<()> {
+    use rustix::fs::{CWD, Mode, chmodat};
+    let link = format!("/proc/self/fd/{}", fd.as_raw_fd());
+    let mode = Mode::from_raw_mode(mode);
+    match chmodat(CWD, link, mode, rustix::fs::AtFlags::empty()) {
+        Err(rustix::io::Errno::NOENT) => Err(unsupported),
+        result => Ok(result?),
+    }
+}
+
+/// Makes `fd` the descriptor number `at`, for the next program: not
+/// close-on-exec. What was open there is closed.
+///
+/// # Errors
+/// Those of dup2(2): `EBADF` if `at` is beyond the limit of open files.
+pub fn hand_over(fd: OwnedFd, at: RawFd) -> io::Result<()> {
+    if fd.as_raw_fd() == at {
+        rustix::io::fcntl_setfd(&fd, FdFlags::empty())?;
+        let _: RawFd = fd.into_raw_fd();
+        return Ok(());
+    }
+    // SAFETY: plain integers. What was open at `at` came from the program
+    // before us, or else is nobody's: the caller is about to execute the next
+    // one and has no descriptor but `fd`.
+    let result = unsafe { libc::dup2(fd.as_raw_fd(), at) };
+    if result == -1 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// An option of a socket that rustix and socket2 do not offer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SocketOption {
+    /// Each message comes with the credentials of its sender (unix(7)).
+    PassCredentials,
+    /// Each message comes with the security context of its sender (unix(7)).
+    PassSecurity,
+    /// Each datagram comes with the number of its multicast group (netlink(7)).
+    PacketInfo,
+    /// Datagrams come from all network namespaces that have an id here, with
+    /// that id (netlink(7)).
+    ListenAllNsid,
+    /// Joins the multicast group of this number (netlink(7)).
+    AddMembership,
+}
+
+impl SocketOption {
+    fn raw(self) -> (c_int, c_int, &'static str) {
+        match self {
+            Self::PassCredentials => (libc::SOL_SOCKET, libc::SO_PASSCRED, "SO_PASSCRED"),
+            Self::PassSecurity => (libc::SOL_SOCKET, libc::SO_PASSSEC, "SO_PASSSEC"),
+            Self::PacketInfo => (libc::SOL_NETLINK, libc::NETLINK_PKTINFO, "NETLINK_PKTINFO"),
+            Self::ListenAllNsid => {
+                (libc::SOL_NETLINK, libc::NETLINK_LISTEN_ALL_NSID, "NETLINK_LISTEN_ALL_NSID")
+            }
+            Self::AddMembership => {
+                (libc::SOL_NETLINK, libc::NETLINK_ADD_MEMBERSHIP, "NETLINK_ADD_MEMBERSHIP")
+            }
+        }
+    }
+}
+
+impl fmt::Display for SocketOption {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.raw().2)
+    }
+}
+
+/// Sets an option of a socket.
+///
+/// # Errors
+/// Those of setsockopt(2).
+pub fn set_socket_option(fd: BorrowedFd<'_>, option: SocketOption, value: u32) -> io::Result<()> {
+    let (level, name, _) = option.raw();
+    // SAFETY: the value is read from a variable of the size of an int, which is 4 bytes.
+    let result =
+        unsafe { libc::setsockopt(fd.as_raw_fd(), level, name, (&raw const value).cast(), 4) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Who sent a message, as the kernel vouches for it (SCM_CREDENTIALS, unix(7)).
+///
+/// Not rustix's, in which no process id can be 0; the kernel's own is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Credentials {
+    /// The process id in the sender's process id namespace.
+    pub pid: i32,
+    /// The user id in the receiver's user namespace.
+    pub uid: u32,
+}
+
+/// A message that was received.
+#[derive(Debug)]
+pub struct Message {
+    /// Its size in the buffer, in bytes.
+    pub bytes: usize,
+    /// There was more of it, which is lost.
+    pub truncated: bool,
+    /// The port id of the sender, if it came over netlink.
+    pub port: Option<u32>,
+    /// The credentials of the sender, if they were wanted and came along.
+    pub credentials: Option<Credentials>,
+}
+
+/// Receives one message without waiting. If credentials are not wanted, none
+/// are looked for. File descriptors that came along are not received.
+///
+/// # Errors
+/// Those of recvmsg(2).
+pub fn receive(
+    fd: BorrowedFd<'_>,
+    buffer: &mut [u8],
+    with_credentials: bool,
+) -> rustix::io::Result<Message> {
+    // netlink's own (NETLINK_PKTINFO, NETLINK_LISTEN_ALL_NSID) come first and
+    // take 24 bytes each; credentials take 32.
+    let mut control = [0u64; 16];
+    let mut part = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
+    // SAFETY: both types are plain data for which all zeros is a valid value.
+    let (mut sender, mut header): (libc::sockaddr_nl, libc::msghdr) =
+        unsafe { (std::mem::zeroed(), std::mem::zeroed()) };
+    header.msg_name = (&raw mut sender).cast();
+    header.msg_namelen = 12;
+    header.msg_iov = &raw mut part;
+    header.msg_iovlen = 1;
+    if with_credentials {
+        header.msg_control = control.as_mut_ptr().cast();
+        header.msg_controllen = 128;
+    }
+    const _: () = assert!(size_of::<libc::sockaddr_nl>() == 12 && size_of::<[u64; 16]>() == 128);
+    // SAFETY: `header` points to variables that live until its last use below,
+    // with their sizes.
+    let bytes = unsafe { libc::recvmsg(fd.as_raw_fd(), &raw mut header, libc::MSG_DONTWAIT) };
+    let Ok(bytes) = usize::try_from(bytes) else {
+        return Err(last_errno());
+    };
+    let netlink = header.msg_namelen == 12 && c_int::from(sender.nl_family) == libc::AF_NETLINK;
+    Ok(Message {
+        bytes,
+        truncated: header.msg_flags & libc::MSG_TRUNC != 0,
+        port: netlink.then_some(sender.nl_pid),
+        // SAFETY: recvmsg has filled in `header`, and `control`, which is alive.
+        credentials: if with_credentials { unsafe { credentials(&header) } } else { None },
+    })
+}
+
+/// The credentials among the control messages of `header`.
+///
+/// # Safety
+/// The control buffer that `header` points to must be as recvmsg(2) left it.
+unsafe fn credentials(header: &libc::msghdr) -> Option<Credentials> {
+    const SIZE: u32 = 12;
+    const _: () = assert!(size_of::<libc::ucred>() == SIZE as usize);
+    // SAFETY: these macros stay inside the control buffer, and so does a
+    // message that is long enough by its own length.
+    unsafe {
+        let mut next = libc::CMSG_FIRSTHDR(header);
+        while !next.is_null() {
+            let libc::cmsghdr { cmsg_level, cmsg_type, cmsg_len, .. } = *next;
+            if (cmsg_level, cmsg_type) == (libc::SOL_SOCKET, libc::SCM_CREDENTIALS)
+                && cmsg_len as u64 >= u64::from(libc::CMSG_LEN(SIZE))
+            {
+                let ucred = libc::CMSG_DATA(next).cast::<libc::ucred>().read_unaligned();
+                return Some(Credentials { pid: ucred.pid, uid: ucred.uid });
+            }
+            next = libc::CMSG_NXTHDR(header, next);
+        }
+    }
+    None
+}
+
+fn last_errno() -> Errno {
+    Errno::from_io_error(&io::Error::last_os_error()).unwrap_or(Errno::IO)
 }
 
 /// One delivery of a signal, as it travels through the self-pipe.
@@ -112,7 +316,8 @@ impl SignalRecord {
 
 /// Has every delivery of `signal` written to `pipe` as a [`SignalRecord`].
 ///
-/// Nothing else happens in the handler. `pipe` should be non-blocking; it is
+/// Nothing else happens in the handler, and nothing at all in a process forked
+/// from this one. `pipe` should be non-blocking; it is
 /// never closed. If it is full the record is dropped: then thousands of
 /// signals are waiting there already.
 ///
@@ -251,25 +456,52 @@ pub fn keep_across_exec(fds: impl Iterator<Item = RawFd>, keep: bool) -> io::Res
     Ok(())
 }
 
-/// Becomes another program: execve(2). Returns only if that fails.
-pub fn execute(path: &CStr, argv: &CStrings<'_>, envp: &CStrings<'_>) -> io::Error {
-    // SAFETY: the arrays end in NULL, and all strings are borrowed until the call.
-    unsafe { libc::execve(path.as_ptr(), argv.pointers.as_ptr(), envp.pointers.as_ptr()) };
-    io::Error::last_os_error()
-}
+/// Whether SIGPIPE was ignored already when this process was started: Rust's
+/// runtime ignores it always, before main.
+static SIGPIPE_WAS_IGNORED: AtomicBool = AtomicBool::new(false);
 
-/// A NULL-terminated array of C strings, as execve(2) takes them.
-#[derive(Debug)]
-pub struct CStrings<'a> {
-    pointers: Vec<*const c_char>,
-    strings: PhantomData<&'a CStr>,
-}
+/// Runs before that.
+// SAFETY: this section holds the addresses of functions that the C library
+// calls, in this thread, at start-up; this one makes one system call.
+#[used]
+#[unsafe(link_section = ".init_array")]
+static NOTE_SIGPIPE: extern "C" fn() = {
+    extern "C" fn note() {
+        // SAFETY: sigaction is plain data for which all zeros is a valid
+        // value; with a null new action, the call only reads.
+        let ignored = unsafe {
+            let mut old: libc::sigaction = std::mem::zeroed();
+            libc::sigaction(libc::SIGPIPE, ptr::null(), &raw mut old) == 0
+                && old.sa_sigaction == libc::SIG_IGN
+        };
+        SIGPIPE_WAS_IGNORED.store(ignored, Ordering::Relaxed);
+    }
+    note
+};
 
-impl<'a> FromIterator<&'a CStr> for CStrings<'a> {
-    fn from_iter<I: IntoIterator<Item = &'a CStr>>(strings: I) -> Self {
-        let mut pointers: Vec<_> = strings.into_iter().map(CStr::as_ptr).collect();
-        pointers.push(ptr::null());
-        Self { pointers, strings: PhantomData }
+/// Becomes the program at `path`, with the signal dispositions and the mask
+/// that this process was started with. Returns only if that fails.
+///
+/// # Errors
+/// Those of execve(2).
+pub fn execute<'a>(
+    path: &CStr,
+    argv: impl IntoIterator<Item = &'a CStr>,
+    envp: impl IntoIterator<Item = &'a CStr>,
+) -> io::Error {
+    let (mut arguments, mut environment) = (Vec::new(), Vec::new());
+    let (argv, envp) = (fill(&mut arguments, argv), fill(&mut environment, envp));
+    // SAFETY: SIG_DFL runs no code of ours; the arrays end with a null pointer
+    // and borrow their strings.
+    unsafe {
+        if !SIGPIPE_WAS_IGNORED.load(Ordering::Relaxed) {
+            libc::signal(libc::SIGPIPE, libc::SIG_DFL);
+        }
+        libc::execve(path.as_ptr(), argv, envp);
+        let error = io::Error::last_os_error();
+        // As Rust's runtime has it: the caller may go on.
+        libc::signal(libc::SIGPIPE, libc::SIG_IGN);
+        error
     }
 }
 
@@ -286,6 +518,10 @@ impl<'a> FromIterator<&'a CStr> for CStrings<'a> {
 pub struct Spawner {
     stack: Vec<u128>,
     reset: Vec<c_int>,
+    /// As execve(2) takes them, ended by NULL; dangling when nothing is being
+    /// started. Kept for their memory.
+    argv: Vec<*const c_char>,
+    envp: Vec<*const c_char>,
     open_files: Option<libc::rlimit>,
 }
 
@@ -308,10 +544,12 @@ impl Default for Spawner {
 
 impl Spawner {
     /// The child calls one function deep; execve itself runs in the kernel.
-    const STACK_BYTES: usize = 32 * 1024;
+    /// But caught signals run on it too, and some may nest, with a frame of 3 to
+    /// 11 KiB each, as large as the processor's registers are.
+    const STACK_BYTES: usize = 64 * 1024;
 
-    /// Notes which signals have not their default disposition now: these the
-    /// children must reset.
+    /// Notes which signals are ignored now: these the children must reset.
+    /// Those that are caught execve(2) resets.
     pub fn new() -> Self {
         let reset = (1..=libc::SIGRTMAX())
             .filter(|&signal| {
@@ -321,11 +559,16 @@ impl Spawner {
                     let mut old: libc::sigaction = std::mem::zeroed();
                     (libc::sigaction(signal, ptr::null(), &raw mut old), old)
                 };
-                result == 0 && old.sa_sigaction != libc::SIG_DFL
+                result == 0 && old.sa_sigaction == libc::SIG_IGN
             })
             .collect();
-        let stack = vec![0; Self::STACK_BYTES / size_of::<u128>()];
-        Self { stack, reset, open_files: None }
+        Self {
+            stack: vec![0; Self::STACK_BYTES / size_of::<u128>()],
+            reset,
+            open_files: None,
+            argv: Vec::new(),
+            envp: Vec::new(),
+        }
     }
 
     /// From now on the children get this limit of open files (soft, hard)
@@ -334,7 +577,8 @@ impl Spawner {
         self.open_files = Some(libc::rlimit { rlim_cur: soft, rlim_max: hard });
     }
 
-    /// Starts the program at `path`.
+    /// Starts the program at `path`, with these arguments, its name first,
+    /// and this environment of `KEY=VALUE`.
     ///
     /// Returns a pidfd (close-on-exec; owned by the caller, who also has to
     /// reap the child) and the process id, which is also the id of the
@@ -342,16 +586,16 @@ impl Spawner {
     ///
     /// # Errors
     /// Those of clone(2) and execve(2).
-    pub fn spawn(
+    pub fn spawn<'a>(
         &mut self,
         path: &CStr,
-        argv: &CStrings<'_>,
-        envp: &CStrings<'_>,
+        argv: impl IntoIterator<Item = &'a CStr>,
+        envp: impl IntoIterator<Item = &'a CStr>,
     ) -> io::Result<(OwnedFd, Pid)> {
         let mut errand = Errand {
             path: path.as_ptr(),
-            argv: argv.pointers.as_ptr(),
-            envp: envp.pointers.as_ptr(),
+            argv: fill(&mut self.argv, argv),
+            envp: fill(&mut self.envp, envp),
             reset: self.reset.as_ptr(),
             reset_len: self.reset.len(),
             open_files: self.open_files.as_ref().map_or(ptr::null(), ptr::from_ref),
@@ -359,10 +603,11 @@ impl Spawner {
         };
         let mut pidfd: c_int = -1;
         let flags = libc::CLONE_VM | libc::CLONE_VFORK | libc::CLONE_PIDFD | libc::SIGCHLD;
-        // SAFETY: the stack is aligned to 16 bytes, grows down from its end and
-        // is used by one child at a time, as CLONE_VFORK keeps this thread, the
-        // only one, from running until the child has left it by execve or
-        // _exit. For as long `errand`, and what it points to, stay borrowed.
+        // SAFETY: the stack is aligned as u128 is, which suffices wherever that is
+        // less than 16, grows down from its end and
+        // is used by one child at a time, as CLONE_VFORK keeps this thread
+        // from running until the child has left it by execve or _exit, or died. For as long `errand` lives, and what it points to: the strings
+        // are borrowed for longer than this call, the arrays are ours.
         // CLONE_PIDFD puts the descriptor into the variable given as `parent_tid`.
         let pid = unsafe {
             libc::clone(
@@ -377,7 +622,13 @@ impl Spawner {
         let Some(pid) = (pid > 0).then(|| Pid::from_raw(pid)).flatten() else {
             return Err(io::Error::last_os_error());
         };
-        // SAFETY: clone succeeded, so this is a new descriptor that nobody else has.
+        if pidfd < 0 {
+            // Linux before 5.2 takes no notice of CLONE_PIDFD.
+            let _ = rustix::process::kill_process(pid, Signal::KILL);
+            let _ = rustix::process::waitpid(Some(pid), WaitOptions::empty());
+            return Err(Errno::NOSYS.into());
+        }
+        // SAFETY: clone succeeded and wrote a new descriptor that nobody else has.
         let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
         // SAFETY: `errand` is alive; volatile, as the child wrote it behind the compiler's back.
         let error = unsafe { (&raw const errand.error).read_volatile() };
@@ -388,6 +639,17 @@ impl Spawner {
         reap(pidfd.as_fd())?;
         Err(io::Error::from_raw_os_error(error))
     }
+}
+
+/// Makes an array of C strings as execve(2) takes it.
+fn fill<'a>(
+    array: &mut Vec<*const c_char>,
+    strings: impl IntoIterator<Item = &'a CStr>,
+) -> *const *const c_char {
+    array.clear();
+    array.extend(strings.into_iter().map(CStr::as_ptr));
+    array.push(ptr::null());
+    array.as_ptr()
 }
 
 fn reap(pidfd: BorrowedFd<'_>) -> io::Result<()> {
@@ -440,13 +702,26 @@ mod tests {
     }
 
     #[test]
+    fn the_mode_of_a_file_open_as_a_path_is_set_in_both_ways() {
+        use rustix::fs::{Mode, OFlags, fstat, open};
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("file");
+        std::fs::write(&file, "").unwrap();
+        let fd = open(&file, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).unwrap();
+        let mode = || fstat(&fd).unwrap().st_mode & 0o7777;
+        chmod(fd.as_fd(), 0o640).unwrap();
+        assert_eq!(mode(), 0o640);
+        let unsupported = io::Error::from_raw_os_error(libc::ENOSYS);
+        chmod_by_proc(fd.as_fd(), 0o604, unsupported).unwrap();
+        assert_eq!(mode(), 0o604);
+    }
+
+    #[test]
     fn an_error_of_execve_is_told_and_leaves_no_child() {
         let mut spawner = Spawner::new();
-        let none = CStrings::from_iter([]);
-        let argv = CStrings::from_iter([c"x"]);
-        let error = spawner.spawn(c"/nonexistent/program", &argv, &none).unwrap_err();
+        let error = spawner.spawn(c"/nonexistent/program", [c"x"], []).unwrap_err();
         assert_eq!(error.raw_os_error(), Some(libc::ENOENT));
-        let error = spawner.spawn(c"/etc/passwd", &argv, &none).unwrap_err();
+        let error = spawner.spawn(c"/etc/passwd", [c"x"], []).unwrap_err();
         assert_eq!(error.raw_os_error(), Some(libc::EACCES));
     }
 }

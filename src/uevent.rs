@@ -6,6 +6,8 @@
 //! receive buffer.
 #![forbid(unsafe_code)]
 
+pub mod stream;
+
 use std::ffi::CStr;
 use std::fmt;
 
@@ -122,16 +124,36 @@ impl<'a> Uevent<'a> {
         self.strings().filter_map(Field::new)
     }
 
-    /// The value of the first field with this key.
-    pub fn get(&self, key: &[u8]) -> Option<&'a CStr> {
+    /// The value of the first field with this key: the one that rules look at,
+    /// as in mdevd.
+    pub fn first(&self, key: &[u8]) -> Option<&'a CStr> {
         self.fields().find(|field| field.key() == key).map(|field| field.value())
+    }
+
+    /// The value of the last field with this key: the one that counts in the
+    /// environment of a program.
+    pub fn last(&self, key: &[u8]) -> Option<&'a CStr> {
+        self.fields().filter(|field| field.key() == key).last().map(|field| field.value())
     }
 }
 
-/// Names the event in a log line: `add /devices/x (SEQNUM 5)`.
+/// How many bytes of a name or value a log line shows.
+const SHOWN: usize = 256;
+
+/// The beginning of a name or value, escaped for a log line.
+pub fn short(bytes: &[u8]) -> impl fmt::Display {
+    let (shown, dots) = match bytes.get(..SHOWN) {
+        Some(shown) if bytes.len() > SHOWN => (shown, "..."),
+        _ => (bytes, ""),
+    };
+    format!("{}{dots}", shown.escape_ascii())
+}
+
+/// Names the event in a log line, as its program sees it: `add /devices/x
+/// (SEQNUM 5)`.
 impl fmt::Display for Uevent<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let text = |key: &[u8]| self.get(key).unwrap_or(c"?").to_bytes().escape_ascii();
+        let text = |key: &[u8]| short(self.last(key).unwrap_or(c"?").to_bytes());
         write!(f, "{} {} (SEQNUM {})", text(b"ACTION"), text(b"DEVPATH"), text(b"SEQNUM"))
     }
 }
@@ -174,15 +196,23 @@ mod tests {
                 (b"SEQNUM", b"7"),
             ]
         );
-        assert_eq!(event.get(b"A"), Some(c"b=c"));
-        assert_eq!(event.get(b"B"), None);
+        assert_eq!(event.last(b"A"), Some(c"b=c"));
+        assert_eq!(event.last(b"B"), None);
         assert_eq!(event.to_string(), "add /devices/x (SEQNUM 7)");
     }
 
     #[test]
-    fn the_first_of_two_equal_keys_is_found() {
-        let event = Uevent::parse(b"a@/x\0K=1\0K=2\0", Header::Required).unwrap();
-        assert_eq!(event.get(b"K"), Some(c"1"));
+    fn of_equal_keys_the_first_and_the_last_are_found() {
+        let event = Uevent::parse(b"a@/x\0K=1\0K=2\0J=3\0", Header::Required).unwrap();
+        assert_eq!(event.last(b"K"), Some(c"2"));
+        assert_eq!(event.first(b"K"), Some(c"1"));
+    }
+
+    #[test]
+    fn a_log_line_has_its_limits() {
+        let datagram = [&b"a@/x\0ACTION=a\0DEVPATH="[..], &[b'x'; 60_000], b"\0"].concat();
+        let text = Uevent::parse(&datagram, Header::Required).unwrap().to_string();
+        assert_eq!(text, format!("a {}... (SEQNUM ?)", "x".repeat(256)));
     }
 
     #[test]

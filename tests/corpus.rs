@@ -363,7 +363,7 @@ fn step_lines(step: Step<'_>, event: &Uevent<'_>, lines: &mut Vec<String>) {
         Step::LoadFirmware(name) => lines.push(format!(
             "firmware /lib/firmware/{} to /sys{}/data",
             shown(name.to_bytes()),
-            shown(event.get(b"DEVPATH").unwrap().to_bytes())
+            shown(event.first(b"DEVPATH").unwrap().to_bytes())
         )),
         Step::Refuse(refuse) => lines.push(format!("refuse {}", shown(refuse.name.to_bytes()))),
     }
@@ -509,7 +509,7 @@ fn what_is_removed_is_what_busybox_removes() {
         for ((number, lines), datagram) in ours.iter().enumerate().zip(events(&datagrams)) {
             let Ok(event) = Uevent::parse(datagram, Header::Required) else { continue };
             // Busybox removes what has no device numbers, and is not ours.
-            if event.get(b"MAJOR").is_none() {
+            if event.first(b"MAJOR").is_none() {
                 continue;
             }
             let unlinked = |lines: Option<&Vec<String>>| -> Vec<String> {

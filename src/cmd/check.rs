@@ -12,6 +12,7 @@ use super::{Command, Request};
 
 pub(super) const COMMAND: Command = Command {
     name: "check",
+    alias: None,
     peer: false,
     summary: "Tells everything that is wrong with a file of rules, and does nothing else.",
     usage: "plugd check [FILE]",

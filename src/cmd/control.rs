@@ -30,6 +30,7 @@ macro_rules! command {
     ($constant:ident, $name:literal, $summary:literal, $arguments:literal, $help:expr) => {
         pub(super) const $constant: Command = Command {
             name: $name,
+            alias: None,
             peer: false,
             summary: $summary,
             usage: concat!("plugd ", $name, " [OPTIONS]", $arguments),

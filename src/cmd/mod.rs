@@ -2,20 +2,24 @@
 //!
 //! Owns the table of commands, what they have in common on the command line,
 //! and the exit codes: 0 done, 1 the answer is no, 2 wrong configuration, 100 wrong
-//! usage, 111 system call failed.
+//! usage, 111 system call failed, and where a command goes on as another program,
+//! 126 and 127 as env(1) has them.
 
 mod check;
 mod control;
+mod netlink_datagram_socket_listen;
 mod options;
 mod plug_and_play_event_handler;
+mod rules;
 mod run;
 
 use std::ffi::{OsStr, OsString};
-use std::io::Write;
+use std::io::{self, Write};
 use std::path::Path;
 use std::process::ExitCode;
 
 use crate::error::Fatal;
+use crate::logging::escaped;
 
 /// The answer is no.
 const EXIT_NO: u8 = 1;
@@ -25,11 +29,17 @@ const EXIT_USAGE: u8 = 100;
 const EXIT_CONFIGURATION: u8 = 2;
 /// A system call failed.
 const EXIT_SYSTEM: u8 = 111;
+/// The next program cannot be executed.
+const EXIT_NOT_EXECUTABLE: u8 = 126;
+/// There is no such program.
+const EXIT_NOT_FOUND: u8 = 127;
 
 /// A command of plugd.
 struct Command {
     /// What asks for it: the first argument, or the program's own name if `peer`.
     name: &'static str,
+    /// What also asks for it, as first argument.
+    alias: Option<&'static str>,
     /// It stands in for the program of that name, and speaks in its name.
     peer: bool,
     /// What it does, in a line.
@@ -53,7 +63,7 @@ enum Request {
     Version,
 }
 
-const COMMANDS: [&Command; 13] = [
+const COMMANDS: [&Command; 14] = [
     &run::COMMAND,
     &check::COMMAND,
     &control::STATUS,
@@ -67,6 +77,7 @@ const COMMANDS: [&Command; 13] = [
     &control::UPDATE,
     &control::LOG_LEVEL,
     &plug_and_play_event_handler::COMMAND,
+    &netlink_datagram_socket_listen::COMMAND,
 ];
 
 /// Runs the program with these arguments, its own name first.
@@ -86,7 +97,8 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     if first == "--version" || first == "-V" {
         return print(&version());
     }
-    match COMMANDS.into_iter().find(|command| first == command.name) {
+    let called = |name: &str| first == name;
+    match COMMANDS.into_iter().find(|c| called(c.name) || c.alias.is_some_and(called)) {
         Some(command) => run_command(command, arguments),
         None => refuse("plugd", &format!("there is no command {}", quoted(&first)), SYNOPSIS),
     }
@@ -104,11 +116,16 @@ fn run_command(command: &Command, arguments: impl Iterator<Item = OsString>) -> 
         Ok(Request::Version) => print(&version()),
         Err(Fatal::Usage(text)) => refuse(program, &text, command.usage),
         Err(fatal) => {
-            complain(&format!("{program}: fatal: {fatal}\n"));
-            ExitCode::from(match fatal {
-                Fatal::Usage(_) => EXIT_USAGE,
+            let text = fatal.to_string();
+            let lines: Vec<String> = text.lines().map(escaped).collect();
+            complain(&format!("{program}: fatal: {}\n", lines.join("\n")));
+            ExitCode::from(match &fatal {
+                Fatal::Exec { error, .. } if error.kind() == io::ErrorKind::NotFound => {
+                    EXIT_NOT_FOUND
+                }
+                Fatal::Exec { .. } => EXIT_NOT_EXECUTABLE,
                 Fatal::Configuration(_) => EXIT_CONFIGURATION,
-                Fatal::System { .. } => EXIT_SYSTEM,
+                Fatal::Usage(_) | Fatal::System { .. } => EXIT_SYSTEM,
             })
         }
     }
@@ -122,7 +139,8 @@ fn overview() -> String {
          Usage: {SYNOPSIS}\n\nCommands:\n"
     );
     for command in COMMANDS {
-        text += &format!("  {}\n      {}\n", command.name, command.summary);
+        let alias = command.alias.map_or_else(String::new, |alias| format!(", {alias}"));
+        text += &format!("  {}{alias}\n      {}\n", command.name, command.summary);
     }
     text + "\nplugd COMMAND --help tells more. A command that is named after another program\n\
             is also found by that name, through a link to plugd.\n\n\
@@ -144,7 +162,7 @@ fn print(text: &str) -> ExitCode {
 }
 
 fn refuse(program: &str, text: &str, usage: &str) -> ExitCode {
-    complain(&format!("{program}: fatal: {text}\nusage: {usage}\n"));
+    complain(&format!("{program}: fatal: {}\nusage: {usage}\n", escaped(text)));
     ExitCode::from(EXIT_USAGE)
 }
 

@@ -8,11 +8,12 @@ use crate::listen_fds;
 use crate::logging;
 use crate::signals::Manner;
 
-use super::run::{self, Options};
+use super::run::{self, Options, Work};
 use super::{Command, Request};
 
 pub(super) const COMMAND: Command = Command {
     name: "plug-and-play-event-handler",
+    alias: None,
     peer: true,
     summary: "Runs a program for every datagram of the sockets that it was handed, one at a time.",
     usage: "plug-and-play-event-handler [-v|--verbose] PROG [ARGS...]",
@@ -53,8 +54,8 @@ fn main(mut parser: lexopt::Parser, log_name: &'static str) -> Result<Request, F
             Short('h') | Long("help") => return Ok(Request::Help),
             Short('V') | Long("version") => return Ok(Request::Version),
             Value(program) => {
-                let mut options = Options::new(program);
-                options.arguments = parser.raw_args()?.collect();
+                let work = Work::Program(program, parser.raw_args()?.collect());
+                let mut options = Options::new(work);
                 options.verbosity = verbosity;
                 // A handler written for nosh may take as long as it wants.
                 options.limits.timeout = None;
@@ -70,10 +71,10 @@ fn main(mut parser: lexopt::Parser, log_name: &'static str) -> Result<Request, F
 
 fn start(options: &Options, log_name: &'static str) -> Result<Request, Fatal> {
     logging::start(log_name, options.verbosity);
-    let handler = run::handler(options)?;
+    let mut engine = run::engine(options)?;
     let sources = match run::inherited_sources(&[])? {
         Some(sources) => sources,
         None => vec![run::adopt_source(listen_fds::FIRST)?],
     };
-    run::serve(options, &handler, sources, None)
+    run::serve(options, &mut engine, sources, None)
 }

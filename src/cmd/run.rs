@@ -1,4 +1,4 @@
-//! `plugd run`: the daemon, with a handler program.
+//! `plugd run`: the daemon, with a handler program or with rules.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
@@ -13,7 +13,8 @@ use rustix::fs::Mode;
 use crate::child;
 use crate::control::Address;
 use crate::control::server::Server;
-use crate::environment::{Base, DEFAULT_PATH};
+use crate::engine::Engine;
+use crate::environment::DEFAULT_PATH;
 use crate::error::Fatal;
 use crate::handler::Handler;
 use crate::handover::Handover;
@@ -24,25 +25,29 @@ use crate::netlink::Source;
 use crate::notify::Notifier;
 use crate::plan::Program;
 use crate::signals::Manner;
-use crate::status::Engine;
+use crate::status;
 use crate::{logging, sys};
 
 use super::options::{self, BYTES, SECONDS};
+use super::rules::{self, Files};
 use super::{Command, Request, quoted};
 
 pub(super) const COMMAND: Command = Command {
     name: "run",
+    alias: None,
     peer: false,
-    summary: "Runs a program for every device event of the kernel, one at a time, in order.",
-    usage: "plugd run [OPTIONS] [--] PROG [ARGS...]",
+    summary: "Acts on every device event of the kernel, one by one: by a program or by rules.",
+    usage: "plugd run [OPTIONS] [--] [PROG [ARGS...]]",
     help: HELP,
     main,
 };
 
 const HELP: &str = "\
-PROG finds the event's variables (ACTION, DEVPATH, SUBSYSTEM, ...) in its
-environment. While it runs nothing is read: events wait in the kernel. If it
-fails, hangs or cannot be started, plugd says so and goes on with the next one.
+With PROG, that is run for every event, and finds the event's variables (ACTION,
+DEVPATH, SUBSYSTEM, ...) in its environment. Without, the rules of mdev.conf are
+applied: they make device nodes and links, and run commands. While a program
+runs nothing is read: events wait in the kernel. If it fails, hangs or cannot be
+started, plugd says so and goes on with the next one.
 
 Where events come from:
       --fd N                      read the datagram socket N, which plugd was
@@ -51,9 +56,23 @@ Where events come from:
                                   is plugd's own
       --receive-buffer-size SIZE  how much may wait in the kernel, in bytes, or
                                   with K, M or G [128M]. It is a limit and takes
-                                  no memory by itself
+                                  no memory by itself. Not for sockets that plugd
+                                  was started with
+      --require-credentials       take from netlink sockets only what the kernel
+                                  vouches for as its own (process 0, user 0).
+                                  Without, this is checked where the socket has
+                                  SO_PASSCRED and the user namespace has a root
 
-How the program runs:
+Where the rules are and what they act on (without PROG):
+      --conf FILE                 the rules; FILE.d/*.conf come after them
+                                  [/etc/mdev.conf]. If there are none, nodes are
+                                  made as root's with mode 0660, nothing else
+      --dev DIR                   where device nodes go [/dev]
+      --sys DIR                   where sysfs is [/sys]
+      --firmware DIR              where firmware comes from [/lib/firmware]
+  -n, --dry-run                   print what would be done, and do nothing
+
+How programs run:
       --timeout SECONDS           how long it may take, 0 for as long as it
                                   wants; then SIGTERM to its process group [180]
       --kill-after SECONDS        how long after that SIGKILL follows [5]
@@ -81,7 +100,8 @@ What it tells:
 
 Signals:
   TERM, INT   let the running program finish, then stop; again: end it
-  HUP         reload (there is nothing to reload for a handler program)
+  HUP         read the rules anew; if there is a mistake in them, it is told and
+              the old ones stay (there is nothing to reload for a PROG)
   USR1        write the counters to the log
   ALRM        rescan (not yet)
   USR2        update: go on as the program that is in plugd's file now
@@ -89,16 +109,22 @@ Signals:
 Examples:
   Print what comes; plug something in to see an event:
       plugd run -- sh -c 'echo \"$ACTION $DEVPATH\"'
+  Make device nodes as /etc/mdev.conf says, in place of mdev -d:
+      plugd run
   Run a script written for /proc/sys/kernel/hotplug, with a minute's patience:
       plugd run --timeout 60 --hotplug-argument /sbin/hotplug
 ";
+
+/// The size of the receive buffer to ask for, in bytes.
+const RECEIVE_BUFFER: usize = 128 << 20;
 
 /// What the command line asks for.
 #[derive(Debug)]
 pub(super) struct Options {
     /// Take these sockets; if there are none, those of LISTEN_FDS.
     pub(super) fds: Vec<RawFd>,
-    pub(super) receive_buffer_size: usize,
+    pub(super) receive_buffer_size: Option<usize>,
+    pub(super) require_credentials: bool,
     pub(super) limits: Limits,
     pub(super) hotplug_argument: bool,
     pub(super) clean_environment: bool,
@@ -109,16 +135,25 @@ pub(super) struct Options {
     pub(super) control_mode: Mode,
     /// Gets a newline when plugd is ready.
     pub(super) notify_fd: Option<RawFd>,
-    pub(super) program: OsString,
-    pub(super) arguments: Vec<OsString>,
+    pub(super) work: Work,
+}
+
+/// What is done with an event.
+#[derive(Debug)]
+pub(super) enum Work {
+    /// A program is run, with these arguments.
+    Program(OsString, Vec<OsString>),
+    /// Rules are applied, to these files, or only printed.
+    Rules { files: Files, dry_run: bool },
 }
 
 impl Options {
-    /// The defaults, for a program with its arguments.
-    pub(super) fn new(program: OsString) -> Self {
+    /// The defaults.
+    pub(super) fn new(work: Work) -> Self {
         Self {
             fds: Vec::new(),
-            receive_buffer_size: 128 << 20,
+            receive_buffer_size: None,
+            require_credentials: false,
             limits: Limits {
                 timeout: Some(Duration::from_secs(180)),
                 kill_after: Duration::from_secs(5),
@@ -130,8 +165,7 @@ impl Options {
             control: Some(Address::default()),
             control_mode: Mode::RUSR | Mode::WUSR,
             notify_fd: None,
-            program,
-            arguments: Vec::new(),
+            work,
         }
     }
 }
@@ -141,12 +175,15 @@ fn main(parser: lexopt::Parser, log_name: &'static str) -> Result<Request, Fatal
         Ok(options) => {
             logging::start(log_name, options.verbosity);
             let handover = r#loop::inherited()?;
-            let handler = handler(&options)?;
-            let sources = match &handover {
+            let mut engine = engine(&options)?;
+            let mut sources = match &handover {
                 Some(handover) => handover.sources.iter().copied().map(adopt_source).collect(),
                 None => sources(&options),
             }?;
-            serve(&options, &handler, sources, handover)
+            if options.require_credentials {
+                require_credentials(&mut sources)?;
+            }
+            serve(&options, &mut engine, sources, handover)
         }
         Err(other) => Ok(other),
     }
@@ -154,7 +191,8 @@ fn main(parser: lexopt::Parser, log_name: &'static str) -> Result<Request, Fatal
 
 /// Reads the command line, up to the program, whose own options are left alone.
 fn parse(mut parser: lexopt::Parser) -> Result<Result<Options, Request>, Fatal> {
-    let mut options = Options::new(OsString::new());
+    let (mut files, mut dry_run, mut program) = (Files::default(), false, None);
+    let mut options = Options::new(Work::Rules { files: files.clone(), dry_run });
     while let Some(argument) = parser.next()? {
         match argument {
             Long("fd") => {
@@ -167,9 +205,11 @@ fn parse(mut parser: lexopt::Parser) -> Result<Result<Options, Request>, Fatal> 
                 options.fds.push(fd);
             }
             Long("receive-buffer-size") => {
+                let option = "--receive-buffer-size";
                 options.receive_buffer_size =
-                    options::value(&mut parser, "--receive-buffer-size", BYTES, options::bytes)?;
+                    Some(options::value(&mut parser, option, BYTES, options::bytes)?);
             }
+            Long("require-credentials") => options.require_credentials = true,
             Long("timeout") => {
                 let timeout = options::value(&mut parser, "--timeout", SECONDS, options::seconds)?;
                 options.limits.timeout = (timeout != Duration::ZERO).then_some(timeout);
@@ -178,6 +218,11 @@ fn parse(mut parser: lexopt::Parser) -> Result<Result<Options, Request>, Fatal> 
                 options.limits.kill_after =
                     options::value(&mut parser, "--kill-after", SECONDS, options::seconds)?;
             }
+            Long("conf") => files.conf = parser.value()?.into(),
+            Long("dev") => files.dev = parser.value()?.into(),
+            Long("sys") => files.sys = parser.value()?.into(),
+            Long("firmware") => files.firmware = parser.value()?.into(),
+            Short('n') | Long("dry-run") => dry_run = true,
             Long("control") => {
                 let address = parser.value()?;
                 options.control = options::control(&address)?;
@@ -198,20 +243,25 @@ fn parse(mut parser: lexopt::Parser) -> Result<Result<Options, Request>, Fatal> 
             Short('q') | Long("quiet") => options.verbosity -= 1,
             Short('h') | Long("help") => return Ok(Err(Request::Help)),
             Short('V') | Long("version") => return Ok(Err(Request::Version)),
-            Value(program) => {
-                options.program = program;
-                options.arguments = parser.raw_args()?.collect();
-                return Ok(Ok(options));
+            Value(operand) => {
+                program = Some(Work::Program(operand, parser.raw_args()?.collect()));
+                break;
             }
             argument => return Err(argument.unexpected().into()),
         }
     }
-    Err(Fatal::Usage("PROG is missing: the program to run for every event".into()))
+    options.work = program.unwrap_or(Work::Rules { files, dry_run });
+    Ok(Ok(options))
 }
 
 fn sources(options: &Options) -> Result<Vec<Source>, Fatal> {
     match inherited_sources(&options.fds)? {
-        None => Ok(vec![open_source(options.receive_buffer_size)?]),
+        None => Ok(vec![open_source(options.receive_buffer_size.unwrap_or(RECEIVE_BUFFER))?]),
+        Some(_) if options.receive_buffer_size.is_some() => Err(Fatal::Usage(
+            "--receive-buffer-size is for a socket that plugd opens itself, \
+             but it was handed one"
+                .into(),
+        )),
         Some(sources) => Ok(sources),
     }
 }
@@ -222,19 +272,21 @@ fn open_source(receive_buffer_size: usize) -> Result<Source, Fatal> {
     Ok(source)
 }
 
+fn require_credentials(sources: &mut [Source]) -> Result<(), Fatal> {
+    sources
+        .iter_mut()
+        .try_for_each(Source::require_credentials)
+        .map_err(|e| Fatal::system("have credentials passed", e))
+}
+
 /// The sockets that were named, or else handed over by LISTEN_FDS, if any.
 pub(super) fn inherited_sources(named: &[RawFd]) -> Result<Option<Vec<Source>>, Fatal> {
-    let fds = if named.is_empty() {
-        match listen_fds::inherited(|name| std::env::var_os(name), std::process::id())
-            .map_err(Fatal::Usage)?
-        {
-            None => return Ok(None),
-            Some(range) => range.collect(),
-        }
-    } else {
-        named.to_vec()
-    };
-    fds.into_iter().map(adopt_source).collect::<Result<_, _>>().map(Some)
+    if !named.is_empty() {
+        return named.iter().copied().map(adopt_source).collect::<Result<_, _>>().map(Some);
+    }
+    let range = listen_fds::inherited(|name| std::env::var_os(name), std::process::id())
+        .map_err(Fatal::Usage)?;
+    range.map(|fds| fds.map(adopt_source).collect()).transpose()
 }
 
 /// Takes over an inherited socket.
@@ -250,7 +302,7 @@ pub(super) fn adopt_source(fd: RawFd) -> Result<Source, Fatal> {
 /// before this one left, whose sockets for events `sources` are.
 pub(super) fn serve(
     options: &Options,
-    handler: &Handler,
+    engine: &mut Engine,
     sources: Vec<Source>,
     handover: Option<Handover>,
 ) -> Result<Request, Fatal> {
@@ -268,7 +320,7 @@ pub(super) fn serve(
         manner: options.manner,
         control,
         notifier: notifier(options, handover.is_some())?,
-        engine: Engine { kind: "handler", file: handler.program.path.to_bytes().to_vec() },
+        engine: engine_status(options, engine),
     })
     .map_err(|e| Fatal::system("set up the event loop", e))?;
     if let Some(handover) = handover {
@@ -277,7 +329,7 @@ pub(super) fn serve(
     // Now that all that was inherited on purpose has been taken over.
     sys::close_all_on_exec().map_err(|e| Fatal::system("set file descriptors close-on-exec", e))?;
     daemon.announce().map_err(|e| Fatal::system("tell that plugd is ready", e))?;
-    let counters = daemon.run(handler).map_err(|e| Fatal::system("wait for what happens", e))?;
+    let counters = daemon.run(engine).map_err(|e| Fatal::system("wait for what happens", e))?;
     log::info!("stopped: {counters}");
     Ok(Request::Done)
 }
@@ -305,26 +357,46 @@ fn notifier(options: &Options, resumed: bool) -> Result<Notifier, Fatal> {
     Notifier::new(descriptor.transpose()?, std::env::var_os("NOTIFY_SOCKET").as_deref())
 }
 
-/// Finds the program.
-pub(super) fn handler(options: &Options) -> Result<Handler, Fatal> {
-    let cannot_run =
-        |e: io::Error| Fatal::system(format_args!("run {}", quoted(&options.program)), e);
+/// What the status says of the engine.
+fn engine_status(options: &Options, engine: &Engine) -> status::Engine {
+    let (kind, file) = match (engine, &options.work) {
+        (Engine::Handler(handler), _) => ("handler", handler.program.path.to_bytes()),
+        (Engine::Rules(_), Work::Rules { files, .. }) => {
+            ("rules", files.conf.as_os_str().as_encoded_bytes())
+        }
+        (Engine::Rules(_), Work::Program(..)) => ("rules", &b""[..]),
+    };
+    status::Engine { kind, file: file.to_vec() }
+}
+
+/// Finds the program, or reads the rules.
+pub(super) fn engine(options: &Options) -> Result<Engine, Fatal> {
+    match &options.work {
+        Work::Program(program, arguments) => {
+            handler(options, program, arguments).map(Engine::Handler)
+        }
+        Work::Rules { files, dry_run } => rules::engine(files, *dry_run, options.clean_environment),
+    }
+}
+
+fn handler(
+    options: &Options,
+    program: &OsString,
+    arguments: &[OsString],
+) -> Result<Handler, Fatal> {
+    let cannot_run = |e: io::Error| Fatal::system(format_args!("run {}", quoted(program)), e);
     let path = std::env::var_os("PATH");
     let path = path.as_deref().unwrap_or(OsStr::new(DEFAULT_PATH));
-    let argv = std::iter::once(&options.program).chain(&options.arguments);
+    let argv = std::iter::once(program).chain(arguments);
     Ok(Handler {
         program: Program {
-            path: child::find_program(&options.program, path).map_err(cannot_run)?,
+            path: child::find_program(program, path).map_err(cannot_run)?,
             argv: argv
                 .map(|a| child::c_string(a))
                 .collect::<io::Result<_>>()
                 .map_err(cannot_run)?,
         },
         hotplug_argument: options.hotplug_argument,
-        environment: if options.clean_environment {
-            Base::new([])
-        } else {
-            Base::new(std::env::vars_os())
-        },
+        environment: rules::environment(options.clean_environment),
     })
 }

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use crate::control::server::{Id, Peer};
 use crate::control::wire::{Command, Format, Outcome, Reply};
+use crate::engine::Engine;
 use crate::logging;
 use crate::machine::{Input, State, Stop};
 use crate::settle::{Answer, Want};
@@ -59,11 +60,16 @@ impl Daemon {
     }
 
     fn reload(&mut self) -> Reply {
+        self.reload = true;
+        Reply::ok("reloading")
+    }
+
+    /// Reads the configuration again, now that no event is in hand.
+    pub(super) fn reload_now(&mut self, engine: &mut Engine) {
         self.notifier.reloading();
-        let reply = Reply::ok("nothing to reload for a handler program");
+        engine.reload();
         // The descriptor, which may fail, was told at the start.
         let _ = self.notifier.ready(activity(self.machine.is_paused()));
-        reply
     }
 
     fn pause(&mut self, paused: bool, by: &dyn fmt::Display) -> Reply {

@@ -28,7 +28,7 @@ use crate::error::{Fatal, reason};
 use crate::handover::{self, Handover, InHand, Unreadable};
 use crate::logging;
 use crate::machine::{State, Stop, Time};
-use crate::sys::{self, CStrings};
+use crate::sys;
 
 use super::{Daemon, Deed, Watch, register};
 
@@ -214,9 +214,8 @@ impl Daemon {
             key.push(value);
             key
         }))?;
-        let argv: CStrings<'_> = arguments.iter().map(CString::as_c_str).collect();
-        let envp: CStrings<'_> = environment.iter().map(CString::as_c_str).collect();
-        Err(sys::execute(&file, &argv, &envp))
+        let strings = |strings| <[CString]>::iter(strings).map(CString::as_c_str);
+        Err(sys::execute(&file, strings(&arguments), strings(&environment)))
     }
 
     fn hand_over(&self, deed: Option<&Deed<'_>>) -> Handover {

@@ -112,7 +112,7 @@ impl Engine {
                 next = index + 1;
             }
             if facts.wants_firmware {
-                let name = event.get(b"FIRMWARE").unwrap_or_default();
+                let name = event.first(b"FIRMWARE").unwrap_or_default();
                 let name = draft.string(name.to_bytes());
                 draft.push(Record::LoadFirmware { name });
             }
@@ -330,7 +330,7 @@ impl Facts {
         scratch: &mut ere::Scratch,
     ) -> Reason<'a> {
         for condition in rule.all_conditions() {
-            match event.get(&condition.variable) {
+            match event.first(&condition.variable) {
                 None => return Reason::NoVariable(condition),
                 Some(value) => {
                     if condition.ere.captures_within(value.to_bytes(), scratch).is_none() {
@@ -378,7 +378,7 @@ impl Facts {
             _ if !has_groups => (&[][..], None),
             parse::Device::Name(ere) => (&self.name[..], ere.captures_whole(&self.name, scratch)),
             parse::Device::Variable(condition) => {
-                let value = event.get(&condition.variable).unwrap_or_default().to_bytes();
+                let value = event.first(&condition.variable).unwrap_or_default().to_bytes();
                 (value, condition.ere.captures_within(value, scratch))
             }
             parse::Device::Numbers(_) => (&[][..], None),

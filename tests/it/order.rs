@@ -5,7 +5,7 @@ use rustix::net::SocketType;
 
 use crate::harness::daemon::Plugd;
 use crate::harness::inject::{self, Injector, uevent};
-use crate::harness::{eventually, ns, unix};
+use crate::harness::{ns, unix};
 
 /// Appends to `$TMP/out`: the number of the event, and all children that its
 /// parent has at that moment, dead ones included.
@@ -32,8 +32,7 @@ fn five_thousand_events_are_handled_in_order_and_one_at_a_time() {
         let events =
             (0..EVENTS).map(|n| uevent("add", &format!("/devices/{n}"), &[&format!("N={n}")]));
         Injector::new().paced(events, daemon.netlink().1);
-        eventually("all are handled", || (daemon.lines("out").len() >= EVENTS).then_some(()));
-        let lines = daemon.lines("out");
+        let lines = daemon.wait_for_lines("out", EVENTS);
         assert_alone(&lines);
         assert!(lines.iter().map(|line| number(line)).eq(0..EVENTS));
         daemon.wait_for_counters("received 5000, handled 5000, failed 0");

@@ -3,7 +3,9 @@
 use std::fs::{self, File};
 use std::os::fd::{AsFd, OwnedFd};
 
-use rustix::net::{AddressFamily, SocketAddrUnix, SocketType, bind, listen, socket};
+use rustix::net::{
+    AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, listen, socket_with,
+};
 use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
 use socket2::SockRef;
 
@@ -167,18 +169,23 @@ fn the_other_name_reads_descriptor_3() {
 
 #[test]
 fn what_cannot_be_read_is_a_fatal_error() {
+    let unconnected = || {
+        let flags = SocketFlags::CLOEXEC;
+        socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).unwrap()
+    };
     let listening = || {
-        let fd = socket(AddressFamily::UNIX, SocketType::SEQPACKET, None).unwrap();
+        let fd = unconnected();
         bind(&fd, &SocketAddrUnix::new_unnamed()).unwrap();
         listen(&fd, 1).unwrap();
         fd
     };
-    let cases: [(Option<OwnedFd>, &str); 5] = [
+    let cases: [(Option<OwnedFd>, &str); 6] = [
         (None, "Bad file descriptor"),
         (Some(File::open("/dev/null").unwrap().into()), "Socket operation on non-socket"),
         (Some(File::open("/").unwrap().into()), "Socket operation on non-socket"),
         (Some(unix::pair(SocketType::STREAM).0), "not a datagram socket"),
         (Some(listening()), "a socket that listens for connections"),
+        (Some(unconnected()), "Transport endpoint is not connected"),
     ];
     for (fd, why) in cases {
         for (program, plugd) in
@@ -199,6 +206,8 @@ fn what_cannot_be_read_is_a_fatal_error() {
 #[test]
 fn listen_fds_that_make_no_sense_are_a_fatal_error() {
     for (value, code, why) in [
+        ("2147483640", 100, "LISTEN_FDS is not a number of file descriptors: 2147483640"),
+        ("1000000", 111, "cannot receive from file descriptor 4: Bad file descriptor"),
         ("x", 100, "LISTEN_FDS is not a number of file descriptors: x"),
         ("-1", 100, "LISTEN_FDS is not a number of file descriptors: -1"),
         ("2", 111, "cannot receive from file descriptor 4: Bad file descriptor"),
@@ -211,6 +220,15 @@ fn listen_fds_that_make_no_sense_are_a_fatal_error() {
         assert_eq!(finished.code, Some(code), "{finished:?}");
         assert!(finished.stderr.contains(why), "{finished:?}");
     }
+}
+
+#[test]
+fn an_option_for_its_own_socket_is_refused_with_another() {
+    let (_sender, receiver) = unix::pair(SocketType::DGRAM);
+    let plugd = Plugd::reading(receiver).args(["--receive-buffer-size", "1M", "true"]);
+    let finished = plugd.finish();
+    assert_eq!(finished.code, Some(100), "{finished:?}");
+    assert!(finished.stderr.contains("--receive-buffer-size is for a socket that"), "{finished:?}");
 }
 
 #[test]

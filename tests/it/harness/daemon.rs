@@ -143,6 +143,13 @@ impl Plugd {
 
     /// Starts it, and waits until it handles signals.
     pub(crate) fn start(self) -> Daemon {
+        let daemon = self.launch();
+        daemon.wait_until_ready();
+        daemon
+    }
+
+    /// Starts it, or what it will go on as.
+    pub(crate) fn launch(self) -> Daemon {
         let tmp = tempfile::tempdir().unwrap();
         let (mut command, fds) = self.command(&tmp);
         let mut child = command.spawn().unwrap();
@@ -153,16 +160,7 @@ impl Plugd {
             let log = Arc::clone(&log);
             std::thread::spawn(move || log.fill(stderr));
         }
-        let daemon = Daemon { child, tmp, log };
-        eventually("plugd handles signals", || {
-            let status = fs::read_to_string(format!("/proc/{}/status", daemon.pid())).unwrap();
-            let Some(caught) = field(&status, "SigCgt") else {
-                panic!("plugd has ended: {:?}", daemon.log());
-            };
-            let caught = u64::from_str_radix(caught, 16).unwrap();
-            (caught & (1 << (libc::SIGUSR1 - 1)) != 0).then_some(())
-        });
-        daemon
+        Daemon { child, tmp, log }
     }
 
     /// Runs it to its end, which has to come by itself.
@@ -211,6 +209,18 @@ impl Daemon {
         kill_process(Pid::from_child(&self.child), signal).unwrap();
     }
 
+    /// Waits until it handles signals.
+    pub(crate) fn wait_until_ready(&self) {
+        eventually("plugd handles signals", || {
+            let status = fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
+            let Some(caught) = field(&status, "SigCgt") else {
+                panic!("plugd has ended: {:?}", self.log());
+            };
+            let caught = u64::from_str_radix(caught, 16).unwrap();
+            (caught & (1 << (libc::SIGUSR1 - 1)) != 0).then_some(())
+        });
+    }
+
     /// The path of a file in its directory, which the handler knows as `$TMP`.
     pub(crate) fn path(&self, name: &str) -> std::path::PathBuf {
         self.tmp.path().join(name)
@@ -227,15 +237,19 @@ impl Daemon {
     }
 
     /// Waits until such a file has that many lines; returns all that it has.
+    /// Does not lose its patience while there are more and more.
     pub(crate) fn wait_for_lines(&self, name: &str, count: usize) -> Vec<String> {
-        let deadline = Instant::now() + PATIENCE;
+        let (mut deadline, mut seen) = (Instant::now() + PATIENCE, 0);
         loop {
             let lines = self.lines(name);
             if lines.len() >= count {
                 return lines;
             }
+            if lines.len() > seen {
+                (deadline, seen) = (Instant::now() + PATIENCE, lines.len());
+            }
             assert!(Instant::now() < deadline, "{name} has {lines:?}; log: {:#?}", self.log());
-            std::thread::sleep(Duration::from_millis(2));
+            std::thread::sleep(Duration::from_millis(5));
         }
     }
 

@@ -163,6 +163,16 @@ impl NetlinkSocket {
     }
 }
 
+/// The port ids of those who listen to the kernel's uevents in this network namespace.
+pub(crate) fn listeners() -> Vec<u32> {
+    let table = fs::read_to_string("/proc/net/netlink").unwrap();
+    let port = |line: &str| {
+        let columns: Vec<&str> = line.split_whitespace().collect();
+        (columns[1] == "15" && columns[3] == "00000001").then(|| columns[2].parse().unwrap())
+    };
+    table.lines().skip(1).filter_map(port).collect()
+}
+
 /// The inode of a socket of this process.
 pub(crate) fn inode(socket: &OwnedFd) -> u64 {
     rustix::fs::fstat(socket).unwrap().st_ino

@@ -36,6 +36,12 @@ pub(crate) fn inside_with_sysfs<F: FnOnce()>(test: F) {
     again(&["unshare", "-Ur", "unshare", "-nm", "sh", "-c", mount], test);
 }
 
+/// Runs the test in a new user and network namespace that has no root: as user
+/// 1000 with all capabilities.
+pub(crate) fn inside_without_root<F: FnOnce()>(test: F) {
+    again(&["unshare", "-Un", "--map-user=1000", "--keep-caps"], test);
+}
+
 /// Runs the test in a new network namespace as the machine's root, if it is
 /// that; says so if not.
 pub(crate) fn inside_as_root<F: FnOnce()>(test: F) {

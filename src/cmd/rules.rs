@@ -1,0 +1,88 @@
+//! What the commands that act by rules have in common: where files are, and
+//! the engine made from them.
+
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
+
+use crate::child;
+use crate::devnode::{DevRoot, device_of};
+use crate::engine::{Engine, Hands, Ruled};
+use crate::environment::{Base, DEFAULT_PATH};
+use crate::error::Fatal;
+use crate::rule_files;
+use crate::rules::{self, Settings};
+use crate::sysfs::Sysfs;
+
+use super::check::accounts;
+
+/// Where the files are that rules are read from, look at and act on.
+#[derive(Debug, Clone)]
+pub(super) struct Files {
+    /// The rules; `.d` after it is the directory of more.
+    pub(super) conf: PathBuf,
+    pub(super) dev: PathBuf,
+    pub(super) sys: PathBuf,
+    pub(super) firmware: PathBuf,
+}
+
+impl Default for Files {
+    fn default() -> Self {
+        Self {
+            conf: rule_files::DEFAULT.into(),
+            dev: "/dev".into(),
+            sys: "/sys".into(),
+            firmware: "/lib/firmware".into(),
+        }
+    }
+}
+
+/// Reads the rules and opens the roots. With no file of rules, nodes are made
+/// as root's with mode 0660, and nothing else is done.
+pub(super) fn engine(
+    files: &Files,
+    dry_run: bool,
+    clean_environment: bool,
+) -> Result<Engine, Fatal> {
+    let sysfs = Sysfs::open(&files.sys).map_err(|e| cannot_open(&files.sys, e))?;
+    let hands = if dry_run {
+        Hands::DryRun
+    } else {
+        Hands::Files {
+            dev: DevRoot::open(&files.dev).map_err(|e| cannot_open(&files.dev, e))?,
+            sys: Sysfs::open(&files.sys).map_err(|e| cannot_open(&files.sys, e))?,
+            firmware: files.firmware.clone(),
+        }
+    };
+    let rules = read(files, clean_environment)?;
+    let files = files.clone();
+    let reload = move || read(&files, clean_environment).map_err(|fatal| fatal.to_string());
+    Ok(Engine::Rules(Box::new(Ruled { rules, reload: Box::new(reload), sysfs, hands })))
+}
+
+fn cannot_open(path: &Path, error: impl Into<std::io::Error>) -> Fatal {
+    Fatal::system(
+        format_args!("open {}", path.as_os_str().as_encoded_bytes().escape_ascii()),
+        error,
+    )
+}
+
+/// Reads the rules.
+pub(super) fn read(files: &Files, clean_environment: bool) -> Result<rules::Engine, Fatal> {
+    let found = rule_files::load(&files.conf, &accounts()?)?;
+    if found.is_none() {
+        let path = files.conf.as_os_str().as_encoded_bytes().escape_ascii();
+        log::warn!("there is no {path}: nodes are made as root's with mode 0660, nothing else");
+    }
+    let path = std::env::var_os("PATH");
+    let path = path.as_deref().unwrap_or(OsStr::new(DEFAULT_PATH));
+    let execlineb = child::find_program(OsStr::new("execlineb"), path).ok();
+    let mut settings = Settings::new(environment(clean_environment), execlineb);
+    settings.root_device = device_of(Path::new("/")).unwrap_or_default();
+    rules::Engine::new(found.unwrap_or_default(), settings)
+        .map_err(|too_large| Fatal::Configuration(too_large.to_string()))
+}
+
+/// The environment that an event's variables come over.
+pub(super) fn environment(clean: bool) -> Base {
+    if clean { Base::new([]) } else { Base::new(std::env::vars_os()) }
+}

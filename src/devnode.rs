@@ -1,0 +1,431 @@
+//! Device nodes and symbolic links below a /dev root.
+//!
+//! Owns the root, and knows which directories below it this process made:
+//! those it removes when they are left empty. Nothing in a directory itself
+//! tells that on all file systems that may be a /dev, so it is remembered, by
+//! device and inode number, which a directory made later by somebody else has
+//! not. A daemon that was started anew has forgotten it; then an empty
+//! directory stays, which harms less than to remove one that an administrator
+//! made.
+//!
+//! Somebody may tamper with the tree meanwhile. Therefore the owner and the
+//! mode are set on a node that is held by a descriptor (with O_PATH, which
+//! does not open the device) and was looked at through it.
+
+use std::collections::BTreeSet;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+
+use rustix::fs::{
+    AtFlags, Dev, FileType, Mode, OFlags, Stat, chownat, fstat, major, makedev, minor, mkdirat,
+    mknodat, readlinkat_raw, renameat, stat, statat, symlinkat, unlinkat,
+};
+use rustix::io::Errno;
+use rustix::process::{Gid, Uid, geteuid, getpid};
+
+use crate::beneath::{Beneath, Directory, Failed, LOOK_UP, Why, check, open_here, split};
+use crate::plan::{Access, Device, Kind, Link, MakeNode, Node};
+use crate::sys;
+
+/// The mode of directories that are made.
+const DIRECTORY_MODE: u32 = 0o755;
+
+/// All bits of a mode that chmod(2) sets.
+const MODE_BITS: u32 = 0o7777;
+
+/// How often to begin again when somebody else changes the same name.
+const ATTEMPTS: u32 = 32;
+
+/// How many directories are remembered at most. They are forgotten when they
+/// are removed, but not if somebody else does that.
+const DIRECTORIES_MAX: usize = 4096;
+
+/// How a node or link came to be as asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Made {
+    /// There was none.
+    Created,
+    /// Something else was there, and is gone.
+    Replaced,
+    /// It was there, with another owner or mode.
+    Adjusted,
+    /// It was there, just so.
+    Unchanged,
+}
+
+/// What became of something to remove.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Removed {
+    /// It was there, and is gone.
+    Removed,
+    /// It was gone already.
+    Absent,
+    /// There is something else by that name, which was left alone.
+    NotOurs,
+}
+
+/// The device that a file system is on, if it is on just one that has a name:
+/// of btrfs, overlayfs or NFS the numbers belong to no device (major 0).
+///
+/// # Errors
+/// Those of stat(2).
+pub fn device_of(mount_point: &Path) -> Result<Option<Device>, Errno> {
+    let device = stat(mount_point)?.st_dev;
+    let device = Device { major: major(device), minor: minor(device) };
+    Ok((device.major != 0).then_some(device))
+}
+
+/// What a node is, apart from who may use it.
+#[derive(Debug, Clone, Copy)]
+struct Special {
+    file_type: FileType,
+    device: Dev,
+}
+
+impl Special {
+    fn of(node: &Node<'_>) -> Self {
+        let file_type = match node.kind {
+            Kind::Block => FileType::BlockDevice,
+            Kind::Character => FileType::CharacterDevice,
+        };
+        Self { file_type, device: makedev(node.device.major, node.device.minor) }
+    }
+
+    fn is(&self, stat: &Stat) -> bool {
+        FileType::from_raw_mode(stat.st_mode) == self.file_type && stat.st_rdev == self.device
+    }
+}
+
+fn has_access(stat: &Stat, access: Access) -> bool {
+    stat.st_mode & MODE_BITS == access.mode
+        && (stat.st_uid, stat.st_gid) == (access.owner, access.group)
+}
+
+/// Sets owner and mode of an open node. Between, it has neither a permission
+/// that is not asked for nor one that its last owner alone should have had.
+fn set_access(node: BorrowedFd<'_>, stat: &Stat, access: Access) -> Result<(), Why> {
+    // -1 means no change to chown(2).
+    if access.owner == u32::MAX || access.group == u32::MAX {
+        return Err(Errno::INVAL.into());
+    }
+    let mut mode = stat.st_mode & MODE_BITS;
+    if (stat.st_uid, stat.st_gid) != (access.owner, access.group) {
+        if mode & access.mode != mode {
+            mode &= access.mode;
+            chmod(node, mode)?;
+        }
+        let (owner, group) = (Uid::from_raw(access.owner), Gid::from_raw(access.group));
+        chownat(node, c"", Some(owner), Some(group), AtFlags::EMPTY_PATH)?;
+        // These chown(2) takes away, or may.
+        mode &= 0o1777;
+    }
+    if mode != access.mode {
+        chmod(node, access.mode)?;
+    }
+    Ok(())
+}
+
+fn chmod(node: BorrowedFd<'_>, mode: u32) -> Result<(), Errno> {
+    sys::chmod(node, mode).map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))
+}
+
+/// Makes a node that nobody may use yet, and then gives it to its owner.
+/// `None` if the name is taken, or was taken by another file meanwhile.
+fn create_node(
+    directory: BorrowedFd<'_>,
+    name: &[u8],
+    special: Special,
+    access: Access,
+) -> Result<Option<()>, Why> {
+    match mknodat(directory, name, special.file_type, Mode::empty(), special.device) {
+        Err(Errno::EXIST) => return Ok(None),
+        result => result?,
+    }
+    let Some((node, stat)) = hold(directory, name, special)? else { return Ok(None) };
+    set_access(node.as_fd(), &stat, access).map(Some)
+}
+
+/// Holds a node, if it is that one.
+fn hold(
+    directory: BorrowedFd<'_>,
+    name: &[u8],
+    special: Special,
+) -> Result<Option<(OwnedFd, Stat)>, Errno> {
+    let node = match open_here(directory, name, OFlags::PATH) {
+        Err(Errno::NOENT) => return Ok(None),
+        node => node?,
+    };
+    let stat = fstat(&node)?;
+    Ok(special.is(&stat).then_some((node, stat)))
+}
+
+/// What is in a symbolic link; `INVAL` if it is none, as readlink(2) has it.
+fn leads_to(directory: BorrowedFd<'_>, name: &[u8], target: &[u8]) -> Result<bool, Errno> {
+    let mut buffer = [std::mem::MaybeUninit::uninit(); 4096];
+    let (found, _) = readlinkat_raw(directory, name, &mut buffer)?;
+    Ok(found == target)
+}
+
+/// A /dev root.
+#[derive(Debug)]
+pub struct DevRoot {
+    below: Beneath,
+    /// Device and inode numbers of the directories made.
+    made: BTreeSet<(Dev, u64)>,
+}
+
+impl DevRoot {
+    /// The directory `root`, which may be open with O_PATH.
+    pub fn new(root: OwnedFd) -> Self {
+        Self::with(Beneath::new(root))
+    }
+
+    /// The directory at `path`, which is trusted: links are followed on the way.
+    ///
+    /// # Errors
+    /// Those of open(2).
+    pub fn open(path: &Path) -> Result<Self, Errno> {
+        Beneath::open_root(path).map(Self::with)
+    }
+
+    fn with(below: Beneath) -> Self {
+        Self { below, made: BTreeSet::new() }
+    }
+
+    /// Sees to it that a device node exists, with this owner and mode, and
+    /// that the directories on the way to it do. Whatever else has its name,
+    /// and is no directory, is replaced, so that the name is never free.
+    ///
+    /// # Errors
+    /// If the name is refused, or a system call fails; then the node may be
+    /// there with fewer permissions than asked for.
+    pub fn make_node(&mut self, make: &MakeNode<'_>) -> Result<Made, Failed> {
+        let path = make.node.path.to_bytes();
+        self.make_special(path, Special::of(&make.node), make.access)
+            .map_err(|why| Failed::new("make device node", path, why))
+    }
+
+    /// Sees to it that a symbolic link exists; else as [`DevRoot::make_node`].
+    ///
+    /// # Errors
+    /// If the name is refused, or a system call fails.
+    pub fn make_link(&mut self, link: &Link<'_>) -> Result<Made, Failed> {
+        let (path, target) = (link.path.to_bytes(), link.target.to_bytes());
+        self.make_link_to(path, target).map_err(|why| Failed::new("make link", path, why))
+    }
+
+    /// Removes a device node, if there is one of this kind and number, and the
+    /// directories that it leaves empty, as far as this process made them.
+    ///
+    /// # Errors
+    /// If the name is refused, or a system call fails.
+    pub fn remove_node(&mut self, node: &Node<'_>) -> Result<Removed, Failed> {
+        let path = node.path.to_bytes();
+        self.remove_special(path, Special::of(node))
+            .map_err(|why| Failed::new("remove device node", path, why))
+    }
+
+    /// Removes a symbolic link, if it holds this target; else as
+    /// [`DevRoot::remove_node`].
+    ///
+    /// # Errors
+    /// If the name is refused, or a system call fails.
+    pub fn remove_link(&mut self, link: &Link<'_>) -> Result<Removed, Failed> {
+        let (path, target) = (link.path.to_bytes(), link.target.to_bytes());
+        let is_ours =
+            |directory: BorrowedFd<'_>, name: &[u8]| match leads_to(directory, name, target) {
+                Err(Errno::INVAL) => Ok(false),
+                result => result,
+            };
+        self.remove(path, is_ours).map_err(|why| Failed::new("remove link", path, why))
+    }
+
+    fn make_special(&mut self, path: &[u8], special: Special, access: Access) -> Result<Made, Why> {
+        check(path)?;
+        until_settled(|| {
+            let (directory, name) = self.directory_made(path)?;
+            let directory = directory.as_fd();
+            match statat(directory, name, AtFlags::SYMLINK_NOFOLLOW) {
+                Ok(stat) if special.is(&stat) => {
+                    if has_access(&stat, access) {
+                        return Ok(Some(Made::Unchanged));
+                    }
+                    let Some((node, stat)) = hold(directory, name, special)? else {
+                        return Ok(None);
+                    };
+                    set_access(node.as_fd(), &stat, access)?;
+                    Ok(Some(Made::Adjusted))
+                }
+                Ok(_) => replace(directory, name, |temporary| {
+                    create_node(directory, temporary, special, access)
+                }),
+                Err(Errno::NOENT) => create_node(directory, name, special, access)
+                    .map(|made| made.map(|()| Made::Created)),
+                Err(error) => Err(error.into()),
+            }
+        })
+    }
+
+    fn make_link_to(&mut self, path: &[u8], target: &[u8]) -> Result<Made, Why> {
+        check(path)?;
+        until_settled(|| {
+            let (directory, name) = self.directory_made(path)?;
+            let directory = directory.as_fd();
+            match leads_to(directory, name, target) {
+                Ok(true) => Ok(Some(Made::Unchanged)),
+                Ok(false) | Err(Errno::INVAL) => {
+                    replace(directory, name, |temporary| create_link(directory, temporary, target))
+                }
+                Err(Errno::NOENT) => {
+                    create_link(directory, name, target).map(|made| made.map(|()| Made::Created))
+                }
+                Err(error) => Err(error.into()),
+            }
+        })
+    }
+
+    fn remove_special(&mut self, path: &[u8], special: Special) -> Result<Removed, Why> {
+        self.remove(path, |directory, name| {
+            Ok(special.is(&statat(directory, name, AtFlags::SYMLINK_NOFOLLOW)?))
+        })
+    }
+
+    fn remove(
+        &mut self,
+        path: &[u8],
+        is_ours: impl FnOnce(BorrowedFd<'_>, &[u8]) -> Result<bool, Errno>,
+    ) -> Result<Removed, Why> {
+        check(path)?;
+        let remove = || {
+            let (directory, name) = self.below.directory_of(path)?;
+            if !is_ours(directory.as_fd(), name)? {
+                return Ok(Removed::NotOurs);
+            }
+            unlinkat(&directory, name, AtFlags::empty()).map(|()| Removed::Removed)
+        };
+        let removed = match remove() {
+            Err(Errno::NOENT) => Removed::Absent,
+            result => result?,
+        };
+        if removed != Removed::NotOurs {
+            self.remove_directories(path);
+        }
+        Ok(removed)
+    }
+
+    /// Removes the directories that `path` is in, from the innermost on, while
+    /// they are ours and empty. That is all it is: an attempt.
+    fn remove_directories(&mut self, mut path: &[u8]) {
+        while let (false, (Some(parent), _)) = (self.made.is_empty(), split(path)) {
+            let Ok((directory, name)) = self.below.directory_of(parent) else { return };
+            let Ok(stat) = statat(&directory, name, AtFlags::SYMLINK_NOFOLLOW) else { return };
+            let key = (stat.st_dev, stat.st_ino);
+            if !self.made.contains(&key) || unlinkat(&directory, name, AtFlags::REMOVEDIR).is_err()
+            {
+                return;
+            }
+            self.made.remove(&key);
+            path = parent;
+        }
+    }
+
+    /// The directory that a file is in, made if need be, and the file's last component.
+    fn directory_made<'n>(&mut self, path: &'n [u8]) -> Result<(Directory<'_>, &'n [u8]), Why> {
+        let (parent, last) = split(path);
+        let Some(parent) = parent else { return Ok((self.below.root(), last)) };
+        match self.below.open(parent, LOOK_UP) {
+            Ok(directory) => Ok((Directory::Below(directory), last)),
+            Err(Errno::NOENT) => Ok((self.make_directories(parent)?, last)),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn make_directories(&mut self, path: &[u8]) -> Result<Directory<'_>, Why> {
+        let mut directory = self.below.root();
+        for name in path.split(|&b| b == b'/').filter(|name| !name.is_empty()) {
+            let next = open_or_make_directory(directory.as_fd(), name, |key| {
+                if self.made.len() < DIRECTORIES_MAX {
+                    self.made.insert(key);
+                }
+            })?;
+            directory = Directory::Below(next);
+        }
+        Ok(directory)
+    }
+}
+
+/// Opens a directory; one that it has to make is told to `remember`.
+fn open_or_make_directory(
+    parent: BorrowedFd<'_>,
+    name: &[u8],
+    remember: impl FnOnce((Dev, u64)),
+) -> Result<OwnedFd, Why> {
+    match open_here(parent, name, LOOK_UP) {
+        Err(Errno::NOENT) => {}
+        result => return Ok(result?),
+    }
+    let made = mkdirat(parent, name, Mode::from_raw_mode(DIRECTORY_MODE));
+    if !matches!(made, Err(Errno::EXIST)) {
+        made?;
+    }
+    let directory = open_here(parent, name, LOOK_UP)?;
+    let stat = fstat(&directory)?;
+    // Else somebody else made it just now, or has put another there.
+    if made.is_ok() && stat.st_uid == geteuid().as_raw() {
+        // The file mode creation mask may have taken something away.
+        if stat.st_mode & DIRECTORY_MODE != DIRECTORY_MODE {
+            chmod(directory.as_fd(), stat.st_mode & MODE_BITS | DIRECTORY_MODE)?;
+        }
+        remember((stat.st_dev, stat.st_ino));
+    }
+    Ok(directory)
+}
+
+/// Makes a link. `None` if the name is taken.
+fn create_link(directory: BorrowedFd<'_>, name: &[u8], target: &[u8]) -> Result<Option<()>, Why> {
+    match symlinkat(target, directory, name) {
+        Err(Errno::EXIST) => Ok(None),
+        result => Ok(Some(result?)),
+    }
+}
+
+/// Makes something under a temporary name in the same directory, and renames
+/// it. `make` says `None` if the name is taken.
+fn replace(
+    directory: BorrowedFd<'_>,
+    name: &[u8],
+    make: impl Fn(&[u8]) -> Result<Option<()>, Why>,
+) -> Result<Option<Made>, Why> {
+    for number in 0..ATTEMPTS {
+        let temporary = format!(".plugd.{}.{number}", getpid().as_raw_nonzero());
+        let temporary = temporary.as_bytes();
+        let made = match make(temporary) {
+            Ok(None) => continue,
+            Ok(Some(())) => renameat(directory, temporary, directory, name).map_err(Why::from),
+            Err(error) => Err(error),
+        };
+        if made.is_err() {
+            let _ = unlinkat(directory, temporary, AtFlags::empty());
+        }
+        return made.map(|()| Some(Made::Replaced));
+    }
+    Ok(None)
+}
+
+/// Begins again as long as `make` finds that somebody else is changing the
+/// same names: it says `None`, or that something is gone that was there.
+fn until_settled<T>(mut make: impl FnMut() -> Result<Option<T>, Why>) -> Result<T, Why> {
+    let mut why = Why::KeepsChanging;
+    for _ in 0..ATTEMPTS {
+        match make() {
+            Ok(Some(made)) => return Ok(made),
+            Ok(None) => why = Why::KeepsChanging,
+            Err(gone @ Why::System(Errno::NOENT)) => why = gone,
+            Err(error) => return Err(error),
+        }
+    }
+    Err(why)
+}
+
+#[cfg(test)]
+mod tests;

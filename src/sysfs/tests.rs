@@ -1,0 +1,408 @@
+use super::*;
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::fs::symlink;
+use std::path::PathBuf;
+
+use proptest::prelude::*;
+use tempfile::TempDir;
+
+use crate::beneath::BadName;
+use crate::netlink::{DATAGRAM_MAX, Received, Source};
+use crate::testing;
+use crate::uevent::{Header, Uevent};
+
+/// A tree that looks like a sysfs.
+struct Tree {
+    tmp: TempDir,
+}
+
+impl Tree {
+    fn new() -> Self {
+        let tmp = tempfile::tempdir().unwrap();
+        for directory in ["devices", "class", "bus"] {
+            fs::create_dir(tmp.path().join(directory)).unwrap();
+        }
+        Self { tmp }
+    }
+
+    fn at(&self, name: &str) -> PathBuf {
+        self.tmp.path().join(name)
+    }
+
+    /// A directory of a device, and a link to it in `class/x` or `bus/x/devices`.
+    fn device(&self, path: &str, listed_in: &str, uevent: &[u8]) {
+        fs::create_dir_all(self.at(path)).unwrap();
+        fs::write(self.at(path).join("uevent"), uevent).unwrap();
+        let ups = "../".repeat(listed_in.split('/').count());
+        self.link(listed_in, path.rsplit('/').next().unwrap(), &format!("{ups}{path}"));
+    }
+
+    fn link(&self, listed_in: &str, name: &str, target: &str) {
+        fs::create_dir_all(self.at(listed_in)).unwrap();
+        symlink(target, self.at(listed_in).join(name)).unwrap();
+    }
+
+    fn sys(&self) -> Sysfs {
+        Sysfs::open(self.tmp.path()).unwrap()
+    }
+
+    fn scan(&self) -> Vec<Result<String, String>> {
+        all(self.sys().scan().unwrap())
+    }
+}
+
+fn all(mut scan: Scan<'_>) -> Vec<Result<String, String>> {
+    let mut found = Vec::new();
+    while let Some(event) = scan.next() {
+        found.push(
+            event.map(|event| event.escape_ascii().to_string()).map_err(|error| error.to_string()),
+        );
+    }
+    found
+}
+
+#[test]
+fn a_device_is_read_back_as_the_event_that_the_kernel_would_send() {
+    let tree = Tree::new();
+    tree.device(
+        "devices/pci0/block/sda",
+        "class/block",
+        b"MAJOR=8\nMINOR=0\nDEVNAME=sda\nDEVTYPE=disk\nDISKSEQ=1\n",
+    );
+    tree.device("devices/system/memory/memory0", "bus/memory/devices", b"");
+    assert_eq!(
+        tree.scan(),
+        [
+            Ok(r"add@/devices/pci0/block/sda\x00ACTION=add\x00DEVPATH=/devices/pci0/block/sda\x00SUBSYSTEM=block\x00MAJOR=8\x00MINOR=0\x00DEVNAME=sda\x00DEVTYPE=disk\x00DISKSEQ=1\x00".into()),
+            Ok(r"add@/devices/system/memory/memory0\x00ACTION=add\x00DEVPATH=/devices/system/memory/memory0\x00SUBSYSTEM=memory\x00".into()),
+        ]
+    );
+}
+
+fn devpaths(found: &[Result<String, String>]) -> Vec<&str> {
+    let events = found.iter().map(|event| event.as_ref().unwrap());
+    events.map(|event| &event["add@".len()..event.find(r"\x00").unwrap()]).collect()
+}
+
+#[test]
+fn parents_come_before_their_children_and_each_device_once() {
+    let tree = Tree::new();
+    tree.device("devices/a/b/c/d", "class/z", b"");
+    tree.device("devices/a/b", "class/y", b"");
+    tree.device("devices/a-b", "class/y", b"");
+    tree.device("devices/a/b/c", "bus/x/devices", b"");
+    tree.device("devices/a", "class/x", b"");
+    // As i2c adapters are, for old programs.
+    tree.link("class/old", "c", "../../devices/a/b/c");
+    let found = tree.scan();
+    assert_eq!(
+        devpaths(&found),
+        ["/devices/a", "/devices/a-b", "/devices/a/b", "/devices/a/b/c", "/devices/a/b/c/d"]
+    );
+    assert!(found[3].as_ref().unwrap().contains("SUBSYSTEM=x"));
+}
+
+#[test]
+fn what_is_no_device_is_passed_over() {
+    let tree = Tree::new();
+    tree.device("devices/good", "class/c", b"");
+    // No device, gone, absolute, a way out, a loop.
+    fs::create_dir(tree.at("devices/plain")).unwrap();
+    tree.link("class/c", "plain", "../../devices/plain");
+    tree.link("class/c", "gone", "../../devices/gone");
+    tree.link("class/c", "absolute", "/etc");
+    tree.link("class/c", "out", "../../devices/../../etc");
+    tree.link("class/c", "out2", "../../../../../../etc");
+    tree.link("class/c", "loop", "loop");
+    tree.link("class/c", "itself", "../c");
+    tree.link("bus/b", "devices", "../../class/c");
+    symlink("..", tree.at("devices/good/up")).unwrap();
+    fs::write(tree.at("class/c/bonding_masters"), "").unwrap();
+    fs::write(tree.at("class/file"), "").unwrap();
+    fs::create_dir_all(tree.at("class/empty/directory")).unwrap();
+    assert_eq!(devpaths(&tree.scan()), ["/devices/good"]);
+}
+
+#[test]
+fn what_cannot_be_read_is_told_and_the_rest_goes_on() {
+    let tree = Tree::new();
+    tree.device("devices/a", "class/c", b"A=1\n");
+    tree.device("devices/b", "class/c", b"");
+    fs::remove_file(tree.at("devices/b/uevent")).unwrap();
+    fs::create_dir(tree.at("devices/b/uevent")).unwrap();
+    tree.device("devices/c", "class/c", b"A=1\0B=2\n");
+    tree.device("devices/d", "class/c", &b"x".repeat(FILE_MAX + 4097));
+    // What is read after a file that was refused has nothing of it.
+    tree.device("devices/e", "class/c", b"");
+    fs::create_dir(tree.at("devices/real")).unwrap();
+    symlink("real", tree.at("devices/f")).unwrap();
+    tree.link("class/c", "f", "../../devices/f");
+    let found = tree.scan();
+    assert_eq!(
+        found[1..4],
+        [
+            Err("cannot read device /devices/b: Is a directory".into()),
+            Err("cannot read device /devices/c: Bad message".into()),
+            Err("cannot read device /devices/d: File too large".into()),
+        ]
+    );
+    assert!(found[0].as_ref().unwrap().ends_with(r"A=1\x00"));
+    assert!(found[4].as_ref().unwrap().ends_with(r"SUBSYSTEM=c\x00"));
+    assert!(found[5].as_ref().unwrap_err().contains("/devices/f"), "{:?}", found[5]);
+    assert_eq!(found.len(), 6);
+}
+
+#[test]
+fn a_device_that_vanishes_is_no_error() {
+    let tree = Tree::new();
+    for name in ["a", "b", "c"] {
+        tree.device(&format!("devices/{name}"), "class/c", b"");
+    }
+    let sys = tree.sys();
+    let mut scan = sys.scan().unwrap();
+    assert!(scan.next().unwrap().unwrap().starts_with(b"add@/devices/a\0"));
+    fs::remove_dir_all(tree.at("devices/b")).unwrap();
+    assert_eq!(devpaths(&all(scan)), ["/devices/c"]);
+}
+
+#[test]
+fn deep_trees_and_odd_names_are_survived() {
+    let tree = Tree::new();
+    let deep = format!("devices{}", "/d".repeat(900));
+    tree.device(&deep, "class/deep", b"");
+    tree.device("devices/a\nb=c!d \u{e9}", "class/o\ndd", b"");
+    let found = tree.scan();
+    assert_eq!(devpaths(&found), [r"/devices/a\nb=c!d \xc3\xa9", &format!("/{deep}")]);
+    assert!(found[0].as_ref().unwrap().contains(r"\x00SUBSYSTEM=o\ndd\x00"));
+}
+
+#[test]
+fn a_tree_that_is_no_sysfs_is_told() {
+    let tmp = tempfile::tempdir().unwrap();
+    let sys = Sysfs::open(tmp.path()).unwrap();
+    let error = sys.scan().unwrap_err();
+    assert_eq!(error.to_string(), "cannot list devices in /class: No such file or directory");
+    fs::create_dir(tmp.path().join("class")).unwrap();
+    assert!(sys.scan().unwrap().next().is_none());
+    fs::write(tmp.path().join("bus"), "").unwrap();
+    assert_eq!(
+        all(sys.scan().unwrap()),
+        [Err("cannot list devices in /bus: Not a directory".into())]
+    );
+}
+
+fn variables(text: &[u8]) -> String {
+    let mut event = Vec::new();
+    append_variables(text, &mut event);
+    event.escape_ascii().to_string()
+}
+
+#[test]
+fn values_with_newlines_are_put_together_again() {
+    assert_eq!(variables(b"MODALIAS=cpu:type:x86\n\n"), r"MODALIAS=cpu:type:x86\n\x00");
+    assert_eq!(
+        variables(b"A=1\nwith more\nand more\nB=2\n"),
+        r"A=1\nwith more\nand more\x00B=2\x00"
+    );
+    assert_eq!(variables(b"no variable\nA=1"), r"A=1\x00");
+    assert_eq!(variables(b"\n"), "");
+    assert_eq!(variables(b""), "");
+}
+
+#[test]
+fn a_value_cannot_set_what_the_driver_core_sets() {
+    assert_eq!(
+        variables(b"DRIVER=hid\nHID_NAME=Evil\nMAJOR=1\nMINOR=1\nDEVNAME=x\nHID_ID=3\n"),
+        r"DRIVER=hid\x00HID_NAME=Evil\nMAJOR=1\nMINOR=1\nDEVNAME=x\x00HID_ID=3\x00"
+    );
+    assert_eq!(
+        variables(b"HID_NAME=Evil\nSUBSYSTEM=block\n"),
+        r"HID_NAME=Evil\nSUBSYSTEM=block\x00"
+    );
+    assert_eq!(
+        variables(b"MAJOR=8\nMINOR=0\nDEVNAME=sda\nDEVMODE=0666\nDEVTYPE=disk\nX=1\n"),
+        r"MAJOR=8\x00MINOR=0\x00DEVNAME=sda\x00DEVMODE=0666\x00DEVTYPE=disk\x00X=1\x00"
+    );
+}
+
+proptest! {
+    #[test]
+    fn whatever_a_file_holds_a_uevent_comes_of_it(text in prop::collection::vec(1u8..=255, 0..200)) {
+        let mut event = b"add@/x\0".to_vec();
+        append_variables(&text, &mut event);
+        let event = Uevent::parse(&event, Header::Required);
+        prop_assert!(event.is_ok(), "{:?}", event);
+    }
+
+    #[test]
+    fn variables_of_one_line_stay_as_they_are(
+        fields in prop::collection::vec(("[A-Z]{1,4}[0-9]", "[ -~]{0,20}"), 0..20),
+    ) {
+        let text: String = fields.iter().map(|(k, v)| format!("{k}={v}\n")).collect();
+        let mut event = b"add@/x\0".to_vec();
+        append_variables(text.as_bytes(), &mut event);
+        let event = Uevent::parse(&event, Header::Required).unwrap();
+        let read: Vec<_> = event.fields().map(|f| f.whole().to_str().unwrap().to_owned()).collect();
+        let written: Vec<_> = fields.iter().map(|(k, v)| format!("{k}={v}")).collect();
+        prop_assert_eq!(read, written);
+    }
+}
+
+#[test]
+fn attributes_are_read_and_triggers_written() {
+    let tree = Tree::new();
+    tree.device("devices/a", "class/c", b"");
+    fs::write(tree.at("devices/a/dev"), "8:0\n").unwrap();
+    fs::write(tree.at("secret"), "secret").unwrap();
+    symlink("../../secret", tree.at("devices/a/link")).unwrap();
+    let sys = tree.sys();
+    let mut contents = b"before".to_vec();
+    sys.read(b"/devices/a", "dev", &mut contents).unwrap();
+    assert_eq!(contents, b"before8:0\n");
+    for (devpath, attribute, why) in [
+        (&b"/devices/a"[..], "link", Errno::LOOP.into()),
+        (b"/devices/b", "dev", Errno::NOENT.into()),
+        (b"/devices/a/../..", "secret", Why::Name(BadName::DotDot)),
+        (b"//devices/a", "dev", Why::Name(BadName::Absolute)),
+    ] {
+        assert_eq!(sys.read(devpath, attribute, &mut contents), Err(why));
+        assert_eq!(contents, b"before8:0\n");
+    }
+    sys.trigger(b"/devices/a", b"add 0000 A=1").unwrap();
+    assert_eq!(fs::read(tree.at("devices/a/uevent")).unwrap(), b"add 0000 A=1");
+    let error = sys.trigger(b"/devices/b", b"add").unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "cannot trigger an event by /devices/b/uevent: No such file or directory"
+    );
+}
+
+const UUID: &str = "3f8c1a52-90be-4d77-8e21-5b6a0c9d4e13";
+
+/// What the kernel sends for a device when it is asked to, without what only a
+/// synthetic event has; `None` if it sends nothing or may not be asked.
+fn kernels_event(sys: &Sysfs, listener: &Source, devpath: &[u8]) -> Option<Vec<Vec<u8>>> {
+    sys.trigger(devpath, format!("add {UUID}").as_bytes()).ok()?;
+    let mut buffer = vec![0; DATAGRAM_MAX];
+    let mut ours = None;
+    loop {
+        match listener.receive(&mut buffer) {
+            Received::Datagram(size) => {
+                let event = Uevent::parse(&buffer[..size], Header::Required).unwrap();
+                let uuid = event.first(b"SYNTH_UUID").map(|uuid| uuid.to_bytes());
+                if uuid == Some(UUID.as_bytes()) {
+                    assert_eq!(event.first(b"DEVPATH").unwrap().to_bytes(), devpath);
+                    let own = |key: &[u8]| key != b"SYNTH_UUID" && key != b"SEQNUM";
+                    let fields = event.fields().filter(|field| own(field.key()));
+                    ours = Some(fields.map(|field| field.whole().to_bytes().to_vec()).collect());
+                }
+            }
+            // It was sent before the write to the file returned.
+            Received::Empty => return ours,
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+/// All devices, by DEVPATH.
+fn scanned(sys: &Sysfs) -> BTreeMap<Vec<u8>, Vec<Vec<u8>>> {
+    let mut devices = BTreeMap::new();
+    let mut scan = sys.scan().unwrap();
+    while let Some(event) = scan.next() {
+        let event = Uevent::parse(event.unwrap(), Header::Required).unwrap();
+        let fields = event.fields().map(|field| field.whole().to_bytes().to_vec()).collect();
+        let devpath = event.first(b"DEVPATH").unwrap().to_bytes().to_vec();
+        assert_eq!(devices.insert(devpath, fields), None);
+    }
+    devices
+}
+
+/// All directories that have a `uevent`, and whether they have a `subsystem`.
+fn walked(directory: &Path, found: &mut BTreeMap<Vec<u8>, bool>) {
+    let Ok(entries) = fs::read_dir(directory) else { return };
+    let entries: Vec<_> = entries.filter_map(Result::ok).collect();
+    if entries.iter().any(|entry| entry.file_name() == "uevent") {
+        let devpath = directory.strip_prefix("/sys").unwrap().as_os_str().as_bytes();
+        let linked = entries.iter().any(|entry| entry.file_name() == "subsystem");
+        found.insert([b"/", devpath].concat(), linked);
+    }
+    for entry in entries {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            walked(
+                &directory.join(std::ffi::OsString::from_vec(entry.file_name().into_vec())),
+                found,
+            );
+        }
+    }
+}
+
+/// Compares scan, walk and kernel, of the devices that are there all the time;
+/// how many the kernel could be asked about.
+fn compare_with_the_kernel() -> usize {
+    let sys = Sysfs::open(Path::new("/sys")).unwrap();
+    let (listener, _) = Source::open_kernel(16 << 20).unwrap();
+    let mut asked = 0;
+    // A battery's charge may change between one look and the other.
+    let mut differences = Vec::new();
+    for _ in 0..3 {
+        asked = 0;
+        differences.clear();
+        let before = scanned(&sys);
+        let mut walk = BTreeMap::new();
+        walked(Path::new("/sys/devices"), &mut walk);
+        let mut kernel = BTreeMap::new();
+        for devpath in walk.keys() {
+            if let Some(fields) = kernels_event(&sys, &listener, devpath) {
+                asked += 1;
+                kernel.insert(devpath.clone(), fields);
+            }
+        }
+        let after = scanned(&sys);
+        for (devpath, linked) in &walk {
+            let name = devpath.escape_ascii();
+            match (before.get(devpath), after.get(devpath), kernel.get(devpath)) {
+                (Some(scanned), Some(_), Some(kernel)) if scanned != kernel => {
+                    differences.push(format!("{name}: {scanned:?} but {kernel:?}"));
+                }
+                (None, None, Some(_)) => differences.push(format!("{name} was not found")),
+                (None, None, None) if *linked => differences.push(format!("{name} was not found")),
+                (Some(_), Some(_), _) if !linked => differences.push(format!("{name}: a device?")),
+                _ => {}
+            }
+        }
+        let gone =
+            |devpath: &&Vec<u8>| after.contains_key(*devpath) && !walk.contains_key(*devpath);
+        let missing = before.keys().filter(gone);
+        differences.extend(missing.map(|devpath| format!("{}: where?", devpath.escape_ascii())));
+        if differences.is_empty() {
+            break;
+        }
+    }
+    assert!(differences.is_empty(), "{differences:#?}");
+    asked
+}
+
+/// Has the kernel announce every device of this machine again, as
+/// `udevadm trigger --action=add` does.
+#[test]
+fn every_device_of_this_machine_reads_as_the_kernel_announces_it() {
+    if !rustix::process::geteuid().is_root() {
+        let name = "every_device_of_this_machine_reads_as_the_kernel_announces_it";
+        return testing::skip("root", name, "only root can have all devices announced");
+    }
+    let asked = compare_with_the_kernel();
+    assert!(asked >= 10, "only {asked} devices");
+}
+
+#[test]
+fn a_network_interface_reads_as_the_kernel_announces_it() {
+    testing::inside_with_sysfs(|| {
+        // Others than lo, where the kernel has them.
+        for kind in ["dummy", "bridge", "veth"] {
+            let _ = std::process::Command::new("ip").args(["link", "add", "type", kind]).output();
+        }
+        assert!(compare_with_the_kernel() >= 1);
+    });
+}

@@ -1,0 +1,145 @@
+//! The manual pages: clean, complete, and with examples that work.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::process::Command;
+
+use crate::harness::daemon::{Daemon, Plugd};
+use crate::harness::{eventually, inject, ns};
+use crate::listen::{Names, have};
+
+/// A page, what prints the help for the same, and what its examples print;
+/// `DEVICE` stands for the device that comes then.
+struct Page {
+    file: &'static str,
+    text: &'static str,
+    command: &'static str,
+    examples: &'static [&'static str],
+}
+
+const PAGES: [Page; 3] = [
+    Page {
+        file: "man/netlink-datagram-socket-listen.1",
+        text: include_str!("../../man/netlink-datagram-socket-listen.1"),
+        command: "listen",
+        examples: &[
+            "handled add DEVICE",
+            "handled add DEVICE",
+            "handled add DEVICE",
+            "DEVPATH=DEVICE",
+            "2 sockets: kobject-uevent:links",
+        ],
+    },
+    Page {
+        file: "man/plug-and-play-event-handler.1",
+        text: include_str!("../../man/plug-and-play-event-handler.1"),
+        command: "plug-and-play-event-handler",
+        examples: &["add DEVICE", "handled add DEVICE", "handled add DEVICE"],
+    },
+    Page {
+        file: "man/plugd.8",
+        text: include_str!("../../man/plugd.8"),
+        command: "run",
+        examples: &["add DEVICE", "hotplug net: add DEVICE"],
+    },
+];
+
+impl Page {
+    fn before_examples(&self) -> &'static str {
+        self.text.split_once("\n.Sh EXAMPLES\n").unwrap().0
+    }
+
+    /// The literal displays among its examples, as the reader sees them.
+    fn examples(&self) -> Vec<String> {
+        let (_, section) = self.text.split_once("\n.Sh EXAMPLES\n").unwrap();
+        let section = section.split("\n.Sh ").next().unwrap();
+        let displays = section.split(".Bd -literal -offset indent\n").skip(1);
+        displays.map(|rest| rest.split(".Ed\n").next().unwrap().replace("\\e", "\\")).collect()
+    }
+
+    fn help(&self) -> String {
+        let help = Plugd::new().args([self.command, "--help"]).finish().stdout;
+        help.split_once("\nExamples:").unwrap().0.to_owned()
+    }
+}
+
+/// The words after each `marker`, up to what is no part of an option's name.
+fn options<'a>(text: &'a str, marker: &str) -> BTreeSet<&'a str> {
+    let names = text.split(marker).skip(1).map(|rest| {
+        let end = rest.find(|c: char| !(c.is_ascii_lowercase() || c == '-'));
+        &rest[..end.unwrap_or(rest.len())]
+    });
+    names.filter(|name| !name.is_empty()).collect()
+}
+
+#[test]
+fn the_pages_are_clean() {
+    if !have("the manual pages", "mandoc") {
+        return;
+    }
+    for page in &PAGES {
+        let file = format!("{}/{}", env!("CARGO_MANIFEST_DIR"), page.file);
+        let lint = Command::new("mandoc").args(["-T", "lint", "-W", "warning", &file]).output();
+        let lint = lint.unwrap();
+        let found = String::from_utf8_lossy(&lint.stdout);
+        assert!(lint.status.success() && found.is_empty(), "{found}");
+    }
+}
+
+#[test]
+fn the_pages_tell_of_the_options_that_there_are() {
+    let help: Vec<String> = PAGES.iter().map(Page::help).collect();
+    let all: BTreeSet<&str> = help.iter().flat_map(|help| options(help, "--")).collect();
+    for (page, help) in PAGES.iter().zip(&help) {
+        let (told, real) = (options(page.before_examples(), "Fl -"), options(help, "--"));
+        assert!(real.contains("verbose") && real.contains("version"), "{real:?}");
+        assert_eq!(real.difference(&told).count(), 0, "{}: {real:?}, {told:?}", page.file);
+        assert_eq!(told.difference(&all).count(), 0, "{}: {told:?}, {all:?}", page.file);
+    }
+}
+
+#[test]
+fn the_examples_work() {
+    ns::inside_as_root(|| {
+        let names = Names::new();
+        for (name, text) in [
+            ("on-device-event", "echo handled $ACTION $DEVPATH"),
+            ("hotplug", "echo hotplug $1: $ACTION $DEVPATH"),
+        ] {
+            let file = names.directory().join(name);
+            fs::write(&file, format!("#!/bin/sh\n{text}\n")).unwrap();
+            fs::set_permissions(&file, fs::Permissions::from_mode(0o755)).unwrap();
+        }
+        for page in &PAGES {
+            let examples = page.examples();
+            assert_eq!(examples.len(), page.examples.len(), "{}", page.file);
+            for (example, expected) in examples.iter().zip(page.examples) {
+                let tools = ["setpriv", "s6-setuidgid", "chpst", "fdmove"];
+                let mut wanted = tools.iter().filter(|tool| example.contains(*tool));
+                if wanted.all(|tool| have("an example of a manual page", tool)) {
+                    try_example(&names, example, expected);
+                }
+            }
+        }
+    });
+}
+
+fn try_example(names: &Names, example: &str, expected: &str) {
+    let directory = names.directory().to_str().unwrap();
+    let here = example
+        .replace("/usr/local/bin/", &format!("{directory}/"))
+        .replace("/sbin/hotplug", &format!("{directory}/hotplug"));
+    assert!(here.contains(directory) || !here.contains("on-device"), "{here}");
+    let script = format!("exec >&2\nexec {here}");
+    let daemon: Daemon = names.program("sh").args(["-c", &script]).launch();
+    if expected.contains("DEVICE") {
+        eventually(example, || inject::listeners().contains(&daemon.pid()).then_some(()));
+        let device = format!("br{}", daemon.pid());
+        inject::real_device(&device);
+        let path = format!("/devices/virtual/net/{device}");
+        daemon.wait_for_log(&expected.replace("DEVICE", &path));
+    } else {
+        daemon.wait_for_log(expected);
+    }
+}
