@@ -4,6 +4,7 @@ use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io;
 use std::os::fd::RawFd;
+use std::path::Path;
 use std::time::Duration;
 
 use lexopt::Arg::{Long, Short, Value};
@@ -24,6 +25,7 @@ use crate::machine::Limits;
 use crate::netlink::Source;
 use crate::notify::Notifier;
 use crate::plan::Program;
+use crate::presence::Presence;
 use crate::signals::Manner;
 use crate::status;
 use crate::{logging, sys};
@@ -176,6 +178,9 @@ fn main(parser: lexopt::Parser, log_name: &'static str) -> Result<Request, Fatal
             logging::start(log_name, options.verbosity);
             let handover = r#loop::inherited()?;
             let mut engine = engine(&options)?;
+            if r#loop::is_rehearsal() {
+                return Ok(Request::Done);
+            }
             let mut sources = match &handover {
                 Some(handover) => handover.sources.iter().copied().map(adopt_source).collect(),
                 None => sources(&options),
@@ -320,6 +325,10 @@ pub(super) fn serve(
         manner: options.manner,
         control,
         notifier: notifier(options, handover.is_some())?,
+        presence: match &options.work {
+            Work::Rules { files, .. } => Presence::below(&files.sys, &files.dev),
+            Work::Program(..) => Presence::below(Path::new("/sys"), Path::new("/dev")),
+        },
         engine: engine_status(options, engine),
     })
     .map_err(|e| Fatal::system("set up the event loop", e))?;
