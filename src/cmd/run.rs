@@ -4,6 +4,7 @@ use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io;
 use std::os::fd::RawFd;
+use std::path::Path;
 use std::time::Duration;
 
 use lexopt::Arg::{Long, Short, Value};
@@ -24,6 +25,7 @@ use crate::machine::Limits;
 use crate::netlink::Source;
 use crate::notify::Notifier;
 use crate::plan::Program;
+use crate::presence::Presence;
 use crate::signals::Manner;
 use crate::status;
 use crate::{logging, sys};
@@ -194,6 +196,9 @@ fn main(parser: lexopt::Parser, log_name: &'static str) -> Result<Request, Fatal
             let handover = r#loop::inherited()?;
             let prepared = options.daemon.prepare(log_name)?;
             let mut engine = engine(&options)?;
+            if r#loop::is_rehearsal() {
+                return Ok(Request::Done);
+            }
             let mut sources = match &handover {
                 Some(handover) => handover.sources.iter().copied().map(adopt_source).collect(),
                 None => sources(&options),
@@ -348,6 +353,10 @@ pub(super) fn serve(
         manner: options.manner,
         control,
         notifier,
+        presence: match &options.work {
+            Work::Rules { files, .. } => Presence::below(&files.sys, &files.dev),
+            Work::Program(..) => Presence::below(Path::new("/sys"), Path::new("/dev")),
+        },
         engine: engine_status(options, engine),
         may_update: options.daemon.may_be_executed_again(),
     })

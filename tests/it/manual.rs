@@ -90,10 +90,13 @@ fn the_pages_are_clean() {
     if !have("the manual pages", "mandoc") {
         return;
     }
-    for page in pages() {
-        let file = format!("{}/{}", env!("CARGO_MANIFEST_DIR"), page.file);
-        let lint = Command::new("mandoc").args(["-T", "lint", "-W", "warning", &file]).output();
-        let lint = lint.unwrap();
+    let pages = fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/man")).unwrap();
+    for page in pages {
+        let lint = Command::new("mandoc")
+            .args(["-T", "lint", "-W", "warning"])
+            .arg(page.unwrap().path())
+            .output()
+            .unwrap();
         let found = String::from_utf8_lossy(&lint.stdout);
         assert!(lint.status.success() && found.is_empty(), "{found}");
     }
@@ -108,6 +111,29 @@ fn the_pages_tell_of_the_options_that_there_are() {
         assert!(real.contains("version"), "{real:?}");
         assert_eq!(real.difference(&told).count(), 0, "{}: {real:?}, {told:?}", page.file);
         assert_eq!(told.difference(&all).count(), 0, "{}: {told:?}, {all:?}", page.file);
+    }
+}
+
+#[test]
+fn the_page_on_control_tells_of_all_that_can_be_said() {
+    let page = include_str!("../../man/plugd-control.7");
+    let told = options(page, "Fl -");
+    for command in [
+        "status",
+        "settle",
+        "wait",
+        "pause",
+        "resume",
+        "reload",
+        "rescan",
+        "stop",
+        "update",
+        "log-level",
+    ] {
+        assert!(page.contains(&format!("\n.It Cm {command}\n")), "{command}");
+        let help = Plugd::new().args([command, "--help"]).finish().stdout;
+        let real = options(&help, "--");
+        assert_eq!(real.difference(&told).count(), 0, "{command}: {real:?}, {told:?}");
     }
 }
 
