@@ -258,16 +258,11 @@ impl Daemon {
                 Dropped::Truncated,
                 &format_args!("it is larger than {} bytes", buffer.len()),
             ),
-            Received::EndOfInput => {
-                watched.ready = false;
-                watched.ended = true;
-                if self.watching {
-                    let _ = deregister(self.poll.registry(), &watched.source);
-                }
-                log::info!("end of input on file descriptor {}", watched.source.as_raw_fd());
-                if self.sources.iter().all(|watched| watched.ended) {
-                    self.inbox.push_back(Input::EndOfInput);
-                }
+            Received::EndOfInput => self.end_source(index),
+            Received::Invalid(invalid) => {
+                self.counters.dropped[Dropped::Malformed as usize] += 1;
+                log::error!("{invalid}; nothing after it is read");
+                self.end_source(index);
             }
             Received::Failed(error) => {
                 // Many errors are told once (ECONNRESET), with data behind them.
@@ -281,6 +276,19 @@ impl Daemon {
             }
         }
         None
+    }
+
+    fn end_source(&mut self, index: usize) {
+        let watched = &mut self.sources[index];
+        watched.ready = false;
+        watched.ended = true;
+        if self.watching {
+            let _ = deregister(self.poll.registry(), &watched.source);
+        }
+        log::info!("end of input on file descriptor {}", watched.source.as_raw_fd());
+        if self.sources.iter().all(|watched| watched.ended) {
+            self.inbox.push_back(Input::EndOfInput);
+        }
     }
 
     fn drop_malformed(&mut self, malformed: Malformed) {

@@ -1,11 +1,12 @@
-//! Sockets that uevents come from: the kernel's netlink socket, or any
-//! datagram socket handed over.
+//! What uevents come from: the kernel's netlink socket, any datagram socket
+//! handed over, or a stream.
 //!
 //! Owns the sockets. Receives into the caller's buffer; what the bytes mean is
 //! [`crate::uevent`]'s business.
 
 pub mod credentials;
 pub mod protocol;
+mod stream;
 
 use std::fmt;
 use std::fs;
@@ -20,9 +21,11 @@ use socket2::SockRef;
 use crate::error::{Fatal, reason};
 use crate::sys::{self, SocketOption};
 use crate::uevent::Header;
+use crate::uevent::stream::Invalid;
 
 use credentials::{Check, Sender, UserIds};
 use protocol::{Groups, Protocol};
+use stream::Stream;
 
 /// The mask of the multicast group that the kernel sends its uevents to; udev's
 /// own format is in group 2 (lib/kobject_uevent.c).
@@ -33,7 +36,7 @@ pub const KERNEL_GROUP: u32 = 1;
 /// have more to say.
 pub const DATAGRAM_MAX: usize = 64 * 1024;
 
-/// A socket that datagrams are received from.
+/// Something that events are received from, one at a time.
 #[derive(Debug)]
 pub struct Source {
     fd: OwnedFd,
@@ -42,8 +45,8 @@ pub struct Source {
     check: Check,
 }
 
-/// What a socket's rules are.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// What the rules are for what comes.
+#[derive(Debug, PartialEq, Eq)]
 enum Kind {
     /// Only what the kernel sent counts, and it has a header.
     Netlink,
@@ -51,6 +54,8 @@ enum Kind {
     Datagram,
     /// The same, and nothing received means that nothing will come any more.
     Seqpacket,
+    /// Bytes that are events one after the other.
+    Stream(Stream),
 }
 
 /// The outcome of one attempt to receive.
@@ -70,6 +75,8 @@ pub enum Received {
     Foreign(Sender),
     /// Nothing will ever come any more.
     EndOfInput,
+    /// A stream has something else than an event, and cannot be read on.
+    Invalid(Invalid),
     /// Receiving failed otherwise.
     Failed(io::Error),
 }
@@ -209,6 +216,16 @@ impl Source {
         Ok(Self { fd, kind, check })
     }
 
+    /// Takes what events can be read from one after the other, as
+    /// [`crate::uevent::stream`] has it: a pipe, a stream socket, a regular
+    /// file. It is left as it is, not made non-blocking: others may have it too.
+    ///
+    /// # Errors
+    /// If it is a directory, or not open for reading.
+    pub fn from_stream(fd: OwnedFd) -> io::Result<Self> {
+        Ok(Self { kind: Kind::Stream(Stream::new(&fd)?), fd, check: Check::Port })
+    }
+
     /// From now on takes only what comes with the kernel's credentials, if it
     /// is a netlink socket.
     ///
@@ -226,12 +243,15 @@ impl Source {
     pub fn header(&self) -> Header {
         match self.kind {
             Kind::Netlink => Header::Required,
-            Kind::Datagram | Kind::Seqpacket => Header::Optional,
+            Kind::Datagram | Kind::Seqpacket | Kind::Stream(_) => Header::Optional,
         }
     }
 
-    /// Receives one datagram, without waiting.
-    pub fn receive(&self, buffer: &mut [u8]) -> Received {
+    /// Receives one datagram, or an event of a stream, without waiting.
+    pub fn receive(&mut self, buffer: &mut [u8]) -> Received {
+        if let Kind::Stream(stream) = &mut self.kind {
+            return stream.receive(&self.fd, buffer);
+        }
         let with_credentials = self.check != Check::Port;
         let result =
             rustix::io::retry_on_intr(|| sys::receive(self.fd.as_fd(), buffer, with_credentials));
