@@ -36,25 +36,40 @@ impl Default for Files {
     }
 }
 
+impl Files {
+    /// The same, also from another working directory.
+    fn absolute(&self) -> Result<Self, Fatal> {
+        let absolute = |path: &Path| {
+            std::path::absolute(path).map_err(|e| Fatal::system("find the working directory", e))
+        };
+        Ok(Self {
+            conf: absolute(&self.conf)?,
+            dev: absolute(&self.dev)?,
+            sys: absolute(&self.sys)?,
+            firmware: absolute(&self.firmware)?,
+        })
+    }
+}
+
 /// Reads the rules and opens the roots. With no file of rules, nodes are made
-/// as root's with mode 0660, and nothing else is done.
+/// as root's with mode 0660, and nothing else is done. The directory of nodes
+/// becomes the working directory: commands of rules rely on that.
 pub(super) fn engine(
     files: &Files,
     dry_run: bool,
     clean_environment: bool,
 ) -> Result<Engine, Fatal> {
     let sysfs = Sysfs::open(&files.sys).map_err(|e| cannot_open(&files.sys, e))?;
+    let rules = read(files, clean_environment)?;
+    let files = files.absolute()?;
     let hands = if dry_run {
         Hands::DryRun
     } else {
-        Hands::Files {
-            dev: DevRoot::open(&files.dev).map_err(|e| cannot_open(&files.dev, e))?,
-            sys: Sysfs::open(&files.sys).map_err(|e| cannot_open(&files.sys, e))?,
-            firmware: files.firmware.clone(),
-        }
+        let dev = DevRoot::open(&files.dev).map_err(|e| cannot_open(&files.dev, e))?;
+        std::env::set_current_dir(&files.dev).map_err(|e| cannot_open(&files.dev, e))?;
+        let sys = Sysfs::open(&files.sys).map_err(|e| cannot_open(&files.sys, e))?;
+        Hands::Files { dev, sys, firmware: files.firmware.clone() }
     };
-    let rules = read(files, clean_environment)?;
-    let files = files.clone();
     let reload = move || read(&files, clean_environment).map_err(|fatal| fatal.to_string());
     Ok(Engine::Rules(Box::new(Ruled { rules, reload: Box::new(reload), sysfs, hands })))
 }
