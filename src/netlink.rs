@@ -43,6 +43,9 @@ pub struct Source {
     kind: Kind,
     /// Of the sender, on a netlink socket.
     check: Check,
+    /// The mask of groups by which processes may send: only those that may
+    /// administer the network can (CAP_NET_ADMIN).
+    open_groups: u32,
 }
 
 /// What the rules are for what comes.
@@ -174,15 +177,25 @@ impl Source {
     /// # Errors
     /// Those of socket(2), setsockopt(2) and bind(2), with the step named.
     pub fn open_kernel(buffer_size: usize) -> Result<(Self, BufferSize), Fatal> {
+        Self::open_groups(KERNEL_GROUP, buffer_size)
+    }
+
+    /// The same for the groups of a mask. By those that are not the kernel's
+    /// come events that were passed on by a device manager.
+    ///
+    /// # Errors
+    /// The same.
+    pub fn open_groups(groups: u32, buffer_size: usize) -> Result<(Self, BufferSize), Fatal> {
         let (fd, buffer) = open(&Wanted {
             protocol: Protocol::KOBJECT_UEVENT,
-            groups: Groups::Mask(KERNEL_GROUP),
+            groups: Groups::Mask(groups),
             raw: false,
             receive_buffer_size: Some(buffer_size),
             options: Vec::new(),
         })?;
         rustix::io::ioctl_fionbio(&fd, true).map_err(|e| Fatal::system("set non-blocking", e))?;
-        Ok((Self { fd, kind: Kind::Netlink, check: Check::Port }, buffer))
+        let open_groups = groups & !KERNEL_GROUP;
+        Ok((Self { fd, kind: Kind::Netlink, check: Check::Port, open_groups }, buffer))
     }
 
     /// Takes a socket of a datagram kind that somebody else opened, and makes
@@ -213,7 +226,7 @@ impl Source {
             Check::Port
         };
         rustix::io::ioctl_fionbio(&fd, true)?;
-        Ok(Self { fd, kind, check })
+        Ok(Self { fd, kind, check, open_groups: 0 })
     }
 
     /// Takes what events can be read from one after the other, as
@@ -223,7 +236,8 @@ impl Source {
     /// # Errors
     /// If it is a directory, or not open for reading.
     pub fn from_stream(fd: OwnedFd) -> io::Result<Self> {
-        Ok(Self { kind: Kind::Stream(Stream::new(&fd)?), fd, check: Check::Port })
+        let kind = Kind::Stream(Stream::new(&fd)?);
+        Ok(Self { fd, kind, check: Check::Port, open_groups: 0 })
     }
 
     /// From now on takes only what comes with the kernel's credentials, if it
@@ -237,6 +251,14 @@ impl Source {
             self.check = Check::Required;
         }
         Ok(())
+    }
+
+    /// The mask of the multicast groups that come here, of netlink. Groups
+    /// beyond the 32nd are not in it.
+    pub fn groups(&self) -> u32 {
+        let address = rustix::net::getsockname(&self.fd).ok();
+        let address = address.and_then(|address| SocketAddrNetlink::try_from(address).ok());
+        address.map_or(0, |address| address.groups())
     }
 
     /// Whether a datagram from here has to begin with a header.
@@ -266,7 +288,7 @@ impl Source {
                 return Received::Failed(Errno::DESTADDRREQ.into());
             };
             let sender = Sender { port, credentials: message.credentials };
-            if !self.check.admits(sender) {
+            if message.group & self.open_groups == 0 && !self.check.admits(sender) {
                 return Received::Foreign(sender);
             }
         }
