@@ -22,6 +22,7 @@ use crate::error::reason;
 use crate::machine::{Action, Input, Limits, Machine, Reason, State, Stop, Time};
 use crate::netlink::{DATAGRAM_MAX, Received, Source};
 use crate::plan::{Plan, Step, Steps};
+use crate::rebroadcast::Outlets;
 use crate::signals::{self, Signals};
 use crate::sys::{SignalRecord, Spawner};
 use crate::uevent::{Header, Malformed, Uevent, short};
@@ -69,6 +70,7 @@ pub struct Daemon {
     machine: Machine,
     /// What has happened and was not yet told to the machine.
     inbox: VecDeque<Input>,
+    outlets: Outlets,
     counters: Counters,
     limiters: Limiters,
     started: Instant,
@@ -172,10 +174,16 @@ impl Daemon {
             ended: None,
             machine: Machine::new(limits),
             inbox: VecDeque::new(),
+            outlets: Outlets::default(),
             counters: Counters::default(),
             limiters: Limiters::default(),
             started: Instant::now(),
         })
+    }
+
+    /// Passes on each event that was acted on.
+    pub fn pass_on(&mut self, outlets: Outlets) {
+        self.outlets = outlets;
     }
 
     /// Acts on one event after the other, as `engine` says, until it is asked
@@ -191,7 +199,9 @@ impl Daemon {
                     Ok(event) => {
                         self.counters.received += 1;
                         let (plan, hands) = engine.plan(&event);
-                        self.act(&event, &plan, hands)?;
+                        if self.act(&event, &plan, hands)? {
+                            self.outlets.pass_on(&buffer[..length], self.started.elapsed());
+                        }
                     }
                     Err(malformed) => self.drop_malformed(malformed),
                 },
@@ -303,13 +313,14 @@ impl Daemon {
         }
     }
 
-    /// Carries out the plan for an event, as the machine says.
+    /// Carries out the plan for an event, as the machine says. Returns whether
+    /// it came to the end of it.
     fn act(
         &mut self,
         event: &Uevent<'_>,
         plan: &Plan<'_>,
         hands: Option<&mut Hands>,
-    ) -> io::Result<()> {
+    ) -> io::Result<bool> {
         self.unwatch_sources();
         let mut deed = Deed { event, steps: plan.steps(), failed: false, refused: None, hands };
         let mut input = Input::Event;
@@ -340,7 +351,8 @@ impl Daemon {
                 Action::Read | Action::Exit => break,
             };
         }
-        if let Some(step) = deed.step() {
+        let rest = deed.step();
+        if let Some(step) = rest {
             deed.failed = true;
             log::error!("{event}: not completed, from here on: {step}");
         }
@@ -349,7 +361,7 @@ impl Daemon {
         } else {
             self.counters.handled += 1;
         }
-        Ok(())
+        Ok(rest.is_none())
     }
 
     /// Begins the step at hand.

@@ -11,7 +11,49 @@ use rustix::io::{Errno, retry_on_intr, writev};
 use rustix::net::netlink::{self, SocketAddrNetlink};
 use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType};
 
-use crate::error::Fatal;
+use crate::counters::Limiter;
+use crate::error::{Fatal, reason};
+use crate::machine::Time;
+
+/// Where all events go that were acted on.
+#[derive(Debug, Default)]
+pub struct Outlets {
+    /// A descriptor to write them to.
+    pub output: Option<Output>,
+    /// Groups to send them to.
+    pub multicast: Option<Multicast>,
+    complaints: Limiter,
+}
+
+impl Outlets {
+    /// To any of these.
+    pub fn new(output: Option<Output>, multicast: Option<Multicast>) -> Self {
+        Self { output, multicast, complaints: Limiter::default() }
+    }
+
+    /// Passes on an event, given as the bytes of a datagram, at the time `now`.
+    /// If it cannot be written, the descriptor is closed, so that its reader
+    /// learns that something is missing.
+    pub fn pass_on(&mut self, event: &[u8], now: Time) {
+        if let Some(output) = &mut self.output {
+            let why = match output.write(event) {
+                Ok(Passed::On) => None,
+                Ok(Passed::Full) => Some("its reader does not keep up".into()),
+                Ok(Passed::NobodyListens) => Some("it has no reader".into()),
+                Err(error) => Some(reason(&error)),
+            };
+            if let Some(why) = why {
+                log::warn!("cannot write an event: {why}; no more events are written");
+                self.output = None;
+            }
+        }
+        if let Some(Err(error)) = self.multicast.as_ref().map(|multicast| multicast.send(event))
+            && self.complaints.allows(now)
+        {
+            log::warn!("cannot rebroadcast an event: {}", reason(&error));
+        }
+    }
+}
 
 /// What became of an event that was passed on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
