@@ -1,11 +1,14 @@
 //! The commands: one file each, from options to a struct to the job.
 //!
 //! Owns the table of commands, what they have in common on the command line,
-//! and the exit codes: 0 done, 2 wrong configuration, 100 wrong usage, 111 system
-//! call failed, and where a command goes on as another program, 126 and 127 as
-//! env(1) has them.
+//! and the exit codes: 0 done, 1 wrong input, 2 wrong configuration, 100 wrong
+//! usage, 111 system call failed, and where a command goes on as another
+//! program, 126 and 127 as env(1) has them.
 
 mod check;
+mod mdevd;
+mod mdevd_coldplug;
+mod mdevd_netlink;
 mod netlink_datagram_socket_listen;
 mod options;
 mod plug_and_play_event_handler;
@@ -20,6 +23,8 @@ use std::process::ExitCode;
 use crate::error::Fatal;
 use crate::logging::escaped;
 
+/// The input is wrong.
+const EXIT_INPUT: u8 = 1;
 /// Wrong usage.
 const EXIT_USAGE: u8 = 100;
 /// The configuration is wrong.
@@ -58,9 +63,12 @@ enum Request {
     Version,
 }
 
-const COMMANDS: [&Command; 4] = [
+const COMMANDS: [&Command; 7] = [
     &run::COMMAND,
     &check::COMMAND,
+    &mdevd::COMMAND,
+    &mdevd_netlink::COMMAND,
+    &mdevd_coldplug::COMMAND,
     &plug_and_play_event_handler::COMMAND,
     &netlink_datagram_socket_listen::COMMAND,
 ];
@@ -109,6 +117,7 @@ fn run_command(command: &Command, arguments: impl Iterator<Item = OsString>) -> 
                 }
                 Fatal::Exec { .. } => EXIT_NOT_EXECUTABLE,
                 Fatal::Configuration(_) => EXIT_CONFIGURATION,
+                Fatal::Input(_) => EXIT_INPUT,
                 Fatal::Usage(_) | Fatal::System { .. } => EXIT_SYSTEM,
             })
         }

@@ -75,5 +75,6 @@ fn start(options: &Options, log_name: &'static str) -> Result<Request, Fatal> {
         Some(sources) => sources,
         None => vec![run::adopt_source(listen_fds::FIRST)?],
     };
-    run::serve(options, &mut engine, sources)
+    run::serve(options, &mut engine, sources)?;
+    Ok(Request::Done)
 }

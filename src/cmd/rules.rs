@@ -4,6 +4,7 @@
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
+use crate::beneath::{Failed, Why};
 use crate::child;
 use crate::devnode::{DevRoot, device_of};
 use crate::engine::{Engine, Hands, Ruled};
@@ -59,7 +60,7 @@ pub(super) fn engine(
     dry_run: bool,
     clean_environment: bool,
 ) -> Result<Engine, Fatal> {
-    let sysfs = Sysfs::open(&files.sys).map_err(|e| cannot_open(&files.sys, e))?;
+    let sysfs = open_sysfs(&files.sys)?;
     let rules = read(files, clean_environment)?;
     let files = files.absolute()?;
     let hands = if dry_run {
@@ -67,11 +68,27 @@ pub(super) fn engine(
     } else {
         let dev = DevRoot::open(&files.dev).map_err(|e| cannot_open(&files.dev, e))?;
         std::env::set_current_dir(&files.dev).map_err(|e| cannot_open(&files.dev, e))?;
-        let sys = Sysfs::open(&files.sys).map_err(|e| cannot_open(&files.sys, e))?;
+        let sys = open_sysfs(&files.sys)?;
         Hands::Files { dev, sys, firmware: files.firmware.clone() }
     };
     let reload = move || read(&files, clean_environment).map_err(|fatal| fatal.to_string());
     Ok(Engine::Rules(Box::new(Ruled { rules, reload: Box::new(reload), sysfs, hands })))
+}
+
+/// Opens a sysfs.
+pub(super) fn open_sysfs(path: &Path) -> Result<Sysfs, Fatal> {
+    Sysfs::open(path).map_err(|e| cannot_open(path, e))
+}
+
+impl From<Failed> for Fatal {
+    fn from(failed: Failed) -> Self {
+        let Failed { doing, path, why } = failed;
+        let error = match why {
+            Why::System(error) => error.into(),
+            Why::Name(_) | Why::KeepsChanging => std::io::Error::other(why.to_string()),
+        };
+        Self::system(format_args!("{doing} {}", path.escape_ascii()), error)
+    }
 }
 
 fn cannot_open(path: &Path, error: impl Into<std::io::Error>) -> Fatal {

@@ -2,25 +2,27 @@
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
-use std::io;
-use std::os::fd::RawFd;
+use std::io::{self, Write};
+use std::os::fd::{OwnedFd, RawFd};
 use std::time::Duration;
 
 use lexopt::Arg::{Long, Short, Value};
 
 use crate::child;
+use crate::counters::Counters;
 use crate::engine::Engine;
 use crate::environment::DEFAULT_PATH;
-use crate::error::Fatal;
+use crate::error::{Fatal, reason};
 use crate::handler::Handler;
 use crate::listen_fds;
 use crate::r#loop::{Daemon, Hangup};
 use crate::machine::Limits;
-use crate::netlink::Source;
+use crate::netlink::{KERNEL_GROUP, Source};
 use crate::plan::Program;
+use crate::rebroadcast::{Multicast, Outlets, Output};
 use crate::{logging, sys};
 
-use super::options::{self, BYTES, SECONDS};
+use super::options::{self, BYTES, GROUPS, HIGH_FD, SECONDS};
 use super::rules::{self, Files};
 use super::{Command, Request, quoted};
 
@@ -73,10 +75,17 @@ How programs run:
       --clean-environment         pass on nothing of plugd's own environment:
                                   HOME and PATH are set, then the event's
 
+Where events go to that were acted on, in the kernel's format:
+      --output-fd N               to this file descriptor, with a NUL more after
+                                  each. It is closed if its reader does not keep up
+      --rebroadcast GROUPS        to the netlink groups of this mask, of which 4 is
+                                  what libudev-zero listens to
+
 What it tells:
   -v, --verbose                   every event; twice: everything
-  -q, --quiet                     only warnings and errors; twice: errors
-                                  (RUST_LOG, as env_logger has it, overrides both)
+  -q, --quiet                     only warnings and errors; twice: errors; three
+                                  times: only what ends plugd (RUST_LOG, as
+                                  env_logger has it, overrides both)
   -h, --help                      print this
   -V, --version                   print the version
 
@@ -96,7 +105,7 @@ Examples:
 ";
 
 /// The size of the receive buffer to ask for, in bytes.
-const RECEIVE_BUFFER: usize = 128 << 20;
+pub(super) const RECEIVE_BUFFER: usize = 128 << 20;
 
 /// What the command line asks for.
 #[derive(Debug)]
@@ -108,6 +117,12 @@ pub(super) struct Options {
     pub(super) limits: Limits,
     pub(super) hotplug_argument: bool,
     pub(super) clean_environment: bool,
+    /// Write the events that were acted on there.
+    pub(super) output_fd: Option<RawFd>,
+    /// Send them to the groups of this mask.
+    pub(super) rebroadcast: u32,
+    /// Say there when everything is set up.
+    pub(super) ready_fd: Option<RawFd>,
     pub(super) verbosity: i32,
     pub(super) hangup: Hangup,
     pub(super) work: Work,
@@ -135,6 +150,9 @@ impl Options {
             },
             hotplug_argument: false,
             clean_environment: false,
+            output_fd: None,
+            rebroadcast: 0,
+            ready_fd: None,
             verbosity: 0,
             hangup: Hangup::Reload,
             work,
@@ -148,7 +166,7 @@ fn main(parser: lexopt::Parser, log_name: &'static str) -> Result<Request, Fatal
             logging::start(log_name, options.verbosity);
             let mut engine = engine(&options)?;
             let mut sources = match inherited_sources(&options.fds)? {
-                None => vec![open_source(options.receive_buffer_size.unwrap_or(RECEIVE_BUFFER))?],
+                None => vec![open_source(KERNEL_GROUP, options.receive_buffer_size)?],
                 Some(_) if options.receive_buffer_size.is_some() => {
                     return Err(Fatal::Usage(
                         "--receive-buffer-size is for a socket that plugd opens itself, \
@@ -161,7 +179,8 @@ fn main(parser: lexopt::Parser, log_name: &'static str) -> Result<Request, Fatal
             if options.require_credentials {
                 require_credentials(&mut sources)?;
             }
-            serve(&options, &mut engine, sources)
+            serve(&options, &mut engine, sources)?;
+            Ok(Request::Done)
         }
         Err(other) => Ok(other),
     }
@@ -203,6 +222,15 @@ fn parse(mut parser: lexopt::Parser) -> Result<Result<Options, Request>, Fatal> 
             Short('n') | Long("dry-run") => dry_run = true,
             Long("hotplug-argument") => options.hotplug_argument = true,
             Long("clean-environment") => options.clean_environment = true,
+            Long("output-fd") => {
+                let option = "--output-fd";
+                options.output_fd =
+                    Some(options::value(&mut parser, option, HIGH_FD, options::high_fd)?);
+            }
+            Long("rebroadcast") => {
+                options.rebroadcast =
+                    options::value(&mut parser, "--rebroadcast", GROUPS, options::digits)?;
+            }
             Short('v') | Long("verbose") => options.verbosity += 1,
             Short('q') | Long("quiet") => options.verbosity -= 1,
             Short('h') | Long("help") => return Ok(Err(Request::Help)),
@@ -218,9 +246,15 @@ fn parse(mut parser: lexopt::Parser) -> Result<Result<Options, Request>, Fatal> 
     Ok(Ok(options))
 }
 
-fn open_source(receive_buffer_size: usize) -> Result<Source, Fatal> {
-    let (source, buffer) = Source::open_kernel(receive_buffer_size)?;
-    log::info!("listening to the kernel's uevents; receive buffer: {buffer}");
+/// Opens a socket for the events of the groups of a mask.
+pub(super) fn open_source(
+    groups: u32,
+    receive_buffer_size: Option<usize>,
+) -> Result<Source, Fatal> {
+    let size = receive_buffer_size.unwrap_or(RECEIVE_BUFFER);
+    let (source, buffer) = Source::open_groups(groups, size)?;
+    let whose = if groups == KERNEL_GROUP { "the kernel's" } else { "passed on" };
+    log::info!("listening to {whose} uevents; receive buffer: {buffer}");
     Ok(source)
 }
 
@@ -250,22 +284,60 @@ pub(super) fn adopt_source(fd: RawFd) -> Result<Source, Fatal> {
     Ok(source)
 }
 
-/// Runs the daemon until it is asked to stop.
+/// Where events go that were acted on.
+fn outlets(options: &Options, sources: &[Source]) -> Result<Outlets, Fatal> {
+    let output = options.output_fd.map(|fd| {
+        let file = inherited(fd)?;
+        Output::new(file).map_err(|e| Fatal::system(format_args!("write to {fd}"), e))
+    });
+    let loops = sources.iter().fold(KERNEL_GROUP, |groups, source| groups | source.groups());
+    let ignored = options.rebroadcast & loops;
+    if ignored != 0 {
+        log::warn!(
+            "events are not rebroadcast to the netlink groups of the mask {ignored}: they would \
+             come back for ever"
+        );
+    }
+    let groups = options.rebroadcast & !ignored;
+    let multicast = if groups == 0 { None } else { Some(Multicast::open(groups)?) };
+    Ok(Outlets::new(output.transpose()?, multicast))
+}
+
+/// A descriptor that the user says is there.
+pub(super) fn inherited(fd: RawFd) -> Result<OwnedFd, Fatal> {
+    let unusable = |e| Fatal::Usage(format!("file descriptor {fd}: {}", reason(&e)));
+    sys::adopt(fd).map_err(unusable)
+}
+
+/// Runs the daemon until it is asked to stop. Returns what it has counted.
 pub(super) fn serve(
     options: &Options,
     engine: &mut Engine,
     sources: Vec<Source>,
-) -> Result<Request, Fatal> {
+) -> Result<Counters, Fatal> {
+    let outlets = outlets(options, &sources)?;
+    let ready = options.ready_fd.map(inherited).transpose()?;
     sys::close_all_on_exec().map_err(|e| Fatal::system("set file descriptors close-on-exec", e))?;
     // The children's; plugd reads nothing there.
     File::open("/dev/null")
         .and_then(|null| Ok(rustix::stdio::dup2_stdin(null)?))
         .map_err(|e| Fatal::system("make /dev/null the standard input", e))?;
-    let daemon = Daemon::new(sources, options.limits, options.hangup)
+    let mut daemon = Daemon::new(sources, options.limits, options.hangup)
         .map_err(|e| Fatal::system("set up the event loop", e))?;
+    daemon.pass_on(outlets);
+    if let Some(ready) = ready {
+        tell_ready(ready);
+    }
     let counters = daemon.run(engine).map_err(|e| Fatal::system("wait for what happens", e))?;
     log::info!("stopped: {counters}");
-    Ok(Request::Done)
+    Ok(counters)
+}
+
+/// Tells a supervisor that everything is set up, as s6 has it.
+pub(super) fn tell_ready(fd: OwnedFd) {
+    if let Err(error) = File::from(fd).write_all(b"\n") {
+        log::warn!("cannot tell that all is ready: {}", reason(&error));
+    }
 }
 
 /// Finds the program, or reads the rules.
