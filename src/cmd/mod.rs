@@ -6,6 +6,7 @@
 //! program, 126 and 127 as env(1) has them.
 
 mod check;
+mod explain;
 mod mdevd;
 mod mdevd_coldplug;
 mod mdevd_netlink;
@@ -63,9 +64,10 @@ enum Request {
     Version,
 }
 
-const COMMANDS: [&Command; 7] = [
+const COMMANDS: [&Command; 8] = [
     &run::COMMAND,
     &check::COMMAND,
+    &explain::COMMAND,
     &mdevd::COMMAND,
     &mdevd_netlink::COMMAND,
     &mdevd_coldplug::COMMAND,
