@@ -240,7 +240,7 @@ impl Bench {
         };
         let log = self.dir.path().join("log");
         let process = command
-            .args(["run", "--"])
+            .args(["run", "--control", "@plugd-bench", "--"])
             .arg(self.dir.path().join("handler"))
             .env_clear()
             .envs(self.own_environment())

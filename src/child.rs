@@ -87,6 +87,18 @@ impl Child {
         result.map(|(pidfd, pid)| Self { pidfd, pid })
     }
 
+    /// Goes on with a child that this process had started before it executed
+    /// its present program: the child's pidfd and process id.
+    ///
+    /// # Errors
+    /// If that is no process id.
+    pub fn resume(pidfd: OwnedFd, pid: i32) -> io::Result<Self> {
+        match (pid > 0).then(|| Pid::from_raw(pid)).flatten() {
+            Some(pid) => Ok(Self { pidfd, pid }),
+            None => Err(Errno::SRCH.into()),
+        }
+    }
+
     /// Its process id, and that of its group.
     pub fn pid(&self) -> i32 {
         self.pid.as_raw_nonzero().get()

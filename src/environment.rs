@@ -14,8 +14,8 @@ use crate::uevent::Uevent;
 pub const DEFAULT_PATH: &str = "/sbin:/bin:/usr/sbin:/usr/bin";
 
 /// Variables of the hand-over to plugd itself (sd_listen_fds(3), sd_notify(3),
-/// upstart's socket-event(7)); its children must not take them for theirs.
-const HANDOVER: [&[u8]; 3] = [b"LISTEN_*", b"NOTIFY_SOCKET", b"UPSTART_*"];
+/// upstart's socket-event(7), [`crate::handover`]); its children must not take them for theirs.
+const HANDOVER: [&[u8]; 4] = [b"LISTEN_*", b"NOTIFY_SOCKET", b"PLUGD_HANDOVER", b"UPSTART_*"];
 
 /// Variables by which whoever sets them can make a shell, the dynamic linker,
 /// the C library or an interpreter run or read something else than intended.

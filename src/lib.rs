@@ -3,7 +3,8 @@
 //! One process, one thread, one loop. A uevent's way through it:
 //!
 //! ```text
-//! kernel ─► netlink ─► uevent ─► handler ─► plan ─► child ─ pidfd ─► loop
+//! kernel ─► netlink ─► uevent ─► engine ─► plan ─► devnode, firmware   (at once)
+//!                                            └──► child ─ pidfd ─► loop (one at a time)
 //! signals ─ self-pipe ─► loop
 //!                         │
 //!                         └─ machine: state × input → state + action
@@ -14,6 +15,8 @@
 //!
 //! - [`cmd`]: the commands, from options to the job.
 //! - [`mod@loop`]: owns all that is watched; feeds the machine, and does what it says.
+//! - [`engine`], [`rule_files`]: what decides, with the files that it looks at
+//!   and acts on.
 //! - [`netlink`], [`child`], [`signals`], [`devnode`], [`firmware`], [`sysfs`],
 //!   [`rebroadcast`]: what deals with the system.
 //! - [`counters`], [`machine`], [`handler`], [`rules`], [`plan`],
@@ -30,6 +33,7 @@ pub mod account;
 pub mod beneath;
 pub mod child;
 pub mod cmd;
+pub mod control;
 pub mod counters;
 pub mod devnode;
 pub mod engine;
@@ -37,18 +41,24 @@ pub mod environment;
 pub mod error;
 pub mod firmware;
 pub mod handler;
+pub mod handover;
 pub mod listen_fds;
 pub mod logging;
 pub mod r#loop;
 pub mod machine;
 pub mod netlink;
+pub mod notify;
 pub mod plan;
+pub mod presence;
 pub mod rebroadcast;
 pub mod rule_files;
 pub mod rules;
+pub mod settle;
 pub mod signals;
+pub mod status;
 pub mod sys;
 pub mod sysfs;
 #[cfg(test)]
 mod testing;
 pub mod uevent;
+pub mod units;

@@ -1,7 +1,7 @@
 //! Sockets that another program opened and handed over, and handing over more.
 //!
 //! Pure: says which file descriptors they are, and what the environment tells
-//! of them. Taking them over is [`crate::sys::adopt`]'s business, putting one
+//! of them. Taking them over is `sys::adopt`'s business, putting one
 //! in its place [`crate::sys::hand_over`]'s.
 #![forbid(unsafe_code)]
 

@@ -4,9 +4,10 @@
 //! escaped, so that one message is one line.
 
 use std::io::Write as _;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use env_logger::{Builder, Target, WriteStyle};
-use log::{Level, LevelFilter};
+use env_logger::{Builder, Logger, Target, WriteStyle};
+use log::{Level, LevelFilter, Log, Metadata, Record};
 
 /// Starts logging under the name of the program.
 ///
@@ -23,17 +24,18 @@ pub fn start(program: &'static str, verbosity: i32) {
     };
     let filters = std::env::var("RUST_LOG").unwrap_or_default();
     let mistake = env_filter::Builder::new().try_parse(&filters).err();
-    let mut builder = Builder::new();
-    builder.filter_level(level);
+    let mut configured = builder(program);
+    configured.filter_level(level);
     if mistake.is_none() && !filters.is_empty() {
-        builder.parse_filters(&filters);
+        configured.parse_filters(&filters);
     }
-    builder.write_style(WriteStyle::Never).target(Target::Stderr).format(move |line, record| {
-        let level = level_name(record.level());
-        writeln!(line, "{program}: {level}: {}", escaped(&record.args().to_string()))
-    });
+    let configured = configured.build();
+    let level = configured.filter();
+    let everything = builder(program).filter_level(LevelFilter::Trace).build();
     // Only the first start in a process counts.
-    let _ = builder.try_init();
+    if log::set_boxed_logger(Box::new(Switch { configured, everything })).is_ok() {
+        log::set_max_level(level);
+    }
     if let Some(mistake) = mistake {
         log::warn!("RUST_LOG is not used: {mistake}");
     }
@@ -50,6 +52,64 @@ pub fn escaped(text: &str) -> String {
         }
     }
     safe
+}
+
+/// The names of the levels, for a message.
+pub const LEVELS: &str = "error, warning, info, debug or trace";
+
+/// The level with this name.
+pub fn level(name: &str) -> Option<LevelFilter> {
+    let level = Level::iter().find(|level| level_name(*level) == name)?;
+    Some(level.to_level_filter())
+}
+
+/// Logs up to this level from now on, whatever options and RUST_LOG said.
+pub fn set_level(level: LevelFilter) {
+    OVERRIDDEN.store(true, Ordering::Relaxed);
+    log::set_max_level(level);
+}
+
+/// The name of the level up to which is logged, `off` if nothing is; and
+/// whether [`set_level`] chose it.
+pub fn current() -> (&'static str, bool) {
+    let name = log::max_level().to_level().map_or("off", level_name);
+    (name, OVERRIDDEN.load(Ordering::Relaxed))
+}
+
+fn builder(program: &'static str) -> Builder {
+    let mut builder = Builder::new();
+    builder.write_style(WriteStyle::Never).target(Target::Stderr).format(move |line, record| {
+        let level = level_name(record.level());
+        writeln!(line, "{program}: {level}: {}", escaped(&record.args().to_string()))
+    });
+    builder
+}
+
+/// The level was chosen at run time.
+static OVERRIDDEN: AtomicBool = AtomicBool::new(false);
+
+/// RUST_LOG may choose by module, the level at run time is one for all.
+struct Switch {
+    configured: Logger,
+    everything: Logger,
+}
+
+impl Switch {
+    fn logger(&self) -> &Logger {
+        if OVERRIDDEN.load(Ordering::Relaxed) { &self.everything } else { &self.configured }
+    }
+}
+
+impl Log for Switch {
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        self.logger().enabled(metadata)
+    }
+
+    fn log(&self, record: &Record<'_>) {
+        self.logger().log(record);
+    }
+
+    fn flush(&self) {}
 }
 
 fn level_name(level: Level) -> &'static str {

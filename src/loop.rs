@@ -4,6 +4,12 @@
 //! Owns the poll and all that is watched. mio reports edges: a socket is read
 //! until it is empty, and while an event is in hand it is not watched at all,
 //! so that it causes no wake-ups and its events wait in the kernel.
+//!
+//! What it is asked, by signals and on the control socket, is in `orders`; how
+//! it becomes another version of itself in `update`.
+
+mod orders;
+mod update;
 
 use std::collections::VecDeque;
 use std::io;
@@ -12,20 +18,28 @@ use std::time::{Duration, Instant};
 
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Registry, Token};
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
 
 use crate::child::{self, Child, Ended};
+use crate::control::server::{self, Server};
 use crate::counters::{Counters, Dropped, Limiter};
 use crate::engine::{Engine, Hands, Outcome};
 use crate::environment::Environment;
 use crate::error::reason;
-use crate::machine::{Action, Input, Limits, Machine, Reason, State, Stop, Time};
+use crate::handover::InHand;
+use crate::machine::{Action, Input, Limits, Machine, Reason, State, Time};
 use crate::netlink::{DATAGRAM_MAX, Received, Source};
+use crate::notify::Notifier;
 use crate::plan::{Plan, Step, Steps};
+use crate::presence::Presence;
 use crate::rebroadcast::Outlets;
-use crate::signals::{self, Signals};
-use crate::sys::{SignalRecord, Spawner};
+use crate::settle::Requests;
+use crate::signals::{Manner, Signals};
+use crate::status;
+use crate::sys::Spawner;
 use crate::uevent::{Header, Malformed, Uevent, short};
+
+use self::update::Update;
+pub use self::update::inherited;
 
 /// How many datagrams may be read before signals are looked at again. A flood
 /// of datagrams that are dropped must not keep a stop request waiting.
@@ -37,13 +51,26 @@ const UNWATCHED_INTERVAL: Duration = Duration::from_millis(100);
 /// How many keys a log line names.
 const KEYS_TOLD: usize = 16;
 
-/// What SIGHUP means.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Hangup {
-    /// Stop, as SIGTERM.
-    Stop,
-    /// Read the configuration again.
-    Reload,
+/// Tokens from here on belong to the control socket.
+const CONTROL_TOKENS: usize = 1 << 16;
+
+/// What a daemon is made of.
+#[derive(Debug)]
+pub struct Setup {
+    /// The sockets that bring events.
+    pub sources: Vec<Source>,
+    /// How long a child may take.
+    pub limits: Limits,
+    /// Whose signals it understands.
+    pub manner: Manner,
+    /// The control socket, if it has one.
+    pub control: Option<Server>,
+    /// Whom to tell that it is ready.
+    pub notifier: Notifier,
+    /// What decides, for its status.
+    pub engine: status::Engine,
+    /// Where events go that were acted on.
+    pub outlets: Outlets,
 }
 
 /// The daemon at work.
@@ -52,7 +79,7 @@ pub struct Daemon {
     poll: Poll,
     events: Events,
     signals: Signals,
-    hangup: Hangup,
+    manner: Manner,
     /// The configuration shall be read again, when no event is in hand.
     reload: bool,
     sources: Vec<Watched>,
@@ -74,6 +101,14 @@ pub struct Daemon {
     counters: Counters,
     limiters: Limiters,
     started: Instant,
+    control: Option<Server>,
+    requests: Requests<server::Id>,
+    presence: Presence,
+    notifier: Notifier,
+    engine: status::Engine,
+    update: Update,
+    /// The event that the plugd before this one had in hand.
+    resumed: Option<InHand>,
 }
 
 #[derive(Debug)]
@@ -98,7 +133,10 @@ struct Limiters {
 enum Watch {
     Signals,
     Child,
+    /// The new program that was asked for its version.
+    Probe,
     Source(usize),
+    Control,
 }
 
 impl Watch {
@@ -106,7 +144,9 @@ impl Watch {
         match *self {
             Self::Signals => Token(0),
             Self::Child => Token(1),
-            Self::Source(index) => Token(index + 2),
+            Self::Probe => Token(2),
+            Self::Source(index) => Token(index + 3),
+            Self::Control => Token(CONTROL_TOKENS),
         }
     }
 
@@ -114,15 +154,17 @@ impl Watch {
         match token {
             Token(0) => Self::Signals,
             Token(1) => Self::Child,
-            Token(n) => Self::Source(n - 2),
+            Token(2) => Self::Probe,
+            Token(CONTROL_TOKENS..) => Self::Control,
+            Token(n) => Self::Source(n - 3),
         }
     }
 }
 
 /// What is to be done when no event is in hand.
 enum Next {
-    /// Act on a datagram of that many bytes.
-    Datagram(usize, Header),
+    /// Act on a datagram from the source with this index, of that many bytes.
+    Datagram(usize, usize),
     /// Read the configuration again.
     Reload,
     /// End.
@@ -131,6 +173,11 @@ enum Next {
 
 /// An event being acted on.
 struct Deed<'e> {
+    /// Which socket it came from.
+    source: usize,
+    /// When.
+    since: Time,
+    datagram: &'e [u8],
     event: &'e Uevent<'e>,
     steps: Steps<'e>,
     failed: bool,
@@ -147,21 +194,24 @@ impl<'e> Deed<'e> {
 }
 
 impl Daemon {
-    /// Prepares to read `sources`. Handles SIGTERM, SIGINT, SIGHUP and SIGUSR1
-    /// from now on.
+    /// Prepares to do its work. Handles the signals of its manner from now on.
     ///
     /// # Errors
     /// Those of epoll_create1(2), epoll_ctl(2), pipe2(2) and sigaction(2).
-    pub fn new(sources: Vec<Source>, limits: Limits, hangup: Hangup) -> io::Result<Self> {
+    pub fn new(setup: Setup) -> io::Result<Self> {
+        let Setup { sources, limits, manner, mut control, notifier, engine, outlets } = setup;
         let poll = Poll::new()?;
-        let signals = Signals::handle(&[SIGTERM, SIGINT, SIGHUP, SIGUSR1])?;
+        let signals = Signals::handle(manner.orders().map(|(signal, _)| signal))?;
         register(poll.registry(), &signals, &Watch::Signals)?;
+        if let Some(control) = &mut control {
+            control.register(poll.registry(), CONTROL_TOKENS)?;
+        }
         let watched = |source| Watched { source, ready: true, failed: false, ended: false };
         Ok(Self {
             poll,
-            events: Events::with_capacity(16),
+            events: Events::with_capacity(64),
             signals,
-            hangup,
+            manner,
             reload: false,
             sources: sources.into_iter().map(watched).collect(),
             watching: false,
@@ -174,16 +224,26 @@ impl Daemon {
             ended: None,
             machine: Machine::new(limits),
             inbox: VecDeque::new(),
-            outlets: Outlets::default(),
+            outlets,
             counters: Counters::default(),
             limiters: Limiters::default(),
             started: Instant::now(),
+            control,
+            requests: Requests::default(),
+            presence: Presence::below("/sys".as_ref(), "/dev".as_ref()),
+            notifier,
+            engine,
+            update: Update::new(),
+            resumed: None,
         })
     }
 
-    /// Passes on each event that was acted on.
-    pub fn pass_on(&mut self, outlets: Outlets) {
-        self.outlets = outlets;
+    /// Tells whoever started plugd that it is ready.
+    ///
+    /// # Errors
+    /// Those of write(2) on the notification descriptor.
+    pub fn announce(&mut self) -> io::Result<()> {
+        self.notifier.ready("reading events")
     }
 
     /// Acts on one event after the other, as `engine` says, until it is asked
@@ -192,23 +252,40 @@ impl Daemon {
     /// # Errors
     /// Those of epoll_wait(2) that mean that the poll itself is broken.
     pub fn run(mut self, engine: &mut Engine) -> io::Result<Counters> {
+        if let Some(InHand { source, datagram, steps_done, failed, since }) = self.resumed.take() {
+            // It was read before: what comes of it if the new version reads it
+            // otherwise has no steps left.
+            let header = self.sources.get(source).map_or(Header::Optional, |w| w.source.header());
+            let event = &Uevent::parse(&datagram, header).unwrap_or(Uevent::EMPTY);
+            let (plan, hands) = engine.plan(event);
+            let mut steps = plan.steps();
+            steps.skip_done(steps_done);
+            let (datagram, refused) = (&datagram[..], None);
+            self.go_on(Deed { source, since, datagram, event, steps, failed, refused, hands })?;
+        }
         let mut buffer = vec![0; DATAGRAM_MAX];
         loop {
             match self.read(&mut buffer)? {
-                Next::Datagram(length, header) => match Uevent::parse(&buffer[..length], header) {
-                    Ok(event) => {
-                        self.counters.received += 1;
-                        let (plan, hands) = engine.plan(&event);
-                        if self.act(&event, &plan, hands)? {
-                            self.outlets.pass_on(&buffer[..length], self.started.elapsed());
+                Next::Datagram(source, length) => {
+                    let datagram = &buffer[..length];
+                    match Uevent::parse(datagram, self.sources[source].source.header()) {
+                        Ok(event) => {
+                            self.counters.received += 1;
+                            let (plan, hands) = engine.plan(&event);
+                            self.act(source, datagram, &event, &plan, hands)?;
                         }
+                        Err(malformed) => self.drop_malformed(malformed),
                     }
-                    Err(malformed) => self.drop_malformed(malformed),
-                },
-                Next::Reload => engine.reload(),
-                Next::End => return Ok(self.counters),
+                }
+                Next::Reload => self.reload_now(engine),
+                Next::End => break,
             }
         }
+        self.notifier.stopping();
+        if let Some(control) = self.control.take() {
+            control.close(self.now());
+        }
+        Ok(self.counters)
     }
 
     /// Reads the next datagram, from each socket in turn, or finds something
@@ -224,19 +301,27 @@ impl Daemon {
             if std::mem::take(&mut self.reload) {
                 return Ok(Next::Reload);
             }
+            if self.update_if_due(None) {
+                continue;
+            }
+            if self.machine.is_paused() {
+                self.unwatch_sources();
+                self.turn(None, None)?;
+                continue;
+            }
             let Some(index) = self.next_ready() else {
                 self.watch_sources();
-                self.turn(None)?;
+                self.turn(None, None)?;
                 continue;
             };
             if self.reads_left == 0 {
-                self.turn(Some(Duration::ZERO))?;
+                self.turn(Some(Duration::ZERO), None)?;
                 continue;
             }
             self.reads_left -= 1;
             self.turn_of = index + 1;
-            if let Some((length, header)) = self.receive(index, buffer) {
-                return Ok(Next::Datagram(length, header));
+            if let Some(length) = self.receive(index, buffer) {
+                return Ok(Next::Datagram(index, length));
             }
         }
     }
@@ -246,13 +331,17 @@ impl Daemon {
         (0..count).map(|i| (self.turn_of + i) % count).find(|&i| self.sources[i].ready)
     }
 
-    fn receive(&mut self, index: usize, buffer: &mut [u8]) -> Option<(usize, Header)> {
+    fn receive(&mut self, index: usize, buffer: &mut [u8]) -> Option<usize> {
         let now = self.now();
         let watched = &mut self.sources[index];
         let failed_before = std::mem::take(&mut watched.failed);
         match watched.source.receive(buffer) {
-            Received::Datagram(length) => return Some((length, watched.source.header())),
-            Received::Empty => watched.ready = false,
+            Received::Datagram(length) => return Some(length),
+            Received::Empty => {
+                watched.ready = false;
+                self.requests.found_empty(index);
+                self.answer_requests();
+            }
             Received::Overrun => {
                 self.counters.overruns += 1;
                 log::warn!(
@@ -299,6 +388,8 @@ impl Daemon {
         if self.sources.iter().all(|watched| watched.ended) {
             self.inbox.push_back(Input::EndOfInput);
         }
+        self.requests.found_empty(index);
+        self.answer_requests();
     }
 
     fn drop_malformed(&mut self, malformed: Malformed) {
@@ -313,17 +404,30 @@ impl Daemon {
         }
     }
 
-    /// Carries out the plan for an event, as the machine says. Returns whether
-    /// it came to the end of it.
+    /// Carries out the plan for an event, as the machine says.
     fn act(
         &mut self,
+        source: usize,
+        datagram: &[u8],
         event: &Uevent<'_>,
         plan: &Plan<'_>,
         hands: Option<&mut Hands>,
-    ) -> io::Result<bool> {
+    ) -> io::Result<()> {
         self.unwatch_sources();
-        let mut deed = Deed { event, steps: plan.steps(), failed: false, refused: None, hands };
-        let mut input = Input::Event;
+        let (steps, since) = (plan.steps(), self.now());
+        let (failed, refused) = (false, None);
+        let deed = Deed { source, since, datagram, event, steps, failed, refused, hands };
+        self.carry_out(deed, Input::Event)
+    }
+
+    /// The same for an event that the plugd before this one had begun with.
+    fn go_on(&mut self, deed: Deed<'_>) -> io::Result<()> {
+        let input = self.wait(&deed)?;
+        self.carry_out(deed, input)
+    }
+
+    fn carry_out(&mut self, mut deed: Deed<'_>, mut input: Input) -> io::Result<()> {
+        let event = deed.event;
         loop {
             if input == Input::ChildGone {
                 self.report_end(&mut deed);
@@ -341,27 +445,31 @@ impl Daemon {
                 }
                 Action::Terminate(reason) => {
                     self.terminate(reason, &mut deed);
-                    self.wait()?
+                    self.wait(&deed)?
                 }
                 Action::Kill => {
                     self.kill(&deed);
-                    self.wait()?
+                    self.wait(&deed)?
                 }
-                Action::Continue => self.wait()?,
+                Action::Continue => self.wait(&deed)?,
                 Action::Read | Action::Exit => break,
             };
         }
-        let rest = deed.step();
-        if let Some(step) = rest {
-            deed.failed = true;
-            log::error!("{event}: not completed, from here on: {step}");
+        match deed.step() {
+            None => self.outlets.pass_on(deed.datagram, self.now()),
+            Some(step) => {
+                deed.failed = true;
+                log::error!("{event}: not completed, from here on: {step}");
+            }
         }
         if deed.failed {
             self.counters.failed += 1;
         } else {
             self.counters.handled += 1;
         }
-        Ok(rest.is_none())
+        self.requests.acted_on(deed.source, event);
+        self.answer_requests();
+        Ok(())
     }
 
     /// Begins the step at hand.
@@ -463,22 +571,23 @@ impl Daemon {
     }
 
     /// The next thing that happens.
-    fn wait(&mut self) -> io::Result<Input> {
+    fn wait(&mut self, deed: &Deed<'_>) -> io::Result<Input> {
         loop {
             if let Some(input) = self.inbox.pop_front() {
                 return Ok(input);
             }
-            self.turn(None)?;
+            if !self.update_if_due(Some(deed)) {
+                self.turn(None, Some(deed))?;
+            }
         }
     }
 
-    /// Waits, until the machine's deadline or for `at_most`, for something to
-    /// happen, and fills the inbox: signals first, then the child.
-    fn turn(&mut self, at_most: Option<Duration>) -> io::Result<()> {
+    /// Waits, until the next deadline or for `at_most`, for something to
+    /// happen, and fills the inbox: signals first, then the child. Then the
+    /// control socket is served; `deed` is what is being done.
+    fn turn(&mut self, at_most: Option<Duration>, deed: Option<&Deed<'_>>) -> io::Result<()> {
         self.reads_left = READS_PER_TURN;
-        let until_deadline = self.machine.deadline().map(|at| at.saturating_sub(self.now()));
-        let recheck = self.unwatched.then_some(UNWATCHED_INTERVAL);
-        let timeout = [at_most, until_deadline, recheck].into_iter().flatten().min();
+        let timeout = self.timeout(at_most);
         match self.poll.poll(&mut self.events, timeout) {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => self.events.clear(),
             result => result?,
@@ -489,16 +598,20 @@ impl Daemon {
             match Watch::of(event.token()) {
                 Watch::Signals => signalled = true,
                 Watch::Child => child_ended = true,
+                Watch::Probe => self.update.ready = true,
                 Watch::Source(index) => self.sources[index].ready = true,
+                Watch::Control => {
+                    if let Some(control) = &mut self.control {
+                        control.ready(event);
+                    }
+                }
             }
         }
         if self.unwatched {
             self.mark_sources_ready();
         }
         if signalled {
-            while let Some(record) = self.signals.next() {
-                self.take_signal(record);
-            }
+            self.take_signals();
         }
         if child_ended {
             self.reap_child();
@@ -506,33 +619,23 @@ impl Daemon {
         if self.machine.deadline().is_some_and(|at| at <= self.now()) {
             self.inbox.push_back(Input::Tick);
         }
+        self.check_probe();
+        self.serve(deed);
         Ok(())
     }
 
-    fn take_signal(&mut self, record: SignalRecord) {
-        let SignalRecord { signal, sender } = record;
-        let name = signals::name(signal).unwrap_or("a signal");
-        let from =
-            sender.map_or_else(String::new, |(pid, uid)| format!(" from pid {pid} of user {uid}"));
-        match (signal, self.hangup) {
-            (SIGTERM | SIGINT, _) | (SIGHUP, Hangup::Stop) => {
-                match (&self.child, self.machine.state()) {
-                    (Some(child), State::Running { stop: Stop::No, .. }) => log::info!(
-                        "{name}{from}: stopping when pid {} has ended; \
-                         another signal ends it at once",
-                        child.pid()
-                    ),
-                    _ => log::info!("{name}{from}: stopping"),
-                }
-                self.inbox.push_back(Input::Stop);
-            }
-            (SIGHUP, Hangup::Reload) => {
-                log::info!("{name}{from}: reloading");
-                self.reload = true;
-            }
-            (SIGUSR1, _) => log::info!("{name}{from}: {}", self.counters),
-            _ => {}
-        }
+    fn timeout(&self, at_most: Option<Duration>) -> Option<Duration> {
+        let work = self.control.as_ref().is_some_and(Server::has_work).then_some(Duration::ZERO);
+        let deadlines = [
+            self.machine.deadline(),
+            self.control.as_ref().and_then(Server::deadline),
+            self.requests.deadline(),
+            self.update.deadline(),
+        ];
+        let deadline = deadlines.into_iter().flatten().min();
+        let until_deadline = deadline.map(|at| at.saturating_sub(self.now()));
+        let recheck = self.unwatched.then_some(UNWATCHED_INTERVAL);
+        [at_most, until_deadline, recheck, work].into_iter().flatten().min()
     }
 
     fn reap_child(&mut self) {

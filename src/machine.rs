@@ -31,7 +31,8 @@ pub struct Limits {
 /// The state of the daemon, and what it may do in it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum State {
-    /// No event in hand, no child: the sockets may be read.
+    /// No event in hand, no child: the sockets may be read, unless
+    /// [`Machine::is_paused`].
     Reading,
     /// An event's steps are being carried out; no child at this moment.
     Acting {
@@ -118,6 +119,10 @@ pub enum Input {
     Stop,
     /// No socket will bring anything any more.
     EndOfInput,
+    /// No further event shall be read, for now.
+    Pause,
+    /// Events shall be read again.
+    Resume,
     /// Time has passed.
     Tick,
 }
@@ -156,17 +161,31 @@ pub enum Reason {
 pub struct Machine {
     state: State,
     limits: Limits,
+    /// Nothing is read. Apart from the state, for it changes nothing about an
+    /// event that was read before.
+    paused: bool,
 }
 
 impl Machine {
     /// Begins by reading.
     pub fn new(limits: Limits) -> Self {
-        Self { state: State::Reading, limits }
+        Self { state: State::Reading, limits, paused: false }
+    }
+
+    /// Goes on where another machine was.
+    pub fn resume(&mut self, state: State, paused: bool) {
+        self.state = state;
+        self.paused = paused;
     }
 
     /// The present state.
     pub fn state(&self) -> State {
         self.state
+    }
+
+    /// Whether no event is read until `Resume`.
+    pub fn is_paused(&self) -> bool {
+        self.paused
     }
 
     /// When to say `Tick`, at the latest.
@@ -192,6 +211,18 @@ impl Machine {
     pub fn step(&mut self, now: Time, input: Input) -> Action {
         let (state, action) = transition(self.state, input, now, self.limits);
         self.state = state;
+        match input {
+            Input::Pause => self.paused = true,
+            Input::Resume => self.paused = false,
+            Input::Event
+            | Input::Started
+            | Input::Refused(_)
+            | Input::PlanDone
+            | Input::ChildGone
+            | Input::Stop
+            | Input::EndOfInput
+            | Input::Tick => {}
+        }
         action
     }
 }
@@ -204,7 +235,13 @@ fn transition(state: State, input: Input, now: Time, limits: Limits) -> (State, 
         (State::Reading, Input::Stop | Input::EndOfInput) => (State::Done, Exit),
         (
             State::Reading,
-            Input::Started | Input::Refused(_) | Input::PlanDone | Input::ChildGone | Input::Tick,
+            Input::Started
+            | Input::Refused(_)
+            | Input::PlanDone
+            | Input::ChildGone
+            | Input::Pause
+            | Input::Resume
+            | Input::Tick,
         ) => (state, Continue),
 
         (State::Acting { stop: Stop::Now, .. }, Input::Started) => {
@@ -234,7 +271,12 @@ fn transition(state: State, input: Input, now: Time, limits: Limits) -> (State, 
         }
         (
             State::Acting { .. },
-            Input::Event | Input::ChildGone | Input::EndOfInput | Input::Tick,
+            Input::Event
+            | Input::ChildGone
+            | Input::EndOfInput
+            | Input::Pause
+            | Input::Resume
+            | Input::Tick,
         ) => (state, Continue),
 
         (State::Running { stop: Stop::Now, .. }, Input::ChildGone) => (State::Done, Exit),
@@ -268,6 +310,8 @@ fn transition(state: State, input: Input, now: Time, limits: Limits) -> (State, 
             | Input::Refused(_)
             | Input::PlanDone
             | Input::EndOfInput
+            | Input::Pause
+            | Input::Resume
             | Input::Tick,
         ) => (state, Continue),
 
@@ -286,6 +330,8 @@ fn transition(state: State, input: Input, now: Time, limits: Limits) -> (State, 
             | Input::PlanDone
             | Input::ChildGone
             | Input::EndOfInput
+            | Input::Pause
+            | Input::Resume
             | Input::Tick,
         ) => (state, Continue),
 
@@ -298,6 +344,8 @@ fn transition(state: State, input: Input, now: Time, limits: Limits) -> (State, 
             | Input::ChildGone
             | Input::Stop
             | Input::EndOfInput
+            | Input::Pause
+            | Input::Resume
             | Input::Tick,
         ) => (state, Continue),
     }

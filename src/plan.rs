@@ -1,7 +1,7 @@
 //! What shall be done for an event: a short list of steps, in order.
 //!
 //! Pure. An engine makes a [`Plan`] of a uevent; the loop carries it out. The
-//! text of a step is its `Display`. A [`Draft`] owns the steps that an engine
+//! text of a step is its `Display`. A `Draft` owns the steps that an engine
 //! plans, and is used again for the next event; the plan only looks at it.
 #![forbid(unsafe_code)]
 
@@ -80,6 +80,16 @@ impl<'e> Steps<'e> {
     /// The next step, without going past it.
     pub fn peek(&self) -> Option<Step<'e>> {
         self.plan.step(self.next)
+    }
+
+    /// How many steps have been gone past.
+    pub fn done(&self) -> usize {
+        self.next
+    }
+
+    /// Goes past so many steps, as far as there are.
+    pub fn skip_done(&mut self, count: usize) {
+        self.next += count;
     }
 }
 

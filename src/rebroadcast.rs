@@ -5,7 +5,7 @@
 //! keep up misses events, and is not helped by holding up everybody else.
 
 use std::io::{self, IoSlice};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 
 use rustix::io::{Errno, retry_on_intr, writev};
 use rustix::net::netlink::{self, SocketAddrNetlink};
@@ -86,6 +86,12 @@ impl Output {
     pub fn new(fd: OwnedFd) -> io::Result<Self> {
         rustix::io::ioctl_fionbio(&fd, true)?;
         Ok(Self { fd, rest: Vec::new() })
+    }
+
+    /// The descriptor, if what was written ends with a whole event: then
+    /// somebody else can go on with it.
+    pub fn between_events(&self) -> Option<RawFd> {
+        self.rest.is_empty().then(|| self.fd.as_raw_fd())
     }
 
     /// Writes an event, given as the bytes of a datagram, or drops it.

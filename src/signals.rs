@@ -13,6 +13,55 @@ use signal_hook::consts;
 
 use crate::sys::{self, SignalRecord};
 
+/// What can be asked of the daemon by a signal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Order {
+    /// End when the event in hand has been acted on; the second time, at once.
+    Stop,
+    /// Read the configuration again.
+    Reload,
+    /// Write the counters to the log.
+    Report,
+    /// Compare the devices that are there with those that are known.
+    Rescan,
+    /// Go on as the program that is in plugd's file now.
+    Update,
+}
+
+/// Whose signals the daemon understands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Manner {
+    /// plugd's own.
+    Plugd,
+    /// plug-and-play-event-handler's, which has nothing to reload.
+    Nosh,
+    /// mdevd's.
+    Mdevd,
+}
+
+/// The signals that are handled, and what they mean, in plugd's manner, in
+/// nosh's and in mdevd's. A signal that is not here does what signal(7) says; SIGCONT must do
+/// nothing at all, as supervisors send it after SIGTERM.
+const TABLE: [(i32, Order, Option<Order>, Option<Order>); 6] = [
+    (consts::SIGTERM, Order::Stop, Some(Order::Stop), Some(Order::Stop)),
+    (consts::SIGINT, Order::Stop, Some(Order::Stop), Some(Order::Stop)),
+    (consts::SIGHUP, Order::Reload, Some(Order::Stop), Some(Order::Reload)),
+    (consts::SIGUSR1, Order::Report, Some(Order::Report), Some(Order::Report)),
+    (consts::SIGALRM, Order::Rescan, None, None),
+    (consts::SIGUSR2, Order::Update, None, None),
+];
+
+impl Manner {
+    /// The signals that are handled, and what they mean.
+    pub fn orders(self) -> impl Iterator<Item = (i32, Order)> {
+        TABLE.into_iter().filter_map(move |(signal, plugd, nosh, mdevd)| match self {
+            Self::Plugd => Some((signal, plugd)),
+            Self::Nosh => Some((signal, nosh?)),
+            Self::Mdevd => Some((signal, mdevd?)),
+        })
+    }
+}
+
 /// The reading end of the self-pipe.
 #[derive(Debug)]
 pub struct Signals {
@@ -25,10 +74,10 @@ impl Signals {
     ///
     /// # Errors
     /// Those of pipe2(2) and sigaction(2).
-    pub fn handle(signals: &[i32]) -> io::Result<Self> {
+    pub fn handle(signals: impl Iterator<Item = i32>) -> io::Result<Self> {
         let (pipe, write_end) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
         let write_end = Box::leak(Box::new(write_end));
-        for &signal in signals {
+        for signal in signals {
             sys::forward_signal(signal, write_end)?;
         }
         sys::normalize_signals()?;

@@ -368,6 +368,97 @@ pub fn normalize_signals() -> io::Result<()> {
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
+/// Process id, user id and group id of the process at the other end of an
+/// AF_UNIX stream socket, as they were when it connected, or when it began to
+/// listen. The process id is 0 if it is in a PID namespace that is not visible
+/// here (which is why rustix's function of that name must not be used).
+///
+/// # Errors
+/// Those of getsockopt(2).
+pub fn peer_credentials(socket: &impl AsFd) -> io::Result<(i32, u32, u32)> {
+    let ([pid, uid, gid], _) = socket_option(socket, libc::SO_PEERCRED)?;
+    Ok((pid.cast_signed(), uid, gid))
+}
+
+/// How a socket's memory stands (sock_diag(7), SO_MEMINFO).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SocketMemory {
+    /// Bytes that wait to be received.
+    pub queued: u32,
+    /// How many there may be.
+    pub limit: u32,
+    /// Datagrams dropped for want of room.
+    pub drops: u32,
+}
+
+/// Reads that of a socket.
+///
+/// # Errors
+/// Those of getsockopt(2).
+pub fn socket_memory(socket: &impl AsFd) -> io::Result<SocketMemory> {
+    // linux/sock_diag.h: SK_MEMINFO_RMEM_ALLOC, _RCVBUF, ..., _DROPS.
+    let (memory, length) = socket_option::<9>(socket, libc::SO_MEMINFO)?;
+    // Before Linux 4.12 there is no such option, and the last came latest.
+    let drops = if length == 9 { memory[8] } else { 0 };
+    Ok(SocketMemory { queued: memory[0], limit: memory[1], drops })
+}
+
+/// Reads an option of the socket level that consists of integers: these, and
+/// how many of them the kernel has filled in.
+fn socket_option<const N: usize>(
+    socket: &impl AsFd,
+    option: c_int,
+) -> io::Result<([u32; N], usize)> {
+    let mut value = [0_u32; N];
+    let mut length = libc::socklen_t::try_from(size_of_val(&value)).unwrap_or(0);
+    // SAFETY: the kernel writes at most `length` bytes to `value`, for which
+    // any bits are valid; both live longer than the call.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_fd().as_raw_fd(),
+            libc::SOL_SOCKET,
+            option,
+            value.as_mut_ptr().cast(),
+            &raw mut length,
+        )
+    };
+    if result != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok((value, usize::try_from(length).unwrap_or(0) / size_of::<u32>()))
+}
+
+/// Blocks all signals that can be: what comes now waits, across execve(2) too,
+/// until [`normalize_signals`].
+///
+/// # Errors
+/// Those of sigprocmask(2).
+pub fn block_signals() -> io::Result<()> {
+    // SAFETY: sigset_t is plain data for which all zeros is a valid value.
+    let result = unsafe {
+        let mut all: libc::sigset_t = std::mem::zeroed();
+        libc::sigfillset(&raw mut all);
+        libc::sigprocmask(libc::SIG_SETMASK, &raw const all, ptr::null_mut())
+    };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Has these descriptors stay open across execve(2), or not.
+///
+/// # Errors
+/// Those of fcntl(2); then some may have been changed.
+pub fn keep_across_exec(fds: impl Iterator<Item = RawFd>, keep: bool) -> io::Result<()> {
+    let flags = if keep { FdFlags::empty() } else { FdFlags::CLOEXEC };
+    for fd in fds {
+        // SAFETY: `borrowed` lives in this statement only, and changing the
+        // flag on a descriptor invalidates nobody's ownership; if it is not
+        // open, fcntl says so.
+        let borrowed = unsafe { BorrowedFd::borrow_raw(fd) };
+        rustix::io::fcntl_setfd(borrowed, flags)?;
+    }
+    Ok(())
+}
+
 /// Whether SIGPIPE was ignored already when this process was started: Rust's
 /// runtime ignores it always, before main.
 static SIGPIPE_WAS_IGNORED: AtomicBool = AtomicBool::new(false);
@@ -410,8 +501,11 @@ pub fn execute<'a>(
             libc::signal(libc::SIGPIPE, libc::SIG_DFL);
         }
         libc::execve(path.as_ptr(), argv, envp);
+        let error = io::Error::last_os_error();
+        // As Rust's runtime has it: the caller may go on.
+        libc::signal(libc::SIGPIPE, libc::SIG_IGN);
+        error
     }
-    io::Error::last_os_error()
 }
 
 /// Starts programs, at the cost of one clone(2) and one execve(2).
@@ -431,6 +525,7 @@ pub struct Spawner {
     /// started. Kept for their memory.
     argv: Vec<*const c_char>,
     envp: Vec<*const c_char>,
+    open_files: Option<libc::rlimit>,
 }
 
 /// What the child needs to know, and where it leaves its error.
@@ -440,6 +535,7 @@ struct Errand {
     envp: *const *const c_char,
     reset: *const c_int,
     reset_len: usize,
+    open_files: *const libc::rlimit,
     error: c_int,
 }
 
@@ -472,9 +568,16 @@ impl Spawner {
         Self {
             stack: vec![0; Self::STACK_BYTES / size_of::<u128>()],
             reset,
+            open_files: None,
             argv: Vec::new(),
             envp: Vec::new(),
         }
+    }
+
+    /// From now on the children get this limit of open files (soft, hard)
+    /// instead of this process's.
+    pub fn limit_open_files(&mut self, (soft, hard): (u64, u64)) {
+        self.open_files = Some(libc::rlimit { rlim_cur: soft, rlim_max: hard });
     }
 
     /// Starts the program at `path`, with these arguments, its name first,
@@ -498,6 +601,7 @@ impl Spawner {
             envp: fill(&mut self.envp, envp),
             reset: self.reset.as_ptr(),
             reset_len: self.reset.len(),
+            open_files: self.open_files.as_ref().map_or(ptr::null(), ptr::from_ref),
             error: 0,
         };
         let mut pidfd: c_int = -1;
@@ -570,6 +674,9 @@ extern "C" fn in_child(errand: *mut c_void) -> c_int {
             let mut default: libc::sigaction = std::mem::zeroed();
             default.sa_sigaction = libc::SIG_DFL;
             libc::sigaction(*errand.reset.add(i), &raw const default, ptr::null_mut());
+        }
+        if !errand.open_files.is_null() {
+            libc::setrlimit(libc::RLIMIT_NOFILE, errand.open_files);
         }
         libc::execve(errand.path, errand.argv, errand.envp);
         (&raw mut errand.error).write_volatile(*libc::__errno_location());

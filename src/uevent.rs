@@ -83,6 +83,9 @@ impl<'a> Field<'a> {
 }
 
 impl<'a> Uevent<'a> {
+    /// One without fields.
+    pub const EMPTY: Self = Self { fields: &[] };
+
     /// Reads a datagram.
     ///
     /// Where the header is optional, a first field that has a `@` before any

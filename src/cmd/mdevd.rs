@@ -10,6 +10,7 @@ use rustix::fs::{FileType, fstat};
 use crate::counters::Dropped;
 use crate::error::Fatal;
 use crate::netlink::{KERNEL_GROUP, Source};
+use crate::signals::Manner;
 use crate::{logging, sys};
 
 use super::options::{self, BYTES, GROUPS, HIGH_FD};
@@ -114,7 +115,7 @@ fn main(parser: lexopt::Parser, log_name: &'static str) -> Result<Request, Fatal
         // What comes of it waits in the kernel.
         mdevd_coldplug::trigger_all(&sys_root, |_| {})?;
     }
-    let counters = run::serve(&options, &mut engine, vec![source])?;
+    let counters = run::serve(&options, &mut engine, vec![source], None)?;
     if asked.input == Input::Stdin && counters.dropped[Dropped::Malformed as usize] > 0 {
         return Err(Fatal::Input("received an invalid event".into()));
     }
@@ -126,6 +127,9 @@ fn parse(mut parser: lexopt::Parser) -> Result<Result<(Options, Asked), Request>
     let (mut input, mut intake, mut coldplug) = (None, None, false);
     let mut options = Options::new(Work::Rules { files: files.clone(), dry_run });
     options.verbosity = options::of_skarnet(1);
+    options.manner = Manner::Mdevd;
+    // There may be a plugd beside it that has the socket.
+    options.control = None;
     while let Some(argument) = parser.next()? {
         match argument {
             Long("input") => {
@@ -134,7 +138,7 @@ fn parse(mut parser: lexopt::Parser) -> Result<Result<(Options, Asked), Request>
             }
             Short('v') => options.verbosity = options::skarnet_verbosity(&mut parser)?,
             Short('D') => {
-                options.ready_fd =
+                options.notify_fd =
                     Some(options::value(&mut parser, "-D", HIGH_FD, options::high_fd)?);
             }
             Short('I') => {
@@ -163,7 +167,7 @@ fn parse(mut parser: lexopt::Parser) -> Result<Result<(Options, Asked), Request>
             argument => return Err(argument.unexpected().into()),
         }
     }
-    if options.output_fd.is_some() && options.output_fd == options.ready_fd {
+    if options.output_fd.is_some() && options.output_fd == options.notify_fd {
         return Err(Fatal::Usage("-o and -D need a file descriptor each".into()));
     }
     let of_kernel = intake.is_some() || coldplug || options.receive_buffer_size.is_some();
@@ -171,7 +175,7 @@ fn parse(mut parser: lexopt::Parser) -> Result<Result<(Options, Asked), Request>
         return Err(Fatal::Usage("-b -C -I are for events from the kernel".into()));
     }
     let is_new = of_kernel
-        || options.ready_fd.is_some()
+        || options.notify_fd.is_some()
         || options.output_fd.is_some()
         || options.rebroadcast != 0;
     let input = input.unwrap_or_else(|| {

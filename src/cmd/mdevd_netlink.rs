@@ -11,6 +11,7 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use crate::error::Fatal;
 use crate::logging;
 use crate::netlink::{DATAGRAM_MAX, KERNEL_GROUP, Received, Source};
+use crate::notify::Notifier;
 use crate::signals::Signals;
 use crate::uevent::Uevent;
 
@@ -69,12 +70,11 @@ fn main(mut parser: lexopt::Parser, log_name: &'static str) -> Result<Request, F
     }
     logging::start(log_name, verbosity);
     let ready = ready.map(run::inherited).transpose()?;
+    let mut notifier = Notifier::new(ready, std::env::var_os("NOTIFY_SOCKET").as_deref())?;
     let mut source = run::open_source(KERNEL_GROUP, size)?;
-    let signals =
-        Signals::handle(&[SIGTERM, SIGINT]).map_err(|e| Fatal::system("handle signals", e))?;
-    if let Some(ready) = ready {
-        run::tell_ready(ready);
-    }
+    let signals = Signals::handle([SIGTERM, SIGINT].into_iter())
+        .map_err(|e| Fatal::system("handle signals", e))?;
+    notifier.ready("reading events").map_err(|e| Fatal::system("tell that all is ready", e))?;
     copy(&mut source, &signals)?;
     log::info!("stopped");
     Ok(Request::Done)

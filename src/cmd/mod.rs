@@ -1,11 +1,12 @@
 //! The commands: one file each, from options to a struct to the job.
 //!
 //! Owns the table of commands, what they have in common on the command line,
-//! and the exit codes: 0 done, 1 wrong input, 2 wrong configuration, 100 wrong
-//! usage, 111 system call failed, and where a command goes on as another
-//! program, 126 and 127 as env(1) has them.
+//! and the exit codes: 0 done, 1 the answer is no or the input is wrong, 2 wrong
+//! configuration, 100 wrong usage, 111 system call failed, and where a command
+//! goes on as another program, 126 and 127 as env(1) has them.
 
 mod check;
+mod control;
 mod explain;
 mod mdevd;
 mod mdevd_coldplug;
@@ -24,8 +25,8 @@ use std::process::ExitCode;
 use crate::error::Fatal;
 use crate::logging::escaped;
 
-/// The input is wrong.
-const EXIT_INPUT: u8 = 1;
+/// The answer is no, or the input is wrong.
+const EXIT_NO: u8 = 1;
 /// Wrong usage.
 const EXIT_USAGE: u8 = 100;
 /// The configuration is wrong.
@@ -58,16 +59,28 @@ struct Command {
 enum Request {
     /// It has done its job.
     Done,
+    /// It has, and this exit code tells how that went.
+    Exit(u8),
     /// Its help.
     Help,
     /// The version of plugd.
     Version,
 }
 
-const COMMANDS: [&Command; 8] = [
+const COMMANDS: [&Command; 18] = [
     &run::COMMAND,
     &check::COMMAND,
     &explain::COMMAND,
+    &control::STATUS,
+    &control::SETTLE,
+    &control::WAIT,
+    &control::PAUSE,
+    &control::RESUME,
+    &control::RELOAD,
+    &control::RESCAN,
+    &control::STOP,
+    &control::UPDATE,
+    &control::LOG_LEVEL,
     &mdevd::COMMAND,
     &mdevd_netlink::COMMAND,
     &mdevd_coldplug::COMMAND,
@@ -104,6 +117,7 @@ fn run_command(command: &Command, arguments: impl Iterator<Item = OsString>) -> 
     let arguments: Vec<OsString> = arguments.collect();
     match (command.main)(lexopt::Parser::from_args(arguments), program) {
         Ok(Request::Done) => ExitCode::SUCCESS,
+        Ok(Request::Exit(code)) => ExitCode::from(code),
         Ok(Request::Help) => {
             print(&format!("{}\n\nUsage: {}\n\n{}", command.summary, command.usage, command.help))
         }
@@ -119,7 +133,7 @@ fn run_command(command: &Command, arguments: impl Iterator<Item = OsString>) -> 
                 }
                 Fatal::Exec { .. } => EXIT_NOT_EXECUTABLE,
                 Fatal::Configuration(_) => EXIT_CONFIGURATION,
-                Fatal::Input(_) => EXIT_INPUT,
+                Fatal::Input(_) => EXIT_NO,
                 Fatal::Usage(_) | Fatal::System { .. } => EXIT_SYSTEM,
             })
         }

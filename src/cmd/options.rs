@@ -3,9 +3,12 @@
 use std::ffi::OsStr;
 use std::os::fd::RawFd;
 use std::path::PathBuf;
-use std::time::Duration;
 
+use rustix::fs::Mode;
+
+use crate::control::{ADDRESS, Address};
 use crate::error::Fatal;
+pub(super) use crate::units::{SECONDS, digits, seconds};
 
 use super::quoted;
 
@@ -53,19 +56,24 @@ pub(super) fn bytes(text: &str) -> Option<usize> {
     i32::try_from(bytes).ok()?.try_into().ok()
 }
 
-/// What [`seconds`] reads.
-pub(super) const SECONDS: &str = "a number of seconds, with up to 9 decimals";
-
-/// Reads a time in seconds, up to a century.
-pub(super) fn seconds(text: &str) -> Option<Duration> {
-    const LONGEST: u64 = 100 * 366 * 24 * 60 * 60;
-    let (whole, decimals) = text.split_once('.').unwrap_or((text, "0"));
-    if decimals.len() > 9 {
-        return None;
+/// Reads where the control socket is; `none` is nowhere.
+pub(super) fn control(text: &OsStr) -> Result<Option<Address>, Fatal> {
+    if text == "none" {
+        return Ok(None);
     }
-    let nanoseconds = digits::<u32>(decimals)? * 10u32.pow(9 - u32::try_from(decimals.len()).ok()?);
-    let seconds = digits::<u64>(whole).filter(|&seconds| seconds <= LONGEST)?;
-    Some(Duration::new(seconds, nanoseconds))
+    match Address::parse(text) {
+        Some(address) => Ok(Some(address)),
+        None => Err(unacceptable("--control", text, ADDRESS)),
+    }
+}
+
+/// What [`mode`] reads.
+pub(super) const MODE: &str = "an octal number up to 0777";
+
+/// Reads a file's mode.
+pub(super) fn mode(text: &str) -> Option<Mode> {
+    let mode = u32::from_str_radix(text, 8).ok().filter(|mode| *mode <= 0o777)?;
+    text.bytes().all(|b| b.is_ascii_digit()).then(|| Mode::from_raw_mode(mode))
 }
 
 /// What [`high_fd`] reads.
@@ -106,14 +114,18 @@ pub(super) fn of_skarnet(verbosity: u32) -> i32 {
 /// What is expected of a mask of netlink groups.
 pub(super) const GROUPS: &str = "a mask of netlink groups: a number up to 4294967295";
 
-/// Reads a number that is nothing but digits.
-pub(super) fn digits<T: std::str::FromStr>(text: &str) -> Option<T> {
-    if text.bytes().all(|b| b.is_ascii_digit()) { text.parse().ok() } else { None }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn modes_are_octal() {
+        assert_eq!(mode("0600"), Some(Mode::RUSR | Mode::WUSR));
+        assert_eq!(mode("0"), Some(Mode::empty()));
+        for wrong in ["", "8", "-1", "+1", "1000", "rw"] {
+            assert_eq!(mode(wrong), None, "{wrong}");
+        }
+    }
 
     #[test]
     fn sizes_have_binary_units() {
@@ -126,30 +138,6 @@ mod tests {
             ["", "K", "-1", "+1", "1.5M", "2G", "2147483648", "1 K", "1KB", "99999999999G", "é"]
         {
             assert_eq!(bytes(wrong), None, "{wrong}");
-        }
-    }
-
-    #[test]
-    fn seconds_may_have_decimals() {
-        assert_eq!(seconds("0"), Some(Duration::ZERO));
-        assert_eq!(seconds("180"), Some(Duration::from_secs(180)));
-        assert_eq!(seconds("0.5"), Some(Duration::from_millis(500)));
-        assert_eq!(seconds("1.000000001"), Some(Duration::new(1, 1)));
-        for wrong in [
-            "",
-            ".",
-            ".5",
-            "5.",
-            "-1",
-            "+1",
-            "1e3",
-            "inf",
-            "nan",
-            "1.0000000001",
-            "1s",
-            "9999999999999",
-        ] {
-            assert_eq!(seconds(wrong), None, "{wrong}");
         }
     }
 }

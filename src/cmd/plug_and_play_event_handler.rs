@@ -6,7 +6,7 @@ use lexopt::Arg::{Long, Short, Value};
 use crate::error::Fatal;
 use crate::listen_fds;
 use crate::logging;
-use crate::r#loop::Hangup;
+use crate::signals::Manner;
 
 use super::run::{self, Options, Work};
 use super::{Command, Request};
@@ -59,7 +59,8 @@ fn main(mut parser: lexopt::Parser, log_name: &'static str) -> Result<Request, F
                 options.verbosity = verbosity;
                 // A handler written for nosh may take as long as it wants.
                 options.limits.timeout = None;
-                options.hangup = Hangup::Stop;
+                options.manner = Manner::Nosh;
+                options.control = None;
                 return start(&options, log_name);
             }
             argument => return Err(argument.unexpected().into()),
@@ -75,6 +76,6 @@ fn start(options: &Options, log_name: &'static str) -> Result<Request, Fatal> {
         Some(sources) => sources,
         None => vec![run::adopt_source(listen_fds::FIRST)?],
     };
-    run::serve(options, &mut engine, sources)?;
+    run::serve(options, &mut engine, sources, None)?;
     Ok(Request::Done)
 }

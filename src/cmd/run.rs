@@ -2,24 +2,32 @@
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
-use std::io::{self, Write};
+use std::io;
 use std::os::fd::{OwnedFd, RawFd};
 use std::time::Duration;
 
 use lexopt::Arg::{Long, Short, Value};
 
+use rustix::fs::Mode;
+
 use crate::child;
+use crate::control::Address;
+use crate::control::server::Server;
 use crate::counters::Counters;
 use crate::engine::Engine;
 use crate::environment::DEFAULT_PATH;
 use crate::error::{Fatal, reason};
 use crate::handler::Handler;
+use crate::handover::Handover;
 use crate::listen_fds;
-use crate::r#loop::{Daemon, Hangup};
+use crate::r#loop::{self, Daemon, Setup};
 use crate::machine::Limits;
 use crate::netlink::{KERNEL_GROUP, Source};
+use crate::notify::Notifier;
 use crate::plan::Program;
 use crate::rebroadcast::{Multicast, Outlets, Output};
+use crate::signals::Manner;
+use crate::status;
 use crate::{logging, sys};
 
 use super::options::{self, BYTES, GROUPS, HIGH_FD, SECONDS};
@@ -30,7 +38,7 @@ pub(super) const COMMAND: Command = Command {
     name: "run",
     alias: None,
     peer: false,
-    summary: "Acts on every device event of the kernel, one at a time, in order: by a program or by rules.",
+    summary: "Acts on every device event of the kernel, one by one: by a program or by rules.",
     usage: "plugd run [OPTIONS] [--] [PROG [ARGS...]]",
     help: HELP,
     main,
@@ -80,6 +88,15 @@ Where events go to that were acted on, in the kernel's format:
                                   each. It is closed if its reader does not keep up
       --rebroadcast GROUPS        to the netlink groups of this mask, of which 4 is
                                   what libudev-zero listens to
+How to talk to it:
+      --control ADDRESS           where its control socket is: @NAME in the
+                                  abstract namespace, the path of a file, or
+                                  none [@plugd]
+      --control-mode MODE         a file's mode, and who may ask for its status:
+                                  anybody if others may write [0600]
+      --notify-fd N               when all is set up, write a newline to the
+                                  file descriptor N and close it. NOTIFY_SOCKET,
+                                  if set, is told too
 
 What it tells:
   -v, --verbose                   every event; twice: everything
@@ -94,6 +111,8 @@ Signals:
   HUP         read the rules anew; if there is a mistake in them, it is told and
               the old ones stay (there is nothing to reload for a PROG)
   USR1        write the counters to the log
+  ALRM        rescan (not yet)
+  USR2        update: go on as the program that is in plugd's file now
 
 Examples:
   Print what comes; plug something in to see an event:
@@ -121,10 +140,13 @@ pub(super) struct Options {
     pub(super) output_fd: Option<RawFd>,
     /// Send them to the groups of this mask.
     pub(super) rebroadcast: u32,
-    /// Say there when everything is set up.
-    pub(super) ready_fd: Option<RawFd>,
     pub(super) verbosity: i32,
-    pub(super) hangup: Hangup,
+    pub(super) manner: Manner,
+    /// Where the control socket is, if there is one.
+    pub(super) control: Option<Address>,
+    pub(super) control_mode: Mode,
+    /// Gets a newline when plugd is ready.
+    pub(super) notify_fd: Option<RawFd>,
     pub(super) work: Work,
 }
 
@@ -152,9 +174,11 @@ impl Options {
             clean_environment: false,
             output_fd: None,
             rebroadcast: 0,
-            ready_fd: None,
             verbosity: 0,
-            hangup: Hangup::Reload,
+            manner: Manner::Plugd,
+            control: Some(Address::default()),
+            control_mode: Mode::RUSR | Mode::WUSR,
+            notify_fd: None,
             work,
         }
     }
@@ -164,22 +188,16 @@ fn main(parser: lexopt::Parser, log_name: &'static str) -> Result<Request, Fatal
     match parse(parser)? {
         Ok(options) => {
             logging::start(log_name, options.verbosity);
+            let handover = r#loop::inherited()?;
             let mut engine = engine(&options)?;
-            let mut sources = match inherited_sources(&options.fds)? {
-                None => vec![open_source(KERNEL_GROUP, options.receive_buffer_size)?],
-                Some(_) if options.receive_buffer_size.is_some() => {
-                    return Err(Fatal::Usage(
-                        "--receive-buffer-size is for a socket that plugd opens itself, \
-                         but it was handed one"
-                            .into(),
-                    ));
-                }
-                Some(sources) => sources,
-            };
+            let mut sources = match &handover {
+                Some(handover) => handover.sources.iter().copied().map(adopt_source).collect(),
+                None => sources(&options),
+            }?;
             if options.require_credentials {
                 require_credentials(&mut sources)?;
             }
-            serve(&options, &mut engine, sources)?;
+            serve(&options, &mut engine, sources, handover)?;
             Ok(Request::Done)
         }
         Err(other) => Ok(other),
@@ -220,6 +238,20 @@ fn parse(mut parser: lexopt::Parser) -> Result<Result<Options, Request>, Fatal> 
             Long("sys") => files.sys = parser.value()?.into(),
             Long("firmware") => files.firmware = parser.value()?.into(),
             Short('n') | Long("dry-run") => dry_run = true,
+            Long("control") => {
+                let address = parser.value()?;
+                options.control = options::control(&address)?;
+            }
+            Long("control-mode") => {
+                options.control_mode =
+                    options::value(&mut parser, "--control-mode", options::MODE, options::mode)?;
+            }
+            Long("notify-fd") => {
+                let fd = options::value(&mut parser, "--notify-fd", "a file descriptor", |text| {
+                    options::digits::<RawFd>(text)
+                })?;
+                options.notify_fd = Some(fd);
+            }
             Long("hotplug-argument") => options.hotplug_argument = true,
             Long("clean-environment") => options.clean_environment = true,
             Long("output-fd") => {
@@ -244,6 +276,18 @@ fn parse(mut parser: lexopt::Parser) -> Result<Result<Options, Request>, Fatal> 
     }
     options.work = program.unwrap_or(Work::Rules { files, dry_run });
     Ok(Ok(options))
+}
+
+fn sources(options: &Options) -> Result<Vec<Source>, Fatal> {
+    match inherited_sources(&options.fds)? {
+        None => Ok(vec![open_source(KERNEL_GROUP, options.receive_buffer_size)?]),
+        Some(_) if options.receive_buffer_size.is_some() => Err(Fatal::Usage(
+            "--receive-buffer-size is for a socket that plugd opens itself, \
+             but it was handed one"
+                .into(),
+        )),
+        Some(sources) => Ok(sources),
+    }
 }
 
 /// Opens a socket for the events of the groups of a mask.
@@ -284,9 +328,9 @@ pub(super) fn adopt_source(fd: RawFd) -> Result<Source, Fatal> {
     Ok(source)
 }
 
-/// Where events go that were acted on.
-fn outlets(options: &Options, sources: &[Source]) -> Result<Outlets, Fatal> {
-    let output = options.output_fd.map(|fd| {
+/// Where events go that were acted on. `output` is the descriptor to write them to.
+fn outlets(options: &Options, output: Option<RawFd>, sources: &[Source]) -> Result<Outlets, Fatal> {
+    let output = output.map(|fd| {
         let file = inherited(fd)?;
         Output::new(file).map_err(|e| Fatal::system(format_args!("write to {fd}"), e))
     });
@@ -309,35 +353,80 @@ pub(super) fn inherited(fd: RawFd) -> Result<OwnedFd, Fatal> {
     sys::adopt(fd).map_err(unusable)
 }
 
-/// Runs the daemon until it is asked to stop. Returns what it has counted.
+/// Runs the daemon until it is asked to stop, and returns what it has counted;
+/// `handover` is what the plugd before this one left, whose sockets for events
+/// `sources` are.
 pub(super) fn serve(
     options: &Options,
     engine: &mut Engine,
     sources: Vec<Source>,
+    handover: Option<Handover>,
 ) -> Result<Counters, Fatal> {
-    let outlets = outlets(options, &sources)?;
-    let ready = options.ready_fd.map(inherited).transpose()?;
-    sys::close_all_on_exec().map_err(|e| Fatal::system("set file descriptors close-on-exec", e))?;
+    let output = match &handover {
+        Some(handover) => handover.output,
+        None => options.output_fd,
+    };
+    let outlets = outlets(options, output, &sources)?;
     // The children's; plugd reads nothing there.
     File::open("/dev/null")
         .and_then(|null| Ok(rustix::stdio::dup2_stdin(null)?))
         .map_err(|e| Fatal::system("make /dev/null the standard input", e))?;
-    let mut daemon = Daemon::new(sources, options.limits, options.hangup)
-        .map_err(|e| Fatal::system("set up the event loop", e))?;
-    daemon.pass_on(outlets);
-    if let Some(ready) = ready {
-        tell_ready(ready);
+    let control = match &options.control {
+        Some(address) => Some(control(options, address, handover.as_ref())?),
+        None => None,
+    };
+    let mut daemon = Daemon::new(Setup {
+        sources,
+        limits: options.limits,
+        manner: options.manner,
+        control,
+        notifier: notifier(options, handover.is_some())?,
+        engine: engine_status(options, engine),
+        outlets,
+    })
+    .map_err(|e| Fatal::system("set up the event loop", e))?;
+    if let Some(handover) = handover {
+        daemon.resume(handover)?;
     }
+    // Now that all that was inherited on purpose has been taken over.
+    sys::close_all_on_exec().map_err(|e| Fatal::system("set file descriptors close-on-exec", e))?;
+    daemon.announce().map_err(|e| Fatal::system("tell that plugd is ready", e))?;
     let counters = daemon.run(engine).map_err(|e| Fatal::system("wait for what happens", e))?;
     log::info!("stopped: {counters}");
     Ok(counters)
 }
 
-/// Tells a supervisor that everything is set up, as s6 has it.
-pub(super) fn tell_ready(fd: OwnedFd) {
-    if let Err(error) = File::from(fd).write_all(b"\n") {
-        log::warn!("cannot tell that all is ready: {}", reason(&error));
-    }
+fn control(
+    options: &Options,
+    address: &Address,
+    handover: Option<&Handover>,
+) -> Result<Server, Fatal> {
+    let (address, mode) = (address.clone(), options.control_mode);
+    let Some(listener) = handover.and_then(|handover| handover.listener) else {
+        log::info!("listening on control socket {address}");
+        return Server::bind(address, mode);
+    };
+    sys::adopt(listener)
+        .and_then(|listener| Server::from_listener(listener.into(), address, mode))
+        .map_err(|e| Fatal::system("go on with the control socket", e))
+}
+
+fn notifier(options: &Options, resumed: bool) -> Result<Notifier, Fatal> {
+    // A plugd that goes on has told its descriptor long ago.
+    let descriptor = options.notify_fd.filter(|_| !resumed).map(inherited);
+    Notifier::new(descriptor.transpose()?, std::env::var_os("NOTIFY_SOCKET").as_deref())
+}
+
+/// What the status says of the engine.
+fn engine_status(options: &Options, engine: &Engine) -> status::Engine {
+    let (kind, file) = match (engine, &options.work) {
+        (Engine::Handler(handler), _) => ("handler", handler.program.path.to_bytes()),
+        (Engine::Rules(_), Work::Rules { files, .. }) => {
+            ("rules", files.conf.as_os_str().as_encoded_bytes())
+        }
+        (Engine::Rules(_), Work::Program(..)) => ("rules", &b""[..]),
+    };
+    status::Engine { kind, file: file.to_vec() }
 }
 
 /// Finds the program, or reads the rules.

@@ -29,10 +29,24 @@ const PLAN_DONE: Input = Input::PlanDone;
 const CHILD_GONE: Input = Input::ChildGone;
 const STOP: Input = Input::Stop;
 const END_OF_INPUT: Input = Input::EndOfInput;
+const PAUSE: Input = Input::Pause;
+const RESUME: Input = Input::Resume;
 const TICK: Input = Input::Tick;
 
-const INPUTS: [Input; 10] =
-    [EVENT, STARTED, TRANSIENT, MISSING, FINAL, PLAN_DONE, CHILD_GONE, STOP, END_OF_INPUT, TICK];
+const INPUTS: [Input; 12] = [
+    EVENT,
+    STARTED,
+    TRANSIENT,
+    MISSING,
+    FINAL,
+    PLAN_DONE,
+    CHILD_GONE,
+    STOP,
+    END_OF_INPUT,
+    PAUSE,
+    RESUME,
+    TICK,
+];
 const STOPS: [Stop; 3] = [Stop::No, Stop::Finish, Stop::Now];
 const STAGES: [Stage; 6] =
     [FREE, TIMED, TIMED_OUT, Stage::Terminated(AFTER), Stage::Terminated(BEFORE), Stage::Killed];
@@ -82,7 +96,8 @@ fn states() -> Vec<State> {
     }
     match (EVENT, Stop::No, FREE) {
         (EVENT | STARTED | Input::Refused(Transient | Missing | Final) | PLAN_DONE, ..) => {}
-        (CHILD_GONE | STOP | END_OF_INPUT | TICK, Stop::No | Stop::Finish | Stop::Now, _) => {}
+        (CHILD_GONE | STOP | END_OF_INPUT, Stop::No | Stop::Finish | Stop::Now, _) => {}
+        (PAUSE | RESUME | TICK, ..) => {}
     }
     match FREE {
         Stage::Free(None | Some(_)) | Stage::Terminated(_) | Stage::Killed => {}
@@ -117,7 +132,7 @@ fn row(from: State, inputs: &[Input], to: State, action: Action) -> Row {
 
 const REFUSED: [Input; 3] = [TRANSIENT, MISSING, FINAL];
 /// All but what the loop says about a plan and a child.
-const OUTSIDE: [Input; 4] = [EVENT, CHILD_GONE, END_OF_INPUT, TICK];
+const OUTSIDE: [Input; 6] = [EVENT, CHILD_GONE, END_OF_INPUT, PAUSE, RESUME, TICK];
 /// All that says how a step or a plan began or ended.
 const ANSWERS: [Input; 5] = [STARTED, TRANSIENT, MISSING, FINAL, PLAN_DONE];
 
@@ -126,7 +141,7 @@ fn table() -> Vec<Row> {
         row(Reading, &[EVENT], acting(Stop::No, None), Perform),
         row(Reading, &[STOP, END_OF_INPUT], Done, Exit),
         ignores(Reading, &ANSWERS),
-        ignores(Reading, &[CHILD_GONE, TICK]),
+        ignores(Reading, &[CHILD_GONE, PAUSE, RESUME, TICK]),
         ignores(Done, &INPUTS),
         // The first refusal, and later ones.
         row(acting(Stop::No, None), &[TRANSIENT], waiting(100, None, 1_000_100), Continue),
@@ -170,7 +185,7 @@ fn table() -> Vec<Row> {
         ]);
         for state in [no, finish, now] {
             rows.push(ignores(state, &ANSWERS));
-            rows.push(ignores(state, &[EVENT, END_OF_INPUT]));
+            rows.push(ignores(state, &[EVENT, END_OF_INPUT, PAUSE, RESUME]));
         }
     }
     for stage in [FREE, TIMED, TIMED_OUT] {
@@ -204,14 +219,14 @@ fn table() -> Vec<Row> {
             // Not dropped without a last attempt.
             rows.push(row(state, &[STOP], acting(Stop::Finish, retry), Perform));
             rows.push(ignores(state, &ANSWERS));
-            rows.push(ignores(state, &[EVENT, CHILD_GONE, END_OF_INPUT]));
+            rows.push(ignores(state, &[EVENT, CHILD_GONE, END_OF_INPUT, PAUSE, RESUME]));
         }
     }
     rows
 }
 
 fn after(state: State, input: Input, limits: Limits) -> (State, Action) {
-    let mut machine = Machine { state, limits };
+    let mut machine = Machine { state, limits, paused: false };
     let action = machine.step(NOW, input);
     (machine.state(), action)
 }
@@ -235,6 +250,23 @@ fn every_state_with_every_input() {
         }
     }
     assert_eq!(pairs, expected.len(), "the table has pairs of states that are not listed");
+}
+
+#[test]
+fn a_pause_lasts_until_it_is_ended_whatever_happens_meanwhile() {
+    for state in states() {
+        let mut machine = Machine { state, limits: LIMITS, paused: false };
+        machine.step(NOW, PAUSE);
+        for input in INPUTS.into_iter().filter(|&input| input != RESUME) {
+            machine.step(NOW, input);
+            assert!(machine.is_paused(), "{state:?}, {input:?}");
+        }
+        machine.step(NOW, RESUME);
+        for input in INPUTS.into_iter().filter(|&input| input != PAUSE) {
+            machine.step(NOW, input);
+            assert!(!machine.is_paused(), "{state:?}, {input:?}");
+        }
+    }
 }
 
 #[test]
@@ -493,7 +525,7 @@ impl World {
             }
             Input::Stop => self.stops += 1,
             Input::EndOfInput => self.input_ended = true,
-            Input::Tick => {}
+            Input::Pause | Input::Resume | Input::Tick => {}
         }
     }
 

@@ -139,5 +139,5 @@ fn no_child_is_left_unreaped() {
         unix::send(&sender, &uevent("add", "/devices/x", &[&format!("N={}", n % 2)]));
     }
     daemon.wait_for_counters("received 50, handled 25, failed 25");
-    assert_eq!(daemon.children(), []);
+    assert_eq!(daemon.children(), Vec::<u32>::new());
 }

@@ -7,6 +7,7 @@
 
 mod children;
 mod command_line;
+mod control;
 mod environment;
 mod facts;
 mod faults;

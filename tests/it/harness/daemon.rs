@@ -45,9 +45,10 @@ impl Plugd {
         }
     }
 
-    /// `plugd run` with these options.
+    /// `plugd run` with these options, and without a control socket, as tests
+    /// run at the same time.
     pub(crate) fn run(options: &[&str]) -> Self {
-        Self::new().args(["run"]).args(options)
+        Self::new().args(["run", "--control", "none"]).args(options)
     }
 
     /// `plugd run --fd 3`, with this socket there.

@@ -1,0 +1,279 @@
+//! The commands that speak with a running plugd: one request each, and its
+//! reply.
+//!
+//! Owns their exit codes: 0 done, 1 plugd said no or did not in time, 100 wrong
+//! usage, 111 there is no plugd.
+
+use std::os::unix::ffi::OsStringExt;
+use std::path::Path;
+use std::time::Duration;
+
+use lexopt::Arg::{Long, Short, Value};
+
+use crate::control::Address;
+use crate::control::client::{self, Connection, Failure};
+use crate::control::wire::{self, Outcome, Reply};
+use crate::error::Fatal;
+use crate::presence;
+use crate::settle::{Device, Want};
+
+use super::options::{self, SECONDS};
+use super::{Command, Request, complain, print};
+
+/// How long to wait for a reply that needs no waiting.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// How much longer than the daemon to wait for what it waits for.
+const GRACE: Duration = Duration::from_secs(5);
+
+/// A command, and what follows its help.
+macro_rules! command {
+    ($constant:ident, $name:literal, $summary:literal, $arguments:literal, $help:expr) => {
+        pub(super) const $constant: Command = Command {
+            name: $name,
+            alias: None,
+            peer: false,
+            summary: $summary,
+            usage: concat!("plugd ", $name, " [OPTIONS]", $arguments),
+            help: $help,
+            main: |parser, program| speak($name, parser, program),
+        };
+    };
+}
+
+/// What the help of all these commands has in common.
+macro_rules! help {
+    ($text:literal, $options:literal, $timeout:literal) => {
+        concat!(
+            $text,
+            "\nOptions:\n",
+            $options,
+            "      --control ADDRESS  where plugd's control socket is: @NAME in the abstract\n",
+            "                         namespace, or the path of a file [@plugd]\n",
+            "      --timeout SECONDS  how long that may take [",
+            $timeout,
+            "]\n",
+            "  -q, --quiet            print nothing: the exit code tells\n",
+            "  -h, --help             print this\n",
+            "  -V, --version          print the version\n\n",
+            "Exit codes: 0 done, 1 plugd said no or took too long, 100 wrong usage, 111 there\n",
+            "is no plugd.\n"
+        )
+    };
+}
+
+command!(
+    STATUS,
+    "status",
+    "Tells what plugd is doing, what waits in the kernel, and what it has counted.",
+    "",
+    help!(
+        "With --quiet it tells only whether plugd is there and answers: that is what\n\
+         runit's ./check and s6-notifyoncheck want to know.\n",
+        "      --json             print a JSON object\n      \
+               --openmetrics      print OpenMetrics text, for Prometheus\n",
+        "10"
+    )
+);
+command!(
+    SETTLE,
+    "settle",
+    "Waits until every event that was emitted before has been acted on.",
+    "",
+    help!(
+        "Events that are emitted later are not waited for, however many come. Failed\n\
+         ones count as acted on. With --timeout 0 it tells whether it is so now.\n",
+        "",
+        "120"
+    )
+);
+command!(
+    WAIT,
+    "wait",
+    "Waits until a device has been acted on, or is there already.",
+    " DEVPATH | /dev/NODE | KEY=VALUE...",
+    help!(
+        "The device is told by its path in /sys (with or without /sys), by its node or a\n\
+         link in /dev, or by variables of its events, all of which must be as given. If\n\
+         it is there already, but its event still waits, that is waited for.\n\n\
+         Examples:\n      \
+         plugd wait /dev/disk/by-label/data && mount LABEL=data /data\n      \
+         plugd wait --timeout 10 SUBSYSTEM=net INTERFACE=wlan0\n",
+        "      --removed          wait until it is gone\n",
+        "120"
+    )
+);
+command!(
+    PAUSE,
+    "pause",
+    "Has plugd read no further events: they wait in the kernel.",
+    "",
+    help!("A program that runs is left alone; plugd answers as always.\n", "", "10")
+);
+command!(
+    RESUME,
+    "resume",
+    "Has plugd read events again.",
+    "",
+    help!("Those that have waited in the kernel come first.\n", "", "10")
+);
+command!(
+    RELOAD,
+    "reload",
+    "Has plugd read its configuration again, as SIGHUP does.",
+    "",
+    help!("A handler program has none.\n", "", "10")
+);
+command!(
+    RESCAN,
+    "rescan",
+    "Has plugd compare the devices that are there with those it knows, as SIGALRM does.",
+    "",
+    help!("This version of plugd says no to it.\n", "", "10")
+);
+command!(
+    STOP,
+    "stop",
+    "Has plugd end when the program that runs has ended, as SIGTERM does.",
+    "",
+    help!("Said once more, the program is ended at once.\n", "", "10")
+);
+command!(
+    UPDATE,
+    "update",
+    "Has plugd go on as the program that is in its file now, as SIGUSR2 does.",
+    "",
+    help!(
+        "No event and no child is lost, and plugd's process remains. If the file does not\n\
+         start, or is no plugd, the old one goes on.\n",
+        "",
+        "10"
+    )
+);
+command!(
+    LOG_LEVEL,
+    "log-level",
+    "Tells up to which level plugd logs, or changes that.",
+    " [error|warning|info|debug|trace]",
+    help!("debug tells of every event.\n", "", "10")
+);
+
+/// What the command line asks for.
+struct Options {
+    address: Address,
+    timeout: Option<Duration>,
+    quiet: bool,
+    /// The request, the command's name first.
+    words: Vec<Vec<u8>>,
+}
+
+fn speak(
+    name: &'static str,
+    parser: lexopt::Parser,
+    program: &'static str,
+) -> Result<Request, Fatal> {
+    let options = match parse(name, parser)? {
+        Ok(options) => options,
+        Err(other) => return Ok(other),
+    };
+    let command = wire::Command::parse(&options.words).map_err(Fatal::Usage)?;
+    let (code, text) = match ask(&options, &command) {
+        Ok(Reply { outcome: Outcome::Ok, text }) if options.quiet => (0, text),
+        Ok(Reply { outcome: Outcome::Ok, text }) => {
+            print(&text);
+            return Ok(Request::Done);
+        }
+        Ok(Reply { outcome: Outcome::Usage, text }) => (super::EXIT_USAGE, text),
+        Ok(Reply { outcome: Outcome::No | Outcome::Denied, text }) => (super::EXIT_NO, text),
+        Err(failure) => {
+            let code = match failure {
+                Failure::NoDaemon(_) | Failure::Garbled => super::EXIT_SYSTEM,
+                Failure::Denied(_) | Failure::TimedOut => super::EXIT_NO,
+            };
+            (code, failure.to_string())
+        }
+    };
+    if !options.quiet {
+        complain(&format!("{program}: {name}: {}\n", text.trim_end()));
+    }
+    Ok(Request::Exit(code))
+}
+
+fn parse(
+    name: &'static str,
+    mut parser: lexopt::Parser,
+) -> Result<Result<Options, Request>, Fatal> {
+    let mut options = Options {
+        address: Address::default(),
+        timeout: None,
+        quiet: false,
+        words: vec![name.into()],
+    };
+    while let Some(argument) = parser.next()? {
+        match argument {
+            Long("control") => {
+                let address = parser.value()?;
+                let none = || Fatal::Usage("--control none: there is nobody to ask".into());
+                options.address = options::control(&address)?.ok_or_else(none)?;
+            }
+            Long("timeout") => {
+                let timeout = options::value(&mut parser, "--timeout", SECONDS, options::seconds)?;
+                options.timeout = Some(timeout);
+            }
+            Short('q') | Long("quiet") => options.quiet = true,
+            Short('h') | Long("help") => return Ok(Err(Request::Help)),
+            Short('V') | Long("version") => return Ok(Err(Request::Version)),
+            // Whether this command has it, the protocol knows.
+            Long(flag @ ("json" | "openmetrics" | "removed")) => {
+                options.words.push(format!("--{flag}").into());
+            }
+            Value(word) => options.words.push(word.into_vec()),
+            argument => return Err(argument.unexpected().into()),
+        }
+    }
+    if let (Some(timeout), "settle" | "wait") = (options.timeout, name) {
+        let seconds = format!("{}.{:09}", timeout.as_secs(), timeout.subsec_nanos());
+        options.words.extend([b"--timeout".to_vec(), seconds.into()]);
+    }
+    Ok(Ok(options))
+}
+
+fn ask(options: &Options, command: &wire::Command) -> Result<Reply, Failure> {
+    let patience = match command {
+        wire::Command::Await { timeout, .. } => timeout.saturating_add(GRACE),
+        _ => options.timeout.unwrap_or(PATIENCE),
+    };
+    let mut connection = Connection::open(&options.address, Some(patience))?;
+    connection.send(&options.words)?;
+    match command {
+        wire::Command::Await { want: Want::Present(Device::Fields(fields)), timeout } => {
+            look_too(connection, options, fields, true, *timeout)
+        }
+        wire::Command::Await { want: Want::Gone(Device::Fields(fields)), timeout } => {
+            look_too(connection, options, fields, false, *timeout)
+        }
+        _ => connection.receive(),
+    }
+}
+
+/// Waits for an event on `waiting`, and once everything is settled, looks in
+/// /sys whether the device is there already, or gone: the daemon has no time
+/// for that.
+fn look_too(
+    mut waiting: Connection,
+    options: &Options,
+    fields: &[Vec<u8>],
+    wanted: bool,
+    timeout: Duration,
+) -> Result<Reply, Failure> {
+    let mut settling = Connection::open(&options.address, Some(timeout.saturating_add(GRACE)))?;
+    let seconds = format!("{}.{:09}", timeout.as_secs(), timeout.subsec_nanos());
+    settling.send(&[&b"settle"[..], b"--timeout", seconds.as_bytes()])?;
+    let event = client::either(&waiting, &settling)?;
+    if !event && settling.receive()?.outcome == Outcome::Ok {
+        let found = presence::find(Path::new("/sys"), fields);
+        if found.is_ok_and(|found| found == wanted) {
+            return Ok(Reply::ok(""));
+        }
+    }
+    waiting.receive()
+}

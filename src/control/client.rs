@@ -1,0 +1,182 @@
+//! The commands' side of the control socket.
+
+use std::ffi::OsStr;
+use std::fmt;
+use std::io::{self, Read, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use socket2::{Domain, SockAddr, Socket, Type};
+
+use crate::error::reason;
+
+use super::Address;
+use super::wire::{self, Reply};
+
+/// The longest first line of a reply, in bytes.
+const HEAD_MAX: usize = 64;
+/// The longest text of a reply that is read, in bytes.
+const TEXT_MAX: usize = 1 << 20;
+
+/// A connection to a daemon.
+#[derive(Debug)]
+pub struct Connection {
+    stream: UnixStream,
+    /// When to give up, if ever.
+    deadline: Option<Instant>,
+}
+
+/// Why there is no reply.
+#[derive(Debug)]
+pub enum Failure {
+    /// Nobody answers there, or no longer.
+    NoDaemon(String),
+    /// One may not connect.
+    Denied(String),
+    /// It took too long.
+    TimedOut,
+    /// What came is no reply.
+    Garbled,
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoDaemon(why) | Self::Denied(why) => f.write_str(why),
+            Self::TimedOut => f.write_str("timed out: plugd does not answer"),
+            Self::Garbled => f.write_str("what answers there is no plugd, or not of this version"),
+        }
+    }
+}
+
+impl Connection {
+    /// Connects, and gives up after `patience`, then and later.
+    ///
+    /// # Errors
+    /// Says why one cannot.
+    pub fn open(address: &Address, patience: Option<Duration>) -> Result<Self, Failure> {
+        let deadline = patience.and_then(|patience| Instant::now().checked_add(patience));
+        let connect = || {
+            let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+            // It waits while too many others do (unix(7)).
+            socket.set_write_timeout(patience.map(|p| p.max(Duration::from_millis(1))))?;
+            socket.connect(&to_sock_addr(address)?)?;
+            io::Result::Ok(UnixStream::from(OwnedFd::from(socket)))
+        };
+        match connect() {
+            Ok(stream) => Ok(Self { stream, deadline }),
+            Err(error) => {
+                let text = format!("cannot connect to {address}: {}", reason(&error));
+                Err(match error.kind() {
+                    io::ErrorKind::PermissionDenied => Failure::Denied(text),
+                    io::ErrorKind::WouldBlock => Failure::TimedOut,
+                    _ => Failure::NoDaemon(text),
+                })
+            }
+        }
+    }
+
+    /// Sends a request.
+    ///
+    /// # Errors
+    /// If the daemon does not take it.
+    pub fn send<W: AsRef<[u8]>>(&mut self, words: &[W]) -> Result<(), Failure> {
+        let timeout = self.timeout()?;
+        let sent = self
+            .stream
+            .set_write_timeout(timeout)
+            .and_then(|()| self.stream.write_all(&wire::request(words)));
+        match sent {
+            // It may have told why before it went.
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+            result => result.map_err(|error| failure(&error)),
+        }
+    }
+
+    /// Waits for the reply to the first request that has none.
+    ///
+    /// # Errors
+    /// If there is none.
+    pub fn receive(&mut self) -> Result<Reply, Failure> {
+        let mut head = Vec::new();
+        while head.last() != Some(&b'\n') {
+            let mut byte = [0];
+            self.fill(&mut byte)?;
+            head.push(byte[0]);
+            if head.len() > HEAD_MAX {
+                return Err(Failure::Garbled);
+            }
+        }
+        let (outcome, length) =
+            Reply::parse_head(&head[..head.len() - 1]).ok_or(Failure::Garbled)?;
+        if length > TEXT_MAX {
+            return Err(Failure::Garbled);
+        }
+        let mut text = vec![0; length];
+        self.fill(&mut text)?;
+        let text = String::from_utf8(text).map_err(|_| Failure::Garbled)?;
+        Ok(Reply { outcome, text })
+    }
+
+    fn fill(&mut self, mut buffer: &mut [u8]) -> Result<(), Failure> {
+        while !buffer.is_empty() {
+            let timeout = self.timeout()?;
+            let read =
+                self.stream.set_read_timeout(timeout).and_then(|()| self.stream.read(buffer));
+            match read {
+                Ok(0) => return Err(Failure::NoDaemon("plugd has ended the connection".into())),
+                Ok(length) => buffer = &mut buffer[length..],
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(failure(&error)),
+            }
+        }
+        Ok(())
+    }
+
+    fn timeout(&self) -> Result<Option<Duration>, Failure> {
+        match self.deadline.map(|at| at.saturating_duration_since(Instant::now())) {
+            Some(Duration::ZERO) => Err(Failure::TimedOut),
+            timeout => Ok(timeout),
+        }
+    }
+}
+
+/// Waits until one of two connections has something to say, or has ended:
+/// whether the first has.
+///
+/// # Errors
+/// If that takes too long for the first.
+pub fn either(first: &Connection, second: &Connection) -> Result<bool, Failure> {
+    let mut fds = [&first.stream, &second.stream].map(|fd| PollFd::new(fd, PollFlags::IN));
+    loop {
+        let timeout = first.timeout()?.and_then(|timeout| Timespec::try_from(timeout).ok());
+        match poll(&mut fds, timeout.as_ref()) {
+            Ok(0) => return Err(Failure::TimedOut),
+            Ok(_) => return Ok(!fds[0].revents().is_empty()),
+            Err(Errno::INTR) => {}
+            Err(error) => return Err(failure(&error.into())),
+        }
+    }
+}
+
+fn failure(error: &io::Error) -> Failure {
+    match error.kind() {
+        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => Failure::TimedOut,
+        _ => Failure::NoDaemon(format!("the connection to plugd broke: {}", reason(error))),
+    }
+}
+
+fn to_sock_addr(address: &Address) -> io::Result<SockAddr> {
+    match address {
+        // socket2 takes a path that begins with NUL for an abstract name.
+        Address::Abstract(name) => {
+            let path = [b"\0", &name[..]].concat();
+            SockAddr::unix(OsStr::from_bytes(&path))
+        }
+        Address::Path(path) => SockAddr::unix(path),
+    }
+}

@@ -1,0 +1,681 @@
+//! The daemon's side of the control socket.
+//!
+//! Owns the listener and the clients. A part of the loop, which tells it what
+//! the poll reported and takes one request after the other from it. Nobody can
+//! hold it up: what a client has to say and to hear is bounded, both have to
+//! be done in time, and many more clients than are useful may be there at once.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::fmt;
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, AsRawFd, RawFd};
+use std::os::unix::net as std_net;
+use std::path::Path;
+use std::time::Duration;
+
+use mio::event::Event;
+use mio::net::{UnixListener, UnixStream};
+use mio::{Interest, Registry, Token};
+use rustix::fs::{FileType, FlockOperation, Mode, OFlags};
+use rustix::io::Errno;
+use rustix::process::{Resource, Rlimit, getegid, geteuid, getrlimit, setrlimit};
+
+use crate::counters::Limiter;
+use crate::error::{Fatal, reason};
+use crate::handover;
+use crate::machine::Time;
+use crate::sys;
+
+use super::Address;
+use super::wire::{self, Command, Outcome, REQUEST_MAX, Reader, Reply};
+
+/// How many clients may be connected at once.
+const CLIENTS_MAX: usize = 2048;
+/// How many of them may be others than root and plugd's own user.
+const STRANGERS_MAX: usize = CLIENTS_MAX / 2;
+/// File descriptors that clients must leave to the daemon, for children above all.
+const DESCRIPTORS_KEPT: u64 = 32;
+/// How long a client may take to say something.
+const SILENCE: Duration = Duration::from_secs(60);
+/// How long a client may take to read a reply.
+const DEAFNESS: Duration = Duration::from_secs(10);
+/// When to try again to accept somebody.
+const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
+/// How many clients are looked at, or accepted, in a turn of the loop. What the
+/// daemon is there for must not wait for them.
+const PER_TURN: usize = 128;
+
+/// The control socket.
+#[derive(Debug)]
+pub struct Server {
+    listener: UnixListener,
+    address: Address,
+    /// Who may ask; see [`Server::may_ask`].
+    mode: Mode,
+    /// The token of the listener; the clients' follow.
+    first_token: usize,
+    next_id: usize,
+    /// The oldest come first.
+    clients: BTreeMap<Id, Client>,
+    strangers: usize,
+    /// Somebody may wait to be accepted.
+    accepting: bool,
+    /// Who may have something to say or to hear, each once.
+    active: VecDeque<Id>,
+    /// No client has to be reminded before that.
+    reminder: Option<Time>,
+    /// Who has gone, or was sent away, while a request waited.
+    lost: Vec<Id>,
+    /// The limit of open files that was there before it was raised for clients.
+    open_files: Option<(u64, u64)>,
+    limiter: Limiter,
+}
+
+/// Tells clients apart; never used again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Id(usize);
+
+/// Who is at the other end, as the kernel knows it (SO_PEERCRED in unix(7)).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Peer {
+    /// Its process id, 0 if that means nothing here.
+    pub pid: i32,
+    /// Its user id.
+    pub uid: u32,
+    gid: u32,
+    privileged: bool,
+}
+
+impl Peer {
+    fn of(stream: &impl AsFd) -> io::Result<Self> {
+        let (pid, uid, gid) = sys::peer_credentials(stream)?;
+        let privileged = uid == 0 || uid == geteuid().as_raw();
+        Ok(Self { pid, uid, gid, privileged })
+    }
+}
+
+impl fmt::Display for Peer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "pid {} of user {}", self.pid, self.uid)
+    }
+}
+
+#[derive(Debug)]
+struct Client {
+    stream: UnixStream,
+    peer: Peer,
+    /// What it said, from the request on that was not yet answered.
+    input: Vec<u8>,
+    /// It will say no more.
+    ended: bool,
+    /// It will hear no more.
+    gone: bool,
+    /// Its request, which waits for an answer.
+    asking: Option<Question>,
+    /// What it has still to hear.
+    output: Vec<u8>,
+    heard: usize,
+    /// It is sent away when it has heard that.
+    last_words: bool,
+    /// It is in [`Server::active`].
+    active: bool,
+    /// When it is sent away if it says or hears nothing.
+    deadline: Time,
+}
+
+/// A request that waits for an answer.
+#[derive(Debug, Clone, Copy)]
+struct Question {
+    reader: Reader,
+    /// Its length, at the beginning of the input.
+    length: usize,
+}
+
+/// What becomes of a client that was looked at.
+enum Look {
+    /// It has asked something.
+    Asks(Result<Command, String>),
+    /// Nothing for now.
+    Later,
+    /// It is to be sent away.
+    Over,
+}
+
+impl Server {
+    /// Binds and listens. `mode` is a file's mode, and says who may ask what
+    /// changes nothing: others, or the group, if they may write.
+    ///
+    /// A file that is there already is replaced if it is a socket and nobody
+    /// answers on it.
+    ///
+    /// # Errors
+    /// Says who holds the address already. Else those of bind(2) and listen(2).
+    pub fn bind(address: Address, mode: Mode) -> Result<Self, Fatal> {
+        let listener = match &address {
+            Address::Abstract(_) => bind(&address),
+            Address::Path(path) => bind_file(&address, path, mode),
+        };
+        let listener = listener.map_err(|error| {
+            if error.kind() == io::ErrorKind::AddrInUse {
+                let holder = holder(&address).map_or_else(String::new, |p| format!(" by {p}"));
+                let error = io::Error::other(format!("the address is in use{holder}"));
+                return Fatal::system(format_args!("listen on control socket {address}"), error);
+            }
+            Fatal::system(format_args!("listen on control socket {address}"), error)
+        })?;
+        Self::from_listener(listener, address, mode)
+            .map_err(|error| Fatal::system("listen on control socket", error))
+    }
+
+    /// Goes on with a socket that was bound and listens.
+    ///
+    /// # Errors
+    /// Those of fcntl(2).
+    pub fn from_listener(
+        listener: std_net::UnixListener,
+        address: Address,
+        mode: Mode,
+    ) -> io::Result<Self> {
+        listener.set_nonblocking(true)?;
+        Ok(Self {
+            listener: UnixListener::from_std(listener),
+            address,
+            mode,
+            first_token: 0,
+            next_id: 0,
+            clients: BTreeMap::new(),
+            strangers: 0,
+            accepting: true,
+            active: VecDeque::new(),
+            reminder: None,
+            lost: Vec::new(),
+            open_files: None,
+            limiter: Limiter::default(),
+        })
+    }
+
+    /// Where it is.
+    pub fn address(&self) -> &Address {
+        &self.address
+    }
+
+    /// Begins to watch, with all tokens from `first_token` on for itself.
+    ///
+    /// # Errors
+    /// Those of epoll_ctl(2).
+    pub fn register(&mut self, registry: &Registry, first_token: usize) -> io::Result<()> {
+        self.first_token = first_token;
+        registry.register(&mut self.listener, Token(first_token), Interest::READABLE)
+    }
+
+    /// Goes on with the clients of the plugd before this one. Returns those
+    /// that wait for the end of the update; who cannot be kept is sent away.
+    /// `open_files` is what that one's [`Server::open_files`] said.
+    pub fn resume(
+        &mut self,
+        clients: Vec<handover::Client>,
+        open_files: Option<(u64, u64)>,
+        registry: &Registry,
+        now: Time,
+    ) -> Vec<Id> {
+        self.open_files = open_files;
+        let mut updating = Vec::new();
+        for client in clients {
+            let stream = match sys::adopt(client.fd) {
+                Ok(fd) => UnixStream::from_std(fd.into()),
+                Err(error) => {
+                    self.complain(now, "go on with a client", &error);
+                    continue;
+                }
+            };
+            let Ok(peer) = Peer::of(&stream) else { continue };
+            let Some(id) = self.keep(stream, peer, registry, now) else { continue };
+            let Some(kept) = self.clients.get_mut(&id) else { continue };
+            kept.input = client.input;
+            kept.output = client.output;
+            kept.last_words = client.last_words;
+            if client.asked_for_update {
+                // Not read as a request once more: it would begin another update.
+                if kept.question().is_none() {
+                    kept.ended = true;
+                    let _ = kept.question();
+                }
+                updating.push(id);
+            }
+        }
+        updating
+    }
+
+    /// The clients, for the plugd after this one, which they are told nothing
+    /// of; `updating` are those that asked for it.
+    pub fn hand_over(&self, updating: &[Id]) -> Vec<handover::Client> {
+        let clients = self.clients.iter().filter(|(_, client)| !client.gone);
+        clients
+            .map(|(id, client)| handover::Client {
+                fd: client.stream.as_raw_fd(),
+                input: client.input.clone(),
+                output: client.output[client.heard..].to_vec(),
+                last_words: client.last_words,
+                asked_for_update: updating.contains(id),
+            })
+            .collect()
+    }
+
+    /// The poll reported one of the server's tokens.
+    pub fn ready(&mut self, event: &Event) {
+        let Some(id) = event.token().0.checked_sub(self.first_token + 1).map(Id) else {
+            self.accepting = true;
+            return;
+        };
+        if let Some(client) = self.clients.get_mut(&id) {
+            client.gone |= event.is_write_closed() || event.is_error();
+            self.activate(id);
+        }
+    }
+
+    /// The limit of open files (soft, hard) that children have to get, if it is
+    /// not the present one.
+    pub fn open_files(&self) -> Option<(u64, u64)> {
+        self.open_files
+    }
+
+    /// Something is to be done that the poll will not report again.
+    pub fn has_work(&self) -> bool {
+        self.accepting || !self.active.is_empty()
+    }
+
+    /// When to call [`Server::remind`], at the latest.
+    pub fn deadline(&self) -> Option<Time> {
+        self.reminder
+    }
+
+    /// Sends away who was silent or deaf for too long, and looks who waits.
+    pub fn remind(&mut self, now: Time) {
+        if self.reminder.is_none_or(|at| at > now) {
+            return;
+        }
+        self.accepting = true;
+        let late = |client: &Client| client.asking.is_none() && client.deadline <= now;
+        let late: Vec<Id> =
+            self.clients.iter().filter(|(_, c)| late(c)).map(|(id, _)| *id).collect();
+        late.into_iter().for_each(|id| self.drop_client(id));
+        let waiting = self.clients.values().filter(|client| client.asking.is_none());
+        self.reminder = waiting.map(|client| client.deadline).min();
+    }
+
+    /// Who has gone although a request of theirs was not answered yet.
+    pub fn take_lost(&mut self) -> Vec<Id> {
+        std::mem::take(&mut self.lost)
+    }
+
+    /// A turn of the loop: lets clients hear and say what they have to, and
+    /// calls `answer` for every request; `None` from it means that
+    /// [`Server::reply`] follows later.
+    pub fn serve(&mut self, now: Time, mut answer: impl FnMut(Id, Peer, Command) -> Option<Reply>) {
+        for _ in 0..PER_TURN.min(self.active.len()) {
+            let Some(id) = self.active.pop_front() else { return };
+            let Some(client) = self.clients.get_mut(&id) else { continue };
+            client.active = false;
+            match client.look(now) {
+                Look::Over => self.drop_client(id),
+                Look::Later => self.remember(id),
+                Look::Asks(command) => {
+                    let peer = client.peer;
+                    if let Some(reply) = self.judge(&peer, command, now, |c| answer(id, peer, c)) {
+                        self.reply(id, &reply, now);
+                    } else if self.clients.get(&id).is_some_and(|client| client.gone) {
+                        // What it told is done; it will not hear the answer.
+                        self.drop_client(id);
+                    }
+                }
+            }
+        }
+    }
+
+    fn judge(
+        &mut self,
+        peer: &Peer,
+        command: Result<Command, String>,
+        now: Time,
+        answer: impl FnOnce(Command) -> Option<Reply>,
+    ) -> Option<Reply> {
+        match command {
+            _ if !self.may_ask(peer) => Some(self.deny(peer, "ask anything", now)),
+            Ok(command) if command.changes_something() && !peer.privileged => {
+                Some(self.deny(peer, "change anything", now))
+            }
+            Ok(command) => answer(command),
+            Err(text) => Some(Reply { outcome: Outcome::Usage, text }),
+        }
+    }
+
+    /// Who could connect to a file that the group may write to belongs to it;
+    /// an abstract socket lets everybody connect.
+    fn may_ask(&self, peer: &Peer) -> bool {
+        let group = match self.address {
+            Address::Path(_) => true,
+            Address::Abstract(_) => peer.gid == getegid().as_raw(),
+        };
+        peer.privileged || self.mode.contains(Mode::WOTH) || self.mode.contains(Mode::WGRP) && group
+    }
+
+    fn deny(&mut self, peer: &Peer, what: &str, now: Time) -> Reply {
+        if self.limiter.allows(now) {
+            log::warn!("{peer} may not {what} on the control socket: refused");
+        }
+        Reply { outcome: Outcome::Denied, text: format!("user {} may not {what} here", peer.uid) }
+    }
+
+    /// Replies to a client's request.
+    pub fn reply(&mut self, id: Id, reply: &Reply, now: Time) {
+        let Some(client) = self.clients.get_mut(&id) else { return };
+        let Some(Question { reader, length }) = client.asking.take() else { return };
+        client.input.drain(..length);
+        if client.input.is_empty() {
+            client.input = Vec::new();
+        }
+        client.say(&reply.to_bytes(reader), now);
+        client.last_words |= reader == Reader::Person;
+        self.activate(id);
+    }
+
+    /// The end: each client hears what it can hear at once, and a file is
+    /// removed.
+    pub fn close(mut self, now: Time) {
+        for client in self.clients.values_mut() {
+            client.hear(now);
+        }
+        if let Address::Path(path) = &self.address {
+            let _ = rustix::fs::unlink(path);
+        }
+    }
+
+    fn activate(&mut self, id: Id) {
+        if let Some(client) = self.clients.get_mut(&id)
+            && !std::mem::replace(&mut client.active, true)
+        {
+            self.active.push_back(id);
+        }
+    }
+
+    /// Sees to it that the client's deadline is kept.
+    fn remember(&mut self, id: Id) {
+        if let Some(client) = self.clients.get(&id).filter(|client| client.asking.is_none()) {
+            let at = client.deadline;
+            self.reminder = Some(self.reminder.map_or(at, |reminder| reminder.min(at)));
+        }
+    }
+
+    /// A turn of the loop: accepts those who wait for it.
+    pub fn accept(&mut self, registry: &Registry, now: Time) {
+        for _ in 0..PER_TURN {
+            if !self.accepting {
+                return;
+            }
+            match self.listener.accept() {
+                Ok((stream, _)) => self.admit(stream, registry, now),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.accepting = false,
+                Err(error) => {
+                    let errno = Errno::from_io_error(&error);
+                    if matches!(errno, Some(Errno::CONNABORTED | Errno::INTR)) {
+                        continue;
+                    }
+                    // For want of descriptors or memory. Who waits there is
+                    // not reported again.
+                    self.accepting = false;
+                    let at = now + ACCEPT_PAUSE;
+                    self.reminder = Some(self.reminder.map_or(at, |reminder| reminder.min(at)));
+                    self.complain(now, "accept a client of the control socket", &error);
+                }
+            }
+        }
+    }
+
+    fn complain(&mut self, now: Time, what: &str, error: &io::Error) {
+        if self.limiter.allows(now) {
+            log::warn!("cannot {what}: {}", reason(error));
+        }
+    }
+
+    fn admit(&mut self, mut stream: UnixStream, registry: &Registry, now: Time) {
+        let peer = match Peer::of(&stream) {
+            Ok(peer) => peer,
+            Err(error) => return self.complain(now, "tell who a client is", &error),
+        };
+        if !self.make_room(&peer) {
+            // Into an empty buffer: it takes it all, or the client is gone.
+            let _ = stream.write(b"error: no: too many clients\n");
+            return;
+        }
+        let _ = self.keep(stream, peer, registry, now);
+    }
+
+    /// Whether there is room for one more: strangers must not keep out those
+    /// to whom plugd belongs, and who says nothing must not keep out who does.
+    fn make_room(&mut self, peer: &Peer) -> bool {
+        let mut room = room();
+        if self.clients.len() >= room && room < CLIENTS_MAX && self.open_files.is_none() {
+            self.open_files = raise_open_files();
+            room = self::room();
+        }
+        let full = self.clients.len() >= room;
+        let share = self.strangers >= STRANGERS_MAX.min(room / 2);
+        if !full && (peer.privileged || !share) {
+            return true;
+        }
+        let silent = |client: &Client| client.asking.is_none() && client.output.is_empty();
+        let find = |privileged: bool| {
+            let mut clients = self.clients.iter();
+            clients.find(|(_, c)| c.peer.privileged == privileged && silent(c)).map(|(id, _)| *id)
+        };
+        let oldest = find(false).or_else(|| find(true).filter(|_| peer.privileged));
+        if let Some(id) = oldest {
+            self.drop_client(id);
+        }
+        oldest.is_some()
+    }
+
+    fn keep(
+        &mut self,
+        mut stream: UnixStream,
+        peer: Peer,
+        registry: &Registry,
+        now: Time,
+    ) -> Option<Id> {
+        let id = Id(self.next_id);
+        self.next_id += 1;
+        let token = Token(self.first_token + 1 + id.0);
+        let interest = Interest::READABLE | Interest::WRITABLE;
+        if let Err(error) = registry.register(&mut stream, token, interest) {
+            self.complain(now, "watch a client of the control socket", &error);
+            return None;
+        }
+        self.strangers += usize::from(!peer.privileged);
+        self.clients.insert(
+            id,
+            Client {
+                stream,
+                peer,
+                input: Vec::new(),
+                ended: false,
+                gone: false,
+                asking: None,
+                output: Vec::new(),
+                heard: 0,
+                last_words: false,
+                active: false,
+                deadline: now + SILENCE,
+            },
+        );
+        self.activate(id);
+        Some(id)
+    }
+
+    /// Closing its socket, of which there is no other copy, unregisters it.
+    fn drop_client(&mut self, id: Id) {
+        let Some(client) = self.clients.remove(&id) else { return };
+        self.strangers -= usize::from(!client.peer.privileged);
+        if client.asking.is_some() {
+            self.lost.push(id);
+        }
+        if self.clients.is_empty() {
+            self.reminder = None;
+        }
+    }
+}
+
+impl Client {
+    fn say(&mut self, bytes: &[u8], now: Time) {
+        self.output.extend_from_slice(bytes);
+        self.deadline = now + DEAFNESS;
+    }
+
+    /// Lets it hear what it has to, then says what it asks, if it does.
+    fn look(&mut self, now: Time) -> Look {
+        if !self.hear(now) {
+            return Look::Over;
+        }
+        if self.asking.is_some() {
+            return if self.gone { Look::Over } else { Look::Later };
+        }
+        if !self.output.is_empty() {
+            return Look::Later;
+        }
+        if self.last_words {
+            return Look::Over;
+        }
+        loop {
+            if let Some(command) = self.question() {
+                return Look::Asks(command);
+            }
+            if self.ended {
+                return Look::Over;
+            }
+            let mut buffer = [0; REQUEST_MAX];
+            match self.stream.read(&mut buffer[..REQUEST_MAX.saturating_sub(self.input.len())]) {
+                Ok(0) => self.ended = true,
+                Ok(length) => self.input.extend_from_slice(&buffer[..length]),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Look::Later,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(_) => return Look::Over,
+            }
+        }
+    }
+
+    /// The request at the beginning of the input, if it is complete. It waits
+    /// for an answer from now on.
+    fn question(&mut self) -> Option<Result<Command, String>> {
+        let length = self.input.len();
+        let end = match self.input.iter().position(|&b| b == b'\n') {
+            Some(end) => end,
+            None if length >= REQUEST_MAX => {
+                self.last_words = true;
+                self.asking = Some(Question { reader: Reader::Person, length });
+                return Some(Err(format!("a request has at most {REQUEST_MAX} bytes")));
+            }
+            // The last line of a file may lack its newline.
+            None if self.ended && length > 0 => {
+                self.last_words = true;
+                length
+            }
+            None => return None,
+        };
+        let (reader, command) = wire::parse(&self.input[..end]);
+        self.asking = Some(Question { reader, length: length.min(end + 1) });
+        Some(command)
+    }
+
+    /// Whether it may hear more.
+    fn hear(&mut self, now: Time) -> bool {
+        while self.heard < self.output.len() {
+            match self.stream.write(&self.output[self.heard..]) {
+                Ok(0) => return false,
+                Ok(length) => {
+                    self.heard += length;
+                    self.deadline = now + DEAFNESS;
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return true,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(_) => return false,
+            }
+        }
+        if self.heard > 0 {
+            // Idle clients keep no memory.
+            self.output = Vec::new();
+            self.heard = 0;
+            self.deadline = now + SILENCE;
+        }
+        true
+    }
+}
+
+impl AsRawFd for Server {
+    fn as_raw_fd(&self) -> RawFd {
+        self.listener.as_raw_fd()
+    }
+}
+
+/// How many clients the limit of open files leaves room for.
+fn room() -> usize {
+    let limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+    let room = limit.saturating_sub(DESCRIPTORS_KEPT);
+    usize::try_from(room).unwrap_or(usize::MAX).min(CLIENTS_MAX)
+}
+
+/// Raises the limit of open files as far as it is of use and allowed; returns
+/// what it was (soft, hard).
+fn raise_open_files() -> Option<(u64, u64)> {
+    let before = getrlimit(Resource::Nofile);
+    let wanted = CLIENTS_MAX as u64 + DESCRIPTORS_KEPT;
+    let current = before.maximum.map_or(wanted, |maximum| maximum.min(wanted));
+    setrlimit(Resource::Nofile, Rlimit { current: Some(current), ..before }).ok()?;
+    // RLIM_INFINITY (getrlimit(2)) is all ones.
+    Some((before.current.unwrap_or(u64::MAX), before.maximum.unwrap_or(u64::MAX)))
+}
+
+fn bind(address: &Address) -> io::Result<std_net::UnixListener> {
+    std_net::UnixListener::bind_addr(&address.to_socket_address()?)
+}
+
+/// Binds a file, replacing one that nobody listens on. With the directory
+/// locked: of two that find such a file at the same time, the second must find
+/// the first's instead.
+fn bind_file(address: &Address, path: &Path, mode: Mode) -> io::Result<std_net::UnixListener> {
+    let directory = match path.parent() {
+        Some(parent) if parent.as_os_str().is_empty() => Path::new("."),
+        Some(parent) => parent,
+        None => Path::new("/"),
+    };
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let lock = rustix::fs::open(directory, flags, Mode::empty())?;
+    rustix::io::retry_on_intr(|| rustix::fs::flock(&lock, FlockOperation::LockExclusive))?;
+    // Nobody must be able to connect before the mode is set.
+    let umask = rustix::process::umask(Mode::RWXU | Mode::RWXG | Mode::RWXO);
+    let listener = match bind(address) {
+        Err(error) if error.kind() == io::ErrorKind::AddrInUse && is_stale(address, path) => {
+            rustix::fs::unlink(path).map_err(io::Error::from).and_then(|()| bind(address))
+        }
+        result => result,
+    };
+    rustix::process::umask(umask);
+    let listener = listener?;
+    rustix::fs::chmod(path, mode)?;
+    Ok(listener)
+}
+
+/// Whether it is a socket that nobody listens on.
+fn is_stale(address: &Address, path: &Path) -> bool {
+    let is_socket = rustix::fs::lstat(path)
+        .is_ok_and(|status| FileType::from_raw_mode(status.st_mode) == FileType::Socket);
+    let refused = |address| {
+        std_net::UnixStream::connect_addr(&address)
+            .is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused)
+    };
+    is_socket && address.to_socket_address().is_ok_and(refused)
+}
+
+/// Who listens there, as far as it can be told.
+fn holder(address: &Address) -> Option<Peer> {
+    let stream = std_net::UnixStream::connect_addr(&address.to_socket_address().ok()?).ok()?;
+    Peer::of(&stream).ok()
+}

@@ -1,0 +1,450 @@
+//! What one plugd hands to the next one, which takes its place in the same
+//! process: its state, as text.
+//!
+//! Pure. File descriptors are numbers here; they stay open across execve(2).
+//! A line is a key and its values; keys that are not known are passed over, so
+//! that a newer plugd may say more than an older one understands.
+#![forbid(unsafe_code)]
+
+use std::fmt::Write as _;
+use std::os::fd::RawFd;
+use std::str::FromStr;
+use std::time::Duration;
+
+use crate::counters::Counters;
+use crate::machine::{Retry, Stage, State, Stop, Time};
+
+/// Tells the next plugd where its predecessor's state is: `PID:FD`.
+pub const VARIABLE: &str = "PLUGD_HANDOVER";
+
+/// Begins the text.
+const MAGIC: &str = "plugd-handover 1";
+
+/// The state of a daemon.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Handover {
+    /// The version of plugd that it comes from.
+    pub version: String,
+    /// When the daemon was started, by CLOCK_MONOTONIC. All times count from there.
+    pub started: Duration,
+    /// What it is doing; never `Acting` or `Done`.
+    pub state: State,
+    /// It reads nothing for now.
+    pub paused: bool,
+    /// What it has counted.
+    pub counters: Counters,
+    /// The sockets that bring events.
+    pub sources: Vec<RawFd>,
+    /// The event in hand; there is one unless the state is `Reading`.
+    pub event: Option<InHand>,
+    /// The pidfd and the process id of the running program.
+    pub child: Option<(RawFd, i32)>,
+    /// The listening control socket.
+    pub listener: Option<RawFd>,
+    /// Who is connected to it.
+    pub clients: Vec<Client>,
+    /// The level of logging that was chosen at run time.
+    pub log_level: Option<String>,
+    /// The limit of open files (soft, hard) that children get.
+    pub open_files: Option<(u64, u64)>,
+    /// Where events are written that were acted on.
+    pub output: Option<RawFd>,
+}
+
+/// An event that is being acted on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct InHand {
+    /// Which of the sockets it came from.
+    pub source: usize,
+    /// The bytes received.
+    pub datagram: Vec<u8>,
+    /// How many of its steps have been carried out.
+    pub steps_done: usize,
+    /// One of them failed.
+    pub failed: bool,
+    /// When it was read.
+    pub since: Time,
+}
+
+/// A client of the control socket.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Client {
+    /// Its socket.
+    pub fd: RawFd,
+    /// What it said and was not answered.
+    pub input: Vec<u8>,
+    /// What it has still to hear.
+    pub output: Vec<u8>,
+    /// It is sent away when it has heard that.
+    pub last_words: bool,
+    /// The first thing it said was the request for the update.
+    pub asked_for_update: bool,
+}
+
+/// Why a text cannot be read: its line, and what is wrong with it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unreadable(pub String);
+
+impl Handover {
+    /// All file descriptors that are handed over.
+    pub fn fds(&self) -> impl Iterator<Item = RawFd> {
+        let clients = self.clients.iter().map(|client| client.fd);
+        let child = self.child.map(|(pidfd, _)| pidfd);
+        let few = child.into_iter().chain(self.listener).chain(self.output);
+        self.sources.iter().copied().chain(few).chain(clients)
+    }
+
+    /// Writes the text.
+    pub fn to_text(&self) -> String {
+        let mut text = format!("{MAGIC}\nversion {}\n", self.version);
+        let mut line = |key: &str, values: &[&dyn std::fmt::Display]| {
+            text.push_str(key);
+            values.iter().for_each(|value| {
+                let _ = write!(text, " {value}");
+            });
+            text.push('\n');
+        };
+        line("started", &[&self.started.as_nanos()]);
+        line("paused", &[&u8::from(self.paused)]);
+        match self.state {
+            State::Reading | State::Acting { .. } | State::Done => line("reading", &[]),
+            State::Running { stop, stage } => {
+                let (name, time) = match stage {
+                    Stage::Free(time) => ("free", time),
+                    Stage::Terminated(time) => ("terminated", Some(time)),
+                    Stage::Killed => ("killed", None),
+                };
+                line("running", &[&stop_name(stop), &name, &optional(time)]);
+            }
+            State::Retrying { retry: Retry { pause, missing_since }, until } => {
+                line("retrying", &[&pause.as_nanos(), &optional(missing_since), &until.as_nanos()])
+            }
+        }
+        let Counters { received, handled, failed, timed_out, retried, overruns, dropped } =
+            &self.counters;
+        let [foreign, truncated, malformed] = dropped;
+        line("events", &[received, handled, failed, timed_out, retried]);
+        line("lost", &[overruns, foreign, truncated, malformed]);
+        self.sources.iter().for_each(|fd| line("source", &[fd]));
+        if let Some(InHand { source, datagram, steps_done, failed, since }) = &self.event {
+            let failed = u8::from(*failed);
+            line("event", &[source, steps_done, &failed, &since.as_nanos(), &hex(datagram)]);
+        }
+        if let Some((pidfd, pid)) = &self.child {
+            line("child", &[pidfd, pid]);
+        }
+        if let Some(fd) = &self.listener {
+            line("listener", &[fd]);
+        }
+        for Client { fd, input, output, last_words, asked_for_update } in &self.clients {
+            let (last_words, asked) = (u8::from(*last_words), u8::from(*asked_for_update));
+            line("client", &[fd, &last_words, &asked, &hex(input), &hex(output)]);
+        }
+        if let Some(level) = &self.log_level {
+            line("log-level", &[level]);
+        }
+        if let Some((soft, hard)) = &self.open_files {
+            line("open-files", &[soft, hard]);
+        }
+        if let Some(fd) = self.output {
+            line("output", &[&fd]);
+        }
+        text
+    }
+
+    /// Reads the text.
+    ///
+    /// # Errors
+    /// Names the line that makes no sense.
+    pub fn parse(text: &str) -> Result<Self, Unreadable> {
+        let mut handover = Self {
+            version: String::new(),
+            started: Duration::ZERO,
+            state: State::Reading,
+            paused: false,
+            counters: Counters::default(),
+            sources: Vec::new(),
+            event: None,
+            child: None,
+            listener: None,
+            clients: Vec::new(),
+            log_level: None,
+            open_files: None,
+            output: None,
+        };
+        let mut lines = text.lines();
+        if lines.next() != Some(MAGIC) {
+            return Err(Unreadable(format!("it does not begin with {MAGIC}")));
+        }
+        for line in lines {
+            let mut values = Values(line.split(' '));
+            handover
+                .take(values.word().unwrap_or_default(), &mut values)
+                .ok_or_else(|| Unreadable(format!("'{}'", line.escape_default())))?;
+        }
+        match (handover.state, &handover.event, handover.child) {
+            (State::Reading, None, None)
+            | (State::Running { .. }, Some(_), Some(_))
+            | (State::Retrying { .. }, Some(_), None) => Ok(handover),
+            _ => Err(Unreadable("state, event and child do not go together".into())),
+        }
+    }
+
+    fn take(&mut self, key: &str, values: &mut Values<'_>) -> Option<()> {
+        match key {
+            "version" => self.version = values.word()?.to_owned(),
+            "started" => self.started = values.time()?,
+            "paused" => self.paused = values.flag()?,
+            "reading" => self.state = State::Reading,
+            "running" => {
+                let (stop, stage) = (values.word()?, values.word()?);
+                let stop = STOPS.into_iter().find(|known| stop_name(*known) == stop)?;
+                let stage = match (stage, values.optional_time()?) {
+                    ("free", time) => Stage::Free(time),
+                    ("terminated", Some(time)) => Stage::Terminated(time),
+                    ("killed", None) => Stage::Killed,
+                    _ => return None,
+                };
+                self.state = State::Running { stop, stage };
+            }
+            "retrying" => {
+                let (pause, missing_since) = (values.time()?, values.optional_time()?);
+                let retry = Retry { pause, missing_since };
+                self.state = State::Retrying { retry, until: values.time()? };
+            }
+            "events" => {
+                let counters = &mut self.counters;
+                counters.received = values.number()?;
+                counters.handled = values.number()?;
+                counters.failed = values.number()?;
+                counters.timed_out = values.number()?;
+                counters.retried = values.number()?;
+            }
+            "lost" => {
+                self.counters.overruns = values.number()?;
+                for count in &mut self.counters.dropped {
+                    *count = values.number()?;
+                }
+            }
+            "source" => self.sources.push(values.number()?),
+            "event" => {
+                let (source, steps_done) = (values.number()?, values.number()?);
+                let (failed, since) = (values.flag()?, values.time()?);
+                let datagram = values.bytes()?;
+                self.event = Some(InHand { source, datagram, steps_done, failed, since });
+            }
+            "child" => self.child = Some((values.number()?, values.number()?)),
+            "listener" => self.listener = Some(values.number()?),
+            "client" => {
+                let fd = values.number()?;
+                let (last_words, asked_for_update) = (values.flag()?, values.flag()?);
+                let (input, output) = (values.bytes()?, values.bytes()?);
+                let client = Client { fd, input, output, last_words, asked_for_update };
+                self.clients.push(client);
+            }
+            "log-level" => self.log_level = Some(values.word()?.to_owned()),
+            "output" => self.output = Some(values.number()?),
+            "open-files" => self.open_files = Some((values.number()?, values.number()?)),
+            _ => {}
+        }
+        Some(())
+    }
+}
+
+/// The descriptor that the variable's value names, if it is meant for the
+/// process `pid`; else it is left over from an ancestor.
+pub fn descriptor(value: &str, pid: u32) -> Option<RawFd> {
+    let (owner, fd) = value.split_once(':')?;
+    (owner == pid.to_string()).then(|| fd.parse().ok())?
+}
+
+const STOPS: [Stop; 3] = [Stop::No, Stop::Finish, Stop::Now];
+
+fn stop_name(stop: Stop) -> &'static str {
+    match stop {
+        Stop::No => "no",
+        Stop::Finish => "finish",
+        Stop::Now => "now",
+    }
+}
+
+fn optional(time: Option<Time>) -> String {
+    time.map_or_else(|| "-".into(), |time| time.as_nanos().to_string())
+}
+
+/// With something before it, so that there is a word even for no bytes.
+fn hex(bytes: &[u8]) -> String {
+    let mut text = String::with_capacity(2 * bytes.len() + 1);
+    text.push('=');
+    bytes.iter().for_each(|byte| {
+        let _ = write!(text, "{byte:02x}");
+    });
+    text
+}
+
+struct Values<'a>(std::str::Split<'a, char>);
+
+impl<'a> Values<'a> {
+    fn word(&mut self) -> Option<&'a str> {
+        self.0.next()
+    }
+
+    fn number<T: FromStr>(&mut self) -> Option<T> {
+        self.word()?.parse().ok()
+    }
+
+    fn flag(&mut self) -> Option<bool> {
+        Some(self.number::<u8>()? != 0)
+    }
+
+    fn time(&mut self) -> Option<Duration> {
+        Some(Duration::from_nanos(self.number()?))
+    }
+
+    fn optional_time(&mut self) -> Option<Option<Duration>> {
+        match self.word()? {
+            "-" => Some(None),
+            text => Some(Some(Duration::from_nanos(text.parse().ok()?))),
+        }
+    }
+
+    fn bytes(&mut self) -> Option<Vec<u8>> {
+        let digits = self.word()?.strip_prefix('=')?.as_bytes();
+        let digit = |byte: u8| char::from(byte).to_digit(16);
+        let pairs = digits.chunks(2).map(|pair| match *pair {
+            [high, low] => u8::try_from(digit(high)? << 4 | digit(low)?).ok(),
+            _ => None,
+        });
+        pairs.collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn time() -> impl Strategy<Value = Time> {
+        any::<u64>().prop_map(Duration::from_nanos)
+    }
+
+    fn state() -> impl Strategy<Value = State> {
+        let stop = prop_oneof![Just(Stop::No), Just(Stop::Finish), Just(Stop::Now)];
+        let stage = prop_oneof![
+            proptest::option::of(time()).prop_map(Stage::Free),
+            time().prop_map(Stage::Terminated),
+            Just(Stage::Killed),
+        ];
+        prop_oneof![
+            Just(State::Reading),
+            (stop, stage).prop_map(|(stop, stage)| State::Running { stop, stage }),
+            (time(), proptest::option::of(time()), time()).prop_map(
+                |(pause, missing_since, until)| State::Retrying {
+                    retry: Retry { pause, missing_since },
+                    until
+                }
+            ),
+        ]
+    }
+
+    fn bytes() -> impl Strategy<Value = Vec<u8>> {
+        prop::collection::vec(any::<u8>(), 0..50)
+    }
+
+    prop_compose! {
+        fn client()(
+            fd in 0..i32::MAX,
+            (input, output) in (bytes(), bytes()),
+            (last_words, asked_for_update) in any::<(bool, bool)>(),
+        ) -> Client {
+            Client { fd, input, output, last_words, asked_for_update }
+        }
+    }
+
+    prop_compose! {
+        fn in_hand()(
+            (source, steps_done, failed) in any::<(usize, usize, bool)>(),
+            datagram in bytes(),
+            since in time(),
+        ) -> InHand {
+            InHand { source, datagram, steps_done, failed, since }
+        }
+    }
+
+    prop_compose! {
+        fn handover()(
+            (state, started, paused) in (state(), time(), any::<bool>()),
+            (counts, dropped) in any::<([u64; 6], [u64; 3])>(),
+            sources in prop::collection::vec(0..i32::MAX, 0..3),
+            (event, child) in (in_hand(), any::<(i32, i32)>()),
+            clients in prop::collection::vec(client(), 0..3),
+            (listener, output, open_files, log_level)
+                in any::<(Option<i32>, Option<i32>, Option<(u64, u64)>, Option<bool>)>(),
+        ) -> Handover {
+            let [received, handled, failed, timed_out, retried, overruns] = counts;
+            Handover {
+                version: "0.1.0-x".into(),
+                started,
+                state,
+                paused,
+                counters: Counters {
+                    received, handled, failed, timed_out, retried, overruns, dropped,
+                },
+                sources,
+                event: (state != State::Reading).then_some(event),
+                child: matches!(state, State::Running { .. }).then_some(child),
+                listener,
+                clients,
+                log_level: log_level.map(|_| "debug".into()),
+                open_files,
+                output,
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn what_was_handed_over_is_read_back(handover in handover()) {
+            let text = handover.to_text();
+            prop_assert_eq!(Handover::parse(&text), Ok(handover.clone()));
+            // What a newer one may add does no harm.
+            let text = text + "colour blue\n\nshape\n";
+            prop_assert_eq!(Handover::parse(&text), Ok(handover));
+        }
+
+        #[test]
+        fn no_text_is_too_strange(text in "(plugd-handover 1\n)?(client|event|running|source| |=|-|7|f|\n){0,40}") {
+            let _ = Handover::parse(&text);
+        }
+    }
+
+    #[test]
+    fn nonsense_is_named() {
+        let error = |text: &str| Handover::parse(text).unwrap_err().0;
+        assert_eq!(error(""), "it does not begin with plugd-handover 1");
+        assert_eq!(error("plugd-handover 2\n"), "it does not begin with plugd-handover 1");
+        let with = |line: &str| error(&format!("{MAGIC}\n{line}\n"));
+        for line in [
+            "source",
+            "source x",
+            "event 1 0 0 0 =0",
+            "child 3",
+            "running no free",
+            "running no killed 5",
+        ] {
+            assert_eq!(with(line), format!("'{line}'"));
+        }
+        for line in ["running no killed -", "child 3 4", "event 0 0 0 0 ="] {
+            assert_eq!(with(line), "state, event and child do not go together");
+        }
+    }
+
+    #[test]
+    fn only_what_is_meant_for_us_counts() {
+        for (value, expected) in
+            [("42:7", Some(7)), ("41:7", None), ("42", None), ("42:", None), ("42:x", None)]
+        {
+            assert_eq!(descriptor(value, 42), expected, "{value}");
+        }
+    }
+}

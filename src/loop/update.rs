@@ -1,0 +1,354 @@
+//! The update in place: the daemon executes its own file anew, and the new
+//! program goes on where the old one was, in the same process.
+//!
+//! First the file is asked for its version, which costs nothing if it does not
+//! start. Then everything is handed over: the sockets and the child stay open
+//! and keep their numbers, the rest is text in a file in memory
+//! ([`crate::handover`]). It remains one process, so the child has its parent
+//! all the time; signals wait meanwhile, as events do.
+
+use std::convert::Infallible;
+use std::ffi::{CString, OsStr, OsString};
+use std::fs::File;
+use std::io::{self, Read, Seek, Write};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::process::{self, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use rustix::fs::MemfdFlags;
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use rustix::time::{ClockId, clock_gettime};
+
+use crate::child::Child;
+use crate::control::server::{Id, Server};
+use crate::control::wire::Reply;
+use crate::error::{Fatal, reason};
+use crate::handover::{self, Handover, InHand, Unreadable};
+use crate::logging;
+use crate::machine::{State, Stop, Time};
+use crate::rebroadcast::Output;
+use crate::sys;
+
+use super::{Daemon, Deed, Watch, register};
+
+/// How long the new program may take to say its version.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// An update, from the wish to the deed.
+#[derive(Debug)]
+pub(super) struct Update {
+    /// plugd's own file: its path, as it was at the start.
+    file: Option<PathBuf>,
+    probe: Option<Probe>,
+    /// The probe may have ended.
+    pub(super) ready: bool,
+    /// It has said this version; the update is to be done as soon as can be.
+    due: Option<String>,
+    /// Who is to be told how it went.
+    clients: Vec<Id>,
+    /// When the first plugd of the line was started, by CLOCK_MONOTONIC.
+    started: Duration,
+}
+
+/// The new program, asked for its version.
+#[derive(Debug)]
+struct Probe {
+    child: process::Child,
+    pidfd: OwnedFd,
+    deadline: Time,
+}
+
+impl Update {
+    pub(super) fn new() -> Self {
+        Self {
+            file: own_file(),
+            probe: None,
+            ready: false,
+            due: None,
+            clients: Vec::new(),
+            started: monotonic(),
+        }
+    }
+
+    pub(super) fn deadline(&self) -> Option<Time> {
+        self.probe.as_ref().map(|probe| probe.deadline)
+    }
+
+    /// This client is to be told how it went.
+    pub(super) fn tell(&mut self, id: Id) {
+        self.clients.push(id);
+    }
+
+    pub(super) fn forget(&mut self, id: Id) {
+        self.clients.retain(|client| *client != id);
+    }
+}
+
+impl Daemon {
+    /// Asks the new program for its version, unless it was asked already.
+    pub(super) fn begin_update(&mut self) -> Result<String, String> {
+        if !self.may_update() {
+            return Err("plugd is stopping".into());
+        }
+        let Some(file) = &self.update.file else {
+            return Err("plugd could not find out what file it is when it was started".into());
+        };
+        if self.update.probe.is_none() && self.update.due.is_none() {
+            let deadline = self.started.elapsed() + PATIENCE;
+            let probe = Probe::start(file, deadline).map_err(|error| reason(&error))?;
+            let watched = register(self.poll.registry(), &probe.pidfd, &Watch::Probe);
+            self.update.probe = Some(probe);
+            if let Err(error) = watched {
+                self.end_probe();
+                return Err(reason(&error));
+            }
+        }
+        let file = self.update.file.as_deref().unwrap_or(Path::new("")).as_os_str();
+        Ok(format!("asking {} for its version", file.as_bytes().escape_ascii()))
+    }
+
+    fn may_update(&self) -> bool {
+        match self.machine.state() {
+            State::Reading | State::Retrying { .. } => true,
+            State::Acting { stop, .. } | State::Running { stop, .. } => stop == Stop::No,
+            State::Done => false,
+        }
+    }
+
+    /// Looks whether the new program has said its version.
+    pub(super) fn check_probe(&mut self) {
+        let ready = std::mem::take(&mut self.update.ready);
+        let late = self.update.deadline().is_some_and(|at| at <= self.now());
+        let Some(probe) = &mut self.update.probe else { return };
+        if !ready && !late {
+            return;
+        }
+        let verdict = match probe.child.try_wait() {
+            Ok(None) if !late => return,
+            Ok(None) => Err(format!("it does not say its version within {} s", PATIENCE.as_secs())),
+            Ok(Some(status)) if status.success() => probe.version(),
+            Ok(Some(status)) => Err(format!("asked for its version, it ended with {status}")),
+            Err(error) => Err(reason(&error)),
+        };
+        self.end_probe();
+        match verdict {
+            Ok(version) => self.update.due = Some(version),
+            Err(text) => self.refuse_update(&text),
+        }
+    }
+
+    /// Closing the pidfd, of which there is no other copy, unregisters it.
+    fn end_probe(&mut self) {
+        if let Some(mut probe) = self.update.probe.take() {
+            // It has ended, or does so now: this does not take long.
+            let _ = probe.child.kill();
+            let _ = probe.child.wait();
+        }
+    }
+
+    fn refuse_update(&mut self, why: &str) {
+        log::error!("not updated, plugd goes on as it is: {why}");
+        let now = self.now();
+        let Some(control) = &mut self.control else { return };
+        for id in std::mem::take(&mut self.update.clients) {
+            control.reply(id, &Reply::no(format!("not updated: {why}")), now);
+        }
+    }
+
+    /// Becomes the new program if that is due. To be called where no input
+    /// waits for the machine; `deed` is what is being done. Returns whether
+    /// something happened, an input perhaps.
+    pub(super) fn update_if_due(&mut self, deed: Option<&Deed<'_>>) -> bool {
+        let Some(version) = self.update.due.take() else { return false };
+        if !self.may_update() {
+            self.refuse_update("plugd is stopping");
+            return true;
+        }
+        if let Err(error) = sys::block_signals() {
+            self.refuse_update(&reason(&error));
+            return true;
+        }
+        self.take_signals();
+        let error = if self.inbox.is_empty() {
+            log::info!("updating to version {version}");
+            Some(self.become_new(deed))
+        } else {
+            // What they ask for comes first.
+            self.update.due = Some(version);
+            None
+        };
+        if let Err(error) = sys::normalize_signals() {
+            log::error!("cannot unblock signals: {}", reason(&error));
+        }
+        if let Some(error) = error {
+            self.refuse_update(&reason(&error));
+        }
+        true
+    }
+
+    /// Returns only if that fails.
+    fn become_new(&mut self, deed: Option<&Deed<'_>>) -> io::Error {
+        let handover = self.hand_over(deed);
+        let Err(error) = self.execute(&handover);
+        if let Err(error) = sys::keep_across_exec(handover.fds(), false) {
+            log::error!("cannot set file descriptors close-on-exec: {}", reason(&error));
+        }
+        error
+    }
+
+    fn execute(&self, handover: &Handover) -> io::Result<Infallible> {
+        let memory = rustix::fs::memfd_create("plugd-handover", MemfdFlags::empty())?;
+        let mut memory = File::from(memory);
+        memory.write_all(handover.to_text().as_bytes())?;
+        sys::keep_across_exec(handover.fds(), true)?;
+
+        let file = self.update.file.as_deref().unwrap_or(Path::new(""));
+        let file = CString::new(file.as_os_str().as_bytes())?;
+        let arguments = strings(std::env::args_os())?;
+        let value = format!("{}:{}", process::id(), memory.as_raw_fd());
+        let inherited = std::env::vars_os().filter(|(key, _)| key != handover::VARIABLE);
+        let variables = inherited.chain([(handover::VARIABLE.into(), value.into())]);
+        let environment = strings(variables.map(|(mut key, value)| {
+            key.push("=");
+            key.push(value);
+            key
+        }))?;
+        let strings = |strings| <[CString]>::iter(strings).map(CString::as_c_str);
+        Err(sys::execute(&file, strings(&arguments), strings(&environment)))
+    }
+
+    fn hand_over(&self, deed: Option<&Deed<'_>>) -> Handover {
+        let (level, chosen) = logging::current();
+        let open = || self.sources.iter().filter(|watched| !watched.ended);
+        let event = deed.map(|deed| InHand {
+            // Those that have ended are not handed over.
+            source: self.sources[..deed.source].iter().filter(|watched| !watched.ended).count(),
+            datagram: deed.datagram.to_vec(),
+            steps_done: deed.steps.done(),
+            failed: deed.failed,
+            since: deed.since,
+        });
+        let control = self.control.as_ref();
+        Handover {
+            version: env!("CARGO_PKG_VERSION").into(),
+            started: self.update.started,
+            state: self.machine.state(),
+            paused: self.machine.is_paused(),
+            counters: self.counters,
+            sources: open().map(|watched| watched.source.as_raw_fd()).collect(),
+            event,
+            child: self.child.as_ref().map(|child| (child.as_raw_fd(), child.pid())),
+            listener: control.map(AsRawFd::as_raw_fd),
+            clients: control.map(|c| c.hand_over(&self.update.clients)).unwrap_or_default(),
+            log_level: chosen.then(|| level.into()),
+            open_files: control.and_then(Server::open_files),
+            output: self.outlets.output.as_ref().and_then(Output::between_events),
+        }
+    }
+
+    /// Goes on where the plugd before this one was. The sockets for events,
+    /// and the one that listens, were given to [`Daemon::new`].
+    ///
+    /// # Errors
+    /// If the child's descriptor cannot be taken over.
+    pub fn resume(&mut self, handover: Handover) -> Result<(), Fatal> {
+        let age = monotonic().saturating_sub(handover.started);
+        self.started = Instant::now().checked_sub(age).unwrap_or(self.started);
+        self.update.started = handover.started;
+        if let Some((pidfd, pid)) = handover.child {
+            let child = sys::adopt(pidfd).and_then(|pidfd| Child::resume(pidfd, pid));
+            let child = child.map_err(|e| Fatal::system("go on with the running program", e))?;
+            self.watch_child(&child);
+            self.child = Some(child);
+        }
+        self.machine.resume(handover.state, handover.paused);
+        self.counters = handover.counters;
+        self.resumed = handover.event;
+        self.notifier.was_ready();
+        if let Some(level) = handover.log_level.as_deref().and_then(logging::level) {
+            logging::set_level(level);
+        }
+        if let Some(limit) = handover.open_files {
+            self.spawner.limit_open_files(limit);
+        }
+        let (now, own) = (self.now(), env!("CARGO_PKG_VERSION"));
+        let text = format!("updated from version {} to {own}", handover.version);
+        log::info!("{text}");
+        if let Some(control) = &mut self.control {
+            let registry = self.poll.registry();
+            let told = control.resume(handover.clients, handover.open_files, registry, now);
+            told.into_iter().for_each(|id| control.reply(id, &Reply::ok(&*text), now));
+        }
+        Ok(())
+    }
+}
+
+impl Probe {
+    fn start(file: &Path, deadline: Time) -> io::Result<Self> {
+        let mut child = Command::new(file)
+            .arg("--version")
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()?;
+        match pidfd_open(Pid::from_child(&child), PidfdFlags::empty()) {
+            Ok(pidfd) => Ok(Self { child, pidfd, deadline }),
+            Err(error) => {
+                let _ = child.kill();
+                let _ = child.wait();
+                Err(error.into())
+            }
+        }
+    }
+
+    /// What it said, now that it has ended. Somebody else may still have its
+    /// output open: that is not waited for.
+    fn version(&mut self) -> Result<String, String> {
+        let mut text = [0; 200];
+        let length = self.child.stdout.take().and_then(|mut stdout| {
+            rustix::io::ioctl_fionbio(&stdout, true).ok()?;
+            stdout.read(&mut text).ok()
+        });
+        let said = String::from_utf8_lossy(&text[..length.unwrap_or(0)]);
+        let line = said.lines().next().unwrap_or_default();
+        let version = line.strip_prefix("plugd ").map(Into::into);
+        version.ok_or_else(|| format!("asked for its version, it said '{}'", line.escape_debug()))
+    }
+}
+
+/// Takes the state that the plugd before this one left, if there was one.
+///
+/// # Errors
+/// If it cannot be read.
+pub fn inherited() -> Result<Option<Handover>, Fatal> {
+    let fail = |error| Fatal::system("read what the plugd before this one left", error);
+    let Some(value) = std::env::var_os(handover::VARIABLE) else { return Ok(None) };
+    let fd = value.to_str().and_then(|value| handover::descriptor(value, process::id()));
+    let Some(fd) = fd else { return Ok(None) };
+    let mut memory = File::from(sys::adopt(fd).map_err(fail)?);
+    let mut text = String::new();
+    memory.rewind().and_then(|()| memory.read_to_string(&mut text)).map_err(fail)?;
+    Handover::parse(&text).map(Some).map_err(|Unreadable(why)| fail(io::Error::other(why)))
+}
+
+fn strings(strings: impl Iterator<Item = OsString>) -> io::Result<Vec<CString>> {
+    strings.map(|string| Ok(CString::new(string.as_bytes())?)).collect()
+}
+
+/// Where this program's file was when it was started, and where a new version
+/// of it will be.
+fn own_file() -> Option<PathBuf> {
+    let file = std::env::current_exe().ok()?;
+    // It may have been replaced since (proc_pid_exe(5)).
+    let replaced = file.as_os_str().as_bytes().strip_suffix(b" (deleted)");
+    let replacement = replaced.map(|bytes| PathBuf::from(OsStr::from_bytes(bytes)));
+    Some(replacement.filter(|file| file.exists()).unwrap_or(file))
+}
+
+fn monotonic() -> Duration {
+    let now = clock_gettime(ClockId::Monotonic);
+    let (seconds, nanoseconds) = (u64::try_from(now.tv_sec), u32::try_from(now.tv_nsec));
+    Duration::new(seconds.unwrap_or(0), nanoseconds.unwrap_or(0))
+}

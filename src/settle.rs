@@ -1,0 +1,196 @@
+//! Who waits for what: requests to tell when all events emitted so far have
+//! been acted on, or when a certain device has.
+//!
+//! Pure: the loop says what it found, and asks who can be answered. The promise
+//! that lives here: a request is answered neither early nor never.
+//!
+//! Events leave a socket in the order in which they were queued. So all that
+//! were queued when the request came have been acted on once the socket is
+//! found empty while none is in hand, or once one has been acted on that the
+//! kernel numbered after the request came: SEQNUM counts up by one for every
+//! event of the machine (lib/kobject_uevent.c), and the request notes where it
+//! stood. Every socket that is read has to pass one of the two.
+#![forbid(unsafe_code)]
+
+use crate::machine::Time;
+use crate::uevent::Uevent;
+
+/// What a request waits for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Want {
+    /// Everything that was emitted before has been acted on.
+    Settled,
+    /// An event of this device has been acted on; or it is settled, and the
+    /// device is there already.
+    Present(Device),
+    /// Likewise, its removal; or it is settled, and the device is not there.
+    Gone(Device),
+}
+
+/// How a device is told from others.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Device {
+    /// By its path below /sys, which begins with `/`, as DEVPATH.
+    Path(Vec<u8>),
+    /// By its node, or what leads there: a path below /dev, which does not
+    /// begin with `/`, as DEVNAME.
+    Node(Vec<u8>),
+    /// By fields of its events, `KEY=VALUE`, all of them. Whether it is there
+    /// takes a walk through /sys, for which the daemon has no time: its client
+    /// does that.
+    Fields(Vec<Vec<u8>>),
+}
+
+impl Device {
+    fn matches(&self, event: &Uevent<'_>) -> bool {
+        let is = |key: &[u8], value: &[u8]| {
+            event.last(key).is_some_and(|v| strip(v.to_bytes(), b"/dev/") == value)
+        };
+        match self {
+            Self::Path(path) => is(b"DEVPATH", path),
+            Self::Node(node) => is(b"DEVNAME", node),
+            Self::Fields(fields) => {
+                fields.iter().all(|f| event.fields().any(|field| field.whole().to_bytes() == *f))
+            }
+        }
+    }
+}
+
+/// libudev's format has DEVNAME with the directory, the kernel's without it.
+fn strip<'a>(bytes: &'a [u8], prefix: &[u8]) -> &'a [u8] {
+    bytes.strip_prefix(prefix).unwrap_or(bytes)
+}
+
+impl Want {
+    fn met_by(&self, event: &Uevent<'_>) -> bool {
+        let removal = event.last(b"ACTION").is_some_and(|action| action == c"remove");
+        match self {
+            Self::Settled => false,
+            Self::Present(device) => !removal && device.matches(event),
+            Self::Gone(device) => removal && device.matches(event),
+        }
+    }
+}
+
+/// The answer to a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Answer {
+    /// It has come.
+    Yes,
+    /// Its time is over.
+    TimedOut,
+}
+
+#[derive(Debug)]
+struct Request<I> {
+    id: I,
+    want: Want,
+    /// The kernel's last SEQNUM when the request came, if it could be read.
+    last: Option<u64>,
+    /// The sockets that may still hold events from before.
+    unsettled: Vec<usize>,
+    deadline: Time,
+    met: bool,
+    /// Whether the device is there has to be looked up.
+    look: bool,
+}
+
+/// All requests that wait, told apart by `I`.
+#[derive(Debug)]
+pub struct Requests<I> {
+    requests: Vec<Request<I>>,
+}
+
+impl<I> Default for Requests<I> {
+    fn default() -> Self {
+        Self { requests: Vec::new() }
+    }
+}
+
+impl<I: Copy + PartialEq> Requests<I> {
+    /// Whether nobody waits.
+    pub fn is_empty(&self) -> bool {
+        self.requests.is_empty()
+    }
+
+    /// Takes a request that is to be answered until `deadline`.
+    ///
+    /// `last` is the number that the kernel gave out last, read after the
+    /// request came; `sockets` are all that may bring events. None of them may
+    /// be held to be empty any more because it was before.
+    pub fn add(
+        &mut self,
+        id: I,
+        want: Want,
+        last: Option<u64>,
+        sockets: impl Iterator<Item = usize>,
+        deadline: Time,
+    ) {
+        let unsettled: Vec<usize> = sockets.collect();
+        let look = unsettled.is_empty();
+        self.requests.push(Request { id, want, last, unsettled, deadline, met: false, look });
+    }
+
+    /// Nobody wants to know any more.
+    pub fn remove(&mut self, id: I) {
+        self.requests.retain(|request| request.id != id);
+    }
+
+    /// An attempt to receive found the socket empty, or at its end, while no
+    /// event was in hand.
+    pub fn found_empty(&mut self, socket: usize) {
+        for request in &mut self.requests {
+            request.unsettled.retain(|&unsettled| unsettled != socket);
+            // What an event has brought beside its own device is found here.
+            request.look = request.unsettled.is_empty();
+        }
+    }
+
+    /// An event from this socket has been acted on, to its end.
+    pub fn acted_on(&mut self, socket: usize, event: &Uevent<'_>) {
+        if self.requests.is_empty() {
+            return;
+        }
+        let number = event.last(b"SEQNUM").and_then(|text| text.to_str().ok()?.parse::<u64>().ok());
+        for request in &mut self.requests {
+            request.met |= request.want.met_by(event);
+            if request.last.is_some() && number > request.last && !request.unsettled.is_empty() {
+                request.unsettled.retain(|&unsettled| unsettled != socket);
+                request.look = request.unsettled.is_empty();
+            }
+        }
+    }
+
+    /// When [`Requests::answer`] is to be asked, at the latest.
+    pub fn deadline(&self) -> Option<Time> {
+        self.requests.iter().map(|request| request.deadline).min()
+    }
+
+    /// Takes out the requests that can be answered at the time `now`.
+    /// `is_there` looks up whether a device is there now, for a path or a node.
+    pub fn answer(&mut self, now: Time, is_there: impl Fn(&Device) -> bool) -> Vec<(I, Answer)> {
+        let mut answers = Vec::new();
+        self.requests.retain_mut(|request| {
+            let look = std::mem::take(&mut request.look);
+            let yes = request.met
+                || look
+                    && match &request.want {
+                        Want::Settled => true,
+                        Want::Present(Device::Fields(_)) | Want::Gone(Device::Fields(_)) => false,
+                        Want::Present(device) => is_there(device),
+                        Want::Gone(device) => !is_there(device),
+                    };
+            let answer = match yes {
+                true => Answer::Yes,
+                false if request.deadline <= now => Answer::TimedOut,
+                false => return true,
+            };
+            answers.push((request.id, answer));
+            false
+        });
+        answers
+    }
+}
+
+#[cfg(test)]
+mod tests;

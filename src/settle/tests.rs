@@ -1,0 +1,275 @@
+//! Single cases, and the promise, over random histories.
+
+use std::collections::VecDeque;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::uevent::Header;
+
+const NOW: Time = Time::from_secs(1000);
+const LATER: Time = Time::from_secs(1060);
+
+fn event(fields: &str) -> Vec<u8> {
+    let fields: String = fields.split(' ').map(|field| format!("{field}\0")).collect();
+    format!("x@/x\0{fields}").into_bytes()
+}
+
+fn acted_on(requests: &mut Requests<u32>, socket: usize, fields: &str) {
+    let datagram = event(fields);
+    requests.acted_on(socket, &Uevent::parse(&datagram, Header::Required).unwrap());
+}
+
+fn answers(requests: &mut Requests<u32>) -> Vec<(u32, Answer)> {
+    requests.answer(NOW, |_| false)
+}
+
+fn one(want: Want, last: Option<u64>, sockets: usize) -> Requests<u32> {
+    let mut requests = Requests::default();
+    requests.add(1, want, last, 0..sockets, LATER);
+    requests
+}
+
+const YES: [(u32, Answer); 1] = [(1, Answer::Yes)];
+
+#[test]
+fn an_empty_socket_settles() {
+    let mut requests = one(Want::Settled, None, 1);
+    assert_eq!(answers(&mut requests), []);
+    requests.found_empty(0);
+    assert_eq!(answers(&mut requests), YES);
+    assert!(requests.is_empty());
+}
+
+#[test]
+fn every_socket_has_to_be_empty_but_not_at_once() {
+    let mut requests = one(Want::Settled, None, 2);
+    requests.found_empty(1);
+    requests.found_empty(1);
+    assert_eq!(answers(&mut requests), []);
+    acted_on(&mut requests, 1, "SEQNUM=5");
+    requests.found_empty(0);
+    assert_eq!(answers(&mut requests), YES);
+}
+
+#[test]
+fn a_later_event_settles_its_own_socket_only() {
+    let mut requests = one(Want::Settled, Some(7), 2);
+    for fields in ["SEQNUM=6", "SEQNUM=7", "SEQNUM=", "SEQNUM=x", "A=8"] {
+        acted_on(&mut requests, 0, fields);
+        acted_on(&mut requests, 1, fields);
+    }
+    assert_eq!(requests.requests[0].unsettled, [0, 1]);
+    acted_on(&mut requests, 0, "SEQNUM=8");
+    assert_eq!(answers(&mut requests), []);
+    acted_on(&mut requests, 1, "SEQNUM=100");
+    assert_eq!(answers(&mut requests), YES);
+}
+
+#[test]
+fn without_a_number_of_the_kernel_only_emptiness_counts() {
+    let mut requests = one(Want::Settled, None, 1);
+    acted_on(&mut requests, 0, "SEQNUM=18446744073709551615");
+    assert_eq!(answers(&mut requests), []);
+}
+
+#[test]
+fn with_no_socket_left_everything_is_settled() {
+    assert_eq!(answers(&mut one(Want::Settled, Some(1), 0)), YES);
+}
+
+#[test]
+fn time_runs_out_at_the_deadline() {
+    let mut requests = one(Want::Settled, None, 1);
+    assert_eq!(requests.deadline(), Some(LATER));
+    assert_eq!(requests.answer(LATER - Time::from_nanos(1), |_| true), []);
+    assert_eq!(requests.answer(LATER, |_| true), [(1, Answer::TimedOut)]);
+    assert_eq!(requests.deadline(), None);
+    // What has come by then counts.
+    let mut requests = one(Want::Settled, None, 1);
+    requests.found_empty(0);
+    assert_eq!(requests.answer(LATER, |_| true), YES);
+}
+
+#[test]
+fn who_has_gone_is_not_answered() {
+    let mut requests = one(Want::Settled, None, 1);
+    requests.add(2, Want::Settled, None, 0..1, LATER);
+    requests.remove(1);
+    requests.found_empty(0);
+    assert_eq!(answers(&mut requests), [(2, Answer::Yes)]);
+}
+
+fn path() -> Device {
+    Device::Path(b"/devices/x".into())
+}
+
+fn node() -> Device {
+    Device::Node(b"bus/usb/1".into())
+}
+
+fn fields() -> Device {
+    Device::Fields(vec![b"SUBSYSTEM=net".into(), b"A=b=c".into()])
+}
+
+#[test]
+fn an_event_of_the_device_answers() {
+    for (device, fields, matches) in [
+        (path(), "DEVPATH=/devices/x", true),
+        (path(), "DEVPATH=/devices/x/y", false),
+        (path(), "DEVNAME=/devices/x", false),
+        (node(), "DEVNAME=bus/usb/1", true),
+        (node(), "DEVNAME=/dev/bus/usb/1", true),
+        (node(), "DEVNAME=usb/1", false),
+        (fields(), "A=b=c B=1 SUBSYSTEM=net", true),
+        (fields(), "A=b SUBSYSTEM=net", false),
+        (fields(), "SUBSYSTEM=net", false),
+    ] {
+        for (action, removal) in [("add", false), ("change", false), ("remove", true)] {
+            let event = format!("ACTION={action} {fields}");
+            for (want, expected) in [
+                (Want::Present(device.clone()), matches && !removal),
+                (Want::Gone(device.clone()), matches && removal),
+            ] {
+                let mut requests = one(want.clone(), None, 1);
+                acted_on(&mut requests, 0, &event);
+                assert_eq!(!answers(&mut requests).is_empty(), expected, "{want:?} {event}");
+            }
+        }
+    }
+}
+
+#[test]
+fn what_is_there_counts_only_when_its_event_has_been_acted_on() {
+    for device in [path(), node()] {
+        for there in [true, false] {
+            let want = if there { Want::Present } else { Want::Gone };
+            let mut requests = one(want(device.clone()), Some(7), 1);
+            assert_eq!(requests.answer(NOW, |_| there), []);
+            acted_on(&mut requests, 0, "SEQNUM=7");
+            assert_eq!(requests.answer(NOW, |_| there), []);
+            requests.found_empty(0);
+            // Not there yet, and looked for once only until something happens.
+            assert_eq!(requests.answer(NOW, |_| !there), []);
+            assert_eq!(requests.answer(NOW, |_| there), []);
+            requests.found_empty(0);
+            assert_eq!(requests.answer(NOW, |_| there), YES);
+        }
+    }
+    for want in [Want::Present(fields()), Want::Gone(fields())] {
+        let mut requests = one(want, None, 1);
+        requests.found_empty(0);
+        assert_eq!(requests.answer(NOW, |_| panic!("looked for fields")), []);
+    }
+}
+
+/// What happens next in the world.
+#[derive(Debug, Clone)]
+enum Happening {
+    /// An event is queued in this socket.
+    Emit(usize),
+    /// The loop tries this socket, and acts on what it gets.
+    Receive(usize),
+    /// The event in hand has been acted on.
+    Done,
+    /// Somebody asks.
+    Ask,
+}
+
+fn happening() -> impl Strategy<Value = Happening> {
+    prop_oneof![
+        3 => (0..3usize).prop_map(Happening::Emit),
+        3 => (0..3usize).prop_map(Happening::Receive),
+        3 => Just(Happening::Done),
+        1 => Just(Happening::Ask),
+    ]
+}
+
+#[derive(Default)]
+struct World {
+    requests: Requests<u32>,
+    numbered: bool,
+    last: u64,
+    queues: [VecDeque<u64>; 3],
+    hand: Option<(usize, u64)>,
+    /// The events that were there when the question with this index was asked.
+    asked: Vec<Vec<u64>>,
+    answered: Vec<u32>,
+    acted_on: Vec<u64>,
+}
+
+impl World {
+    fn go(&mut self, happening: &Happening) {
+        match *happening {
+            Happening::Emit(socket) => {
+                self.last += 1;
+                self.queues[socket].push_back(self.last);
+            }
+            Happening::Receive(socket) if self.hand.is_none() => {
+                self.hand = self.queues[socket].pop_front().map(|number| (socket, number));
+                if self.hand.is_none() {
+                    self.requests.found_empty(socket);
+                }
+            }
+            Happening::Done => {
+                if let Some((socket, number)) = self.hand.take() {
+                    self.acted_on.push(number);
+                    acted_on(&mut self.requests, socket, &format!("SEQNUM={number}"));
+                }
+            }
+            Happening::Ask => {
+                let waiting = self.queues.iter().flatten().copied();
+                let there = waiting.chain(self.hand.map(|(_, number)| number)).collect();
+                let id = u32::try_from(self.asked.len()).unwrap();
+                self.asked.push(there);
+                let last = self.numbered.then_some(self.last);
+                self.requests.add(id, Want::Settled, last, 0..3, LATER);
+            }
+            Happening::Receive(_) => {}
+        }
+        for (id, answer) in self.requests.answer(NOW, |_| unreachable!()) {
+            assert_eq!(answer, Answer::Yes);
+            let there = &self.asked[id as usize];
+            assert!(there.iter().all(|n| self.acted_on.contains(n)), "early: {there:?}");
+            assert!(!self.answered.contains(&id), "answered twice");
+            self.answered.push(id);
+        }
+    }
+}
+
+proptest! {
+    #[test]
+    fn nobody_is_answered_early(
+        numbered: bool,
+        history in prop::collection::vec(happening(), 0..300),
+    ) {
+        let mut world = World { numbered, ..World::default() };
+        history.iter().for_each(|happening| world.go(happening));
+        // Nor never: all are once the queues are empty.
+        for socket in [0, 1, 2] {
+            while !world.queues[socket].is_empty() || world.hand.is_some() {
+                world.go(&Happening::Receive(socket));
+                world.go(&Happening::Done);
+            }
+            world.go(&Happening::Receive(socket));
+        }
+        prop_assert_eq!(world.answered.len(), world.asked.len());
+        prop_assert!(world.requests.is_empty());
+    }
+
+    /// One more comes for each that is acted on: no socket is ever empty.
+    #[test]
+    fn a_constant_stream_starves_nobody(queued in 1..50usize) {
+        let mut world = World { numbered: true, ..World::default() };
+        let round = |world: &mut World| for socket in [0, 1, 2] {
+            world.go(&Happening::Emit(socket));
+            world.go(&Happening::Receive(socket));
+            world.go(&Happening::Done);
+        };
+        (0..queued).for_each(|_| [0, 1, 2].map(Happening::Emit).iter().for_each(|e| world.go(e)));
+        (0..queued).for_each(|_| round(&mut world));
+        world.go(&Happening::Ask);
+        (0..=queued).for_each(|_| round(&mut world));
+        prop_assert_eq!(world.answered, [0]);
+    }
+}

@@ -1,0 +1,467 @@
+//! How the daemon is: for people, as JSON, and as OpenMetrics text.
+//!
+//! Pure: the loop says how things are.
+#![forbid(unsafe_code)]
+
+use std::fmt::{self, Write as _};
+use std::time::Duration;
+
+use serde_json::json;
+
+use crate::counters::{Counters, Dropped};
+use crate::uevent::Uevent;
+
+/// How things are at this moment.
+#[derive(Debug)]
+pub struct Status<'a> {
+    /// What is being done.
+    pub activity: Activity<'a>,
+    /// No further event is read.
+    pub paused: bool,
+    /// It will end when the event in hand has been acted on.
+    pub stopping: bool,
+    /// What waits in the kernel, in all sockets.
+    pub queue: Queue,
+    /// What was counted.
+    pub counters: Counters,
+    /// What decides.
+    pub engine: &'a Engine,
+    /// Since the daemon was started; updates do not count.
+    pub uptime: Duration,
+    /// Of the daemon.
+    pub pid: u32,
+    /// Of the daemon.
+    pub version: &'a str,
+    /// The name of the level up to which it logs.
+    pub log_level: &'a str,
+}
+
+/// What is being done.
+#[derive(Debug)]
+pub enum Activity<'a> {
+    /// Nothing.
+    Idle,
+    /// An event's steps, without a program at this moment.
+    Acting(InHand<'a>),
+    /// An event's program runs.
+    Running {
+        /// Its process id.
+        pid: i32,
+        /// The event.
+        event: InHand<'a>,
+    },
+    /// An event's program could not be started.
+    Retrying {
+        /// How long until the next attempt.
+        pause: Duration,
+        /// The event.
+        event: InHand<'a>,
+    },
+}
+
+/// The event that is being acted on.
+#[derive(Debug, Clone, Copy)]
+pub struct InHand<'a> {
+    /// The event.
+    pub event: &'a Uevent<'a>,
+    /// How long it has been so.
+    pub since: Duration,
+}
+
+/// What waits in the kernel.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Queue {
+    /// Bytes, as the kernel counts them.
+    pub bytes: u64,
+    /// How many there may be.
+    pub limit: u64,
+    /// Datagrams that the kernel dropped for want of room.
+    pub drops: u64,
+}
+
+/// What decides what is done for an event.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Engine {
+    /// Its kind, a word.
+    pub kind: &'static str,
+    /// The program that it runs, or the file of its rules.
+    pub file: Vec<u8>,
+}
+
+const STATES: [&str; 5] = ["idle", "running", "retrying", "paused", "stopping"];
+
+impl Status<'_> {
+    /// The state in a word, the first of those that apply: stopping; running,
+    /// which includes steps that run no program, or retrying; paused; idle.
+    pub fn state(&self) -> &'static str {
+        match self.activity {
+            _ if self.stopping => "stopping",
+            Activity::Running { .. } | Activity::Acting(_) => "running",
+            Activity::Retrying { .. } => "retrying",
+            Activity::Idle if self.paused => "paused",
+            Activity::Idle => "idle",
+        }
+    }
+
+    fn in_hand(&self) -> Option<InHand<'_>> {
+        match self.activity {
+            Activity::Idle => None,
+            Activity::Acting(event)
+            | Activity::Running { event, .. }
+            | Activity::Retrying { event, .. } => Some(event),
+        }
+    }
+
+    /// For JSON and labels: text, with other bytes escaped.
+    fn file(&self) -> String {
+        text(&self.engine.file)
+    }
+
+    /// A JSON object, in one line.
+    pub fn json(&self) -> String {
+        let event = self.in_hand().map(|InHand { event, since }| {
+            let field = |key: &[u8]| event.last(key).map(|value| text(value.to_bytes()));
+            json!({
+                "action": field(b"ACTION"),
+                "devpath": field(b"DEVPATH"),
+                "seqnum": field(b"SEQNUM").and_then(|number| number.parse::<u64>().ok()),
+                "seconds": since.as_secs_f64(),
+            })
+        });
+        let pid = match self.activity {
+            Activity::Running { pid, .. } => Some(pid),
+            Activity::Idle | Activity::Acting(_) | Activity::Retrying { .. } => None,
+        };
+        let Counters { received, handled, failed, timed_out, retried, overruns, dropped } =
+            self.counters;
+        let dropped: serde_json::Map<_, _> = Dropped::ALL
+            .iter()
+            .zip(dropped)
+            .map(|(kind, count)| (kind.to_string(), count.into()))
+            .collect();
+        let json = json!({
+            "state": self.state(),
+            "paused": self.paused,
+            "stopping": self.stopping,
+            "event": event,
+            "child_pid": pid,
+            "queue": {
+                "bytes": self.queue.bytes,
+                "limit_bytes": self.queue.limit,
+                "drops": self.queue.drops,
+            },
+            "events": {
+                "received": received,
+                "handled": handled,
+                "failed": failed,
+                "timed_out": timed_out,
+                "retried": retried,
+            },
+            "overruns": overruns,
+            "dropped": dropped,
+            "engine": { "kind": self.engine.kind, "file": self.file() },
+            "uptime_seconds": self.uptime.as_secs_f64(),
+            "log_level": self.log_level,
+            "pid": self.pid,
+            "version": self.version,
+        });
+        format!("{json}\n")
+    }
+
+    /// OpenMetrics text (version 1.0.0), which ends in `# EOF`.
+    pub fn openmetrics(&self) -> String {
+        let mut metrics = Metrics(String::new());
+        metrics.family("plugd_build", "info", "", "The version of plugd.");
+        metrics.sample("plugd_build_info", &[("version", self.version)], 1);
+        metrics.family("plugd_engine", "info", "", "What decides what is done for an event.");
+        let labels = [("kind", self.engine.kind), ("file", &*self.file())];
+        metrics.sample("plugd_engine_info", &labels, 1);
+
+        metrics.family("plugd_state", "stateset", "", "What plugd is doing.");
+        for state in STATES {
+            let on = u64::from(state == self.state());
+            metrics.sample("plugd_state", &[("plugd_state", state)], on);
+        }
+        metrics.family("plugd_uptime_seconds", "gauge", "seconds", "Time since plugd was started.");
+        metrics.sample("plugd_uptime_seconds", &[], self.uptime.as_secs_f64());
+        metrics.family(
+            "plugd_event_age_seconds",
+            "gauge",
+            "seconds",
+            "Time since the event in hand was read, 0 if there is none.",
+        );
+        let age = self.in_hand().map_or(Duration::ZERO, |event| event.since);
+        metrics.sample("plugd_event_age_seconds", &[], age.as_secs_f64());
+
+        metrics.family("plugd_queue_bytes", "gauge", "bytes", "What waits in the kernel.");
+        metrics.sample("plugd_queue_bytes", &[], self.queue.bytes);
+        let help = "How much may wait in the kernel.";
+        metrics.family("plugd_queue_limit_bytes", "gauge", "bytes", help);
+        metrics.sample("plugd_queue_limit_bytes", &[], self.queue.limit);
+
+        let Counters { received, handled, failed, timed_out, retried, overruns, dropped } =
+            self.counters;
+        let mut counter = |name: &str, help: &str, value| {
+            metrics.family(name, "counter", "", help);
+            metrics.sample(&format!("{name}_total"), &[], value);
+        };
+        counter("plugd_events_received", "Events read.", received);
+        counter("plugd_events_handled", "Events acted on with success.", handled);
+        counter("plugd_events_failed", "Events acted on without success.", failed);
+        counter("plugd_events_timed_out", "Events whose program took too long.", timed_out);
+        counter("plugd_retries", "Attempts to start a program that were repeated.", retried);
+        counter("plugd_overruns", "Overruns of the kernel's receive buffer.", overruns);
+        counter(
+            "plugd_kernel_drops",
+            "Datagrams that the kernel dropped for want of room.",
+            self.queue.drops,
+        );
+        let help = "Datagrams that were read and are no events, by what is wrong with them.";
+        metrics.family("plugd_datagrams_dropped", "counter", "", help);
+        for (kind, count) in Dropped::ALL.iter().zip(dropped) {
+            let labels = [("kind", &*kind.to_string())];
+            metrics.sample("plugd_datagrams_dropped_total", &labels, count);
+        }
+        metrics.0 + "# EOF\n"
+    }
+}
+
+/// For people, in lines.
+impl fmt::Display for Status<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "state    {}", self.state())?;
+        match self.activity {
+            Activity::Idle => {}
+            Activity::Acting(event) => write!(f, ": {event}")?,
+            Activity::Running { pid, event } => write!(f, ": pid {pid}, {event}")?,
+            Activity::Retrying { pause, event } => write!(
+                f,
+                ": the program cannot be started, next attempt in {:.1} s, {event}",
+                pause.as_secs_f64()
+            )?,
+        }
+        if self.paused && self.state() != "paused" {
+            f.write_str("; paused after that")?;
+        }
+        let Queue { bytes, limit, drops } = self.queue;
+        let Counters { received, handled, failed, timed_out, retried, overruns, dropped } =
+            self.counters;
+        let seconds = self.uptime.as_secs();
+        let (days, hours, minutes) = (seconds / 86400, seconds / 3600 % 24, seconds / 60 % 60);
+        writeln!(f, "\nqueue    {} of {}", Size(bytes), Size(limit))?;
+        writeln!(
+            f,
+            "events   {received} received, {handled} handled, {failed} failed \
+             ({timed_out} timed out), {retried} retried"
+        )?;
+        writeln!(f, "lost     {overruns} overruns, {drops} drops")?;
+        f.write_str("dropped ")?;
+        for (i, (kind, count)) in Dropped::ALL.iter().zip(dropped).enumerate() {
+            write!(f, "{} {count} {kind}", if i == 0 { "" } else { "," })?;
+        }
+        writeln!(f, "\nengine   {} {}", self.engine.kind, self.engine.file.escape_ascii())?;
+        writeln!(f, "uptime   {days} d {hours:02}:{minutes:02}:{:02}", seconds % 60)?;
+        writeln!(f, "version  {}, pid {}, log level {}", self.version, self.pid, self.log_level)
+    }
+}
+
+impl fmt::Display for InHand<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "since {:.1} s, {}", self.since.as_secs_f64(), self.event)
+    }
+}
+
+/// A number of bytes, rounded down to a unit that is easily read.
+struct Size(u64);
+
+impl fmt::Display for Size {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            bytes @ ..10_240 => write!(f, "{bytes} bytes"),
+            bytes @ ..10_485_760 => write!(f, "{} KiB", bytes >> 10),
+            bytes => write!(f, "{} MiB", bytes >> 20),
+        }
+    }
+}
+
+/// Bytes as text; a byte that does not belong there is escaped.
+fn text(bytes: &[u8]) -> String {
+    let mut text = String::new();
+    for chunk in bytes.utf8_chunks() {
+        text.push_str(chunk.valid());
+        let _ = write!(text, "{}", chunk.invalid().escape_ascii());
+    }
+    text
+}
+
+struct Metrics(String);
+
+impl Metrics {
+    fn family(&mut self, name: &str, kind: &str, unit: &str, help: &str) {
+        let _ = writeln!(self.0, "# TYPE {name} {kind}");
+        if !unit.is_empty() {
+            let _ = writeln!(self.0, "# UNIT {name} {unit}");
+        }
+        let _ = writeln!(self.0, "# HELP {name} {help}");
+    }
+
+    fn sample(&mut self, name: &str, labels: &[(&str, &str)], value: impl fmt::Display) {
+        self.0.push_str(name);
+        for (i, (label, value)) in labels.iter().enumerate() {
+            let value = value.replace('\\', r"\\").replace('"', "\\\"").replace('\n', r"\n");
+            let _ = write!(self.0, "{}{label}=\"{value}\"", if i == 0 { '{' } else { ',' });
+        }
+        if !labels.is_empty() {
+            self.0.push('}');
+        }
+        let _ = writeln!(self.0, " {value}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use openmetrics_parser::openmetrics::parse_openmetrics;
+    use serde_json::Value;
+
+    use super::*;
+    use crate::uevent::Header;
+
+    const EVENT: &[u8] = b"add@/devices/x\0ACTION=add\0DEVPATH=/devices/\xff\n\0SEQNUM=7\0";
+
+    fn engine() -> Engine {
+        Engine { kind: "handler", file: b"/bin/\"\\\n\xff\xc3\xa9".into() }
+    }
+
+    fn counters() -> Counters {
+        Counters {
+            received: 9,
+            handled: 5,
+            failed: 4,
+            timed_out: 3,
+            retried: 2,
+            overruns: 1,
+            dropped: [10, 11, u64::MAX],
+        }
+    }
+
+    fn with(change: impl FnOnce(&mut Status<'_>), look: impl FnOnce(&Status<'_>)) {
+        let engine = engine();
+        let mut status = Status {
+            activity: Activity::Idle,
+            paused: false,
+            stopping: false,
+            queue: Queue { bytes: 832, limit: 268_435_456, drops: 12 },
+            counters: counters(),
+            engine: &engine,
+            uptime: Duration::from_millis(90_061_500),
+            pid: 42,
+            version: "0.1.0",
+            log_level: "info",
+        };
+        change(&mut status);
+        look(&status);
+    }
+
+    fn running(look: impl FnOnce(&Status<'_>)) {
+        let event = Uevent::parse(EVENT, Header::Required).unwrap();
+        let event = InHand { event: &event, since: Duration::from_millis(2300) };
+        let engine = engine();
+        look(&Status {
+            activity: Activity::Running { pid: 4711, event },
+            paused: true,
+            stopping: false,
+            queue: Queue::default(),
+            counters: counters(),
+            engine: &engine,
+            uptime: Duration::ZERO,
+            pid: 42,
+            version: "0.1.0",
+            log_level: "info",
+        });
+    }
+
+    #[test]
+    fn people_read_it_at_a_glance() {
+        with(
+            |_| {},
+            |status| {
+                assert_eq!(
+                    status.to_string(),
+                    r#"state    idle
+queue    832 bytes of 256 MiB
+events   9 received, 5 handled, 4 failed (3 timed out), 2 retried
+lost     1 overruns, 12 drops
+dropped  10 foreign, 11 truncated, 18446744073709551615 malformed
+engine   handler /bin/\"\\\n\xff\xc3\xa9
+uptime   1 d 01:01:01
+version  0.1.0, pid 42, log level info
+"#
+                );
+            },
+        );
+        running(|status| {
+            let text = status.to_string();
+            let first = text.lines().next().unwrap();
+            assert_eq!(
+                first,
+                r"state    running: pid 4711, since 2.3 s, add /devices/\xff\n (SEQNUM 7); paused after that"
+            );
+        });
+    }
+
+    #[test]
+    fn the_state_is_one_word() {
+        with(|_| {}, |status| assert_eq!(status.state(), "idle"));
+        with(|status| status.paused = true, |status| assert_eq!(status.state(), "paused"));
+        running(|status| assert_eq!(status.state(), "running"));
+        let stop = |status: &mut Status<'_>| (status.paused, status.stopping) = (true, true);
+        with(stop, |status| assert_eq!(status.state(), "stopping"));
+    }
+
+    #[test]
+    fn a_parser_reads_the_json() {
+        running(|status| {
+            let text = status.json();
+            assert_eq!(text.lines().count(), 1);
+            let json: Value = serde_json::from_str(&text).unwrap();
+            assert_eq!(json["state"], "running");
+            assert_eq!(json["paused"], true);
+            assert_eq!(json["child_pid"], 4711);
+            let event = &json["event"];
+            assert_eq!(event["devpath"], "/devices/\\xff\n");
+            assert_eq!((&event["seqnum"], &event["seconds"]), (&json!(7), &json!(2.3)));
+            assert_eq!(json["dropped"]["malformed"], u64::MAX);
+            assert_eq!(json["engine"]["file"], "/bin/\"\\\n\\xffé");
+        });
+        with(
+            |_| {},
+            |status| {
+                let json: Value = serde_json::from_str(&status.json()).unwrap();
+                assert_eq!((&json["event"], &json["child_pid"]), (&Value::Null, &Value::Null));
+                assert_eq!(json["queue"]["limit_bytes"], 268_435_456);
+            },
+        );
+    }
+
+    #[test]
+    fn a_parser_reads_the_metrics() {
+        running(|status| {
+            let text = status.openmetrics();
+            let parsed = parse_openmetrics(&text).unwrap_or_else(|e| panic!("{e}\n{text}"));
+            let value = |family: &str, label: &str| {
+                let family = &parsed.families[family];
+                let sample = family.iter_samples().find(|sample| {
+                    let set = sample.get_labelset().unwrap();
+                    label.is_empty() || set.iter().any(|(_, value)| value == label)
+                });
+                format!("{:?}", sample.unwrap().value)
+            };
+            assert!(value("plugd_events_received", "").contains('9'));
+            assert!(value("plugd_datagrams_dropped", "truncated").contains("11"));
+            assert!(value("plugd_event_age_seconds", "").contains("2.3"));
+            assert_eq!(value("plugd_state", "running"), "StateSet(Int(1))");
+            assert_eq!(value("plugd_state", "idle"), "StateSet(Int(0))");
+            assert!(value("plugd_engine", "/bin/\"\\\n\\xffé").contains("Info"));
+        });
+    }
+}
