@@ -39,10 +39,11 @@ fn lock_syslog() -> MutexGuard<'static, Option<Syslog>> {
 /// Starts logging under the name of the program.
 ///
 /// `verbosity` counts from 0: 1 tells of every event, 2 of everything, -1
-/// only of what is wrong, -2 only of errors. RUST_LOG overrides it.
+/// only of what is wrong, -2 only of errors, -3 of nothing. RUST_LOG overrides it.
 pub fn start(program: &'static str, verbosity: i32) {
     let level = match verbosity {
-        ..=-2 => LevelFilter::Error,
+        ..=-3 => LevelFilter::Off,
+        -2 => LevelFilter::Error,
         -1 => LevelFilter::Warn,
         0 => LevelFilter::Info,
         1 => LevelFilter::Debug,

@@ -5,7 +5,7 @@
 //! is done inside a handler but writing the record.
 
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use rustix::io::Errno;
 use rustix::pipe::{PipeFlags, pipe_with};
@@ -35,26 +35,29 @@ pub enum Manner {
     Plugd,
     /// plug-and-play-event-handler's, which has nothing to reload.
     Nosh,
+    /// mdevd's.
+    Mdevd,
 }
 
-/// The signals that are handled, and what they mean, in plugd's manner and in
-/// nosh's. A signal that is not here does what signal(7) says; SIGCONT must do
+/// The signals that are handled, and what they mean, in plugd's manner, in
+/// nosh's and in mdevd's. A signal that is not here does what signal(7) says; SIGCONT must do
 /// nothing at all, as supervisors send it after SIGTERM.
-const TABLE: [(i32, Order, Option<Order>); 6] = [
-    (consts::SIGTERM, Order::Stop, Some(Order::Stop)),
-    (consts::SIGINT, Order::Stop, Some(Order::Stop)),
-    (consts::SIGHUP, Order::Reload, Some(Order::Stop)),
-    (consts::SIGUSR1, Order::Report, Some(Order::Report)),
-    (consts::SIGALRM, Order::Rescan, None),
-    (consts::SIGUSR2, Order::Update, None),
+const TABLE: [(i32, Order, Option<Order>, Option<Order>); 6] = [
+    (consts::SIGTERM, Order::Stop, Some(Order::Stop), Some(Order::Stop)),
+    (consts::SIGINT, Order::Stop, Some(Order::Stop), Some(Order::Stop)),
+    (consts::SIGHUP, Order::Reload, Some(Order::Stop), Some(Order::Reload)),
+    (consts::SIGUSR1, Order::Report, Some(Order::Report), Some(Order::Report)),
+    (consts::SIGALRM, Order::Rescan, None, None),
+    (consts::SIGUSR2, Order::Update, None, None),
 ];
 
 impl Manner {
     /// The signals that are handled, and what they mean.
     pub fn orders(self) -> impl Iterator<Item = (i32, Order)> {
-        TABLE.into_iter().filter_map(move |(signal, plugd, nosh)| match self {
+        TABLE.into_iter().filter_map(move |(signal, plugd, nosh, mdevd)| match self {
             Self::Plugd => Some((signal, plugd)),
             Self::Nosh => Some((signal, nosh?)),
+            Self::Mdevd => Some((signal, mdevd?)),
         })
     }
 }
@@ -94,6 +97,12 @@ impl Signals {
                 None
             }
         }
+    }
+}
+
+impl AsFd for Signals {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.pipe.as_fd()
     }
 }
 

@@ -267,6 +267,8 @@ pub struct Message {
     pub truncated: bool,
     /// The port id of the sender, if it came over netlink.
     pub port: Option<u32>,
+    /// The mask of the multicast group that it came by, 0 if by none.
+    pub group: u32,
     /// The credentials of the sender, if they were wanted and came along.
     pub credentials: Option<Credentials>,
 }
@@ -308,6 +310,7 @@ pub fn receive(
         bytes,
         truncated: header.msg_flags & libc::MSG_TRUNC != 0,
         port: netlink.then_some(sender.nl_pid),
+        group: if netlink { sender.nl_groups } else { 0 },
         // SAFETY: recvmsg has filled in `header`, and `control`, which is alive.
         credentials: if with_credentials { unsafe { credentials(&header) } } else { None },
     })

@@ -1,14 +1,18 @@
 //! The commands: one file each, from options to a struct to the job.
 //!
 //! Owns the table of commands, what they have in common on the command line,
-//! and the exit codes: 0 done, 1 the answer is no, 2 wrong configuration, 100 wrong
-//! usage, 111 system call failed, and where a command goes on as another program,
-//! 126 and 127 as env(1) has them.
+//! and the exit codes: 0 done, 1 the answer is no or the input is wrong, 2 wrong
+//! configuration, 100 wrong usage, 111 system call failed, and where a command
+//! goes on as another program, 126 and 127 as env(1) has them.
 
 mod check;
 mod control;
 mod daemon_control;
 mod daemon_options;
+mod explain;
+mod mdevd;
+mod mdevd_coldplug;
+mod mdevd_netlink;
 mod netlink_datagram_socket_listen;
 mod options;
 mod plug_and_play_event_handler;
@@ -23,7 +27,7 @@ use std::process::ExitCode;
 use crate::error::Fatal;
 use crate::logging::{self, escaped};
 
-/// The answer is no.
+/// The answer is no, or the input is wrong.
 const EXIT_NO: u8 = 1;
 /// Wrong usage.
 const EXIT_USAGE: u8 = 100;
@@ -65,9 +69,10 @@ enum Request {
     Version,
 }
 
-const COMMANDS: [&Command; 15] = [
+const COMMANDS: [&Command; 19] = [
     &run::COMMAND,
     &check::COMMAND,
+    &explain::COMMAND,
     &control::STATUS,
     &control::SETTLE,
     &control::WAIT,
@@ -78,6 +83,9 @@ const COMMANDS: [&Command; 15] = [
     &control::STOP,
     &control::UPDATE,
     &control::LOG_LEVEL,
+    &mdevd::COMMAND,
+    &mdevd_netlink::COMMAND,
+    &mdevd_coldplug::COMMAND,
     &plug_and_play_event_handler::COMMAND,
     &netlink_datagram_socket_listen::COMMAND,
     &daemon_control::COMMAND,
@@ -128,6 +136,7 @@ fn run_command(command: &Command, arguments: impl Iterator<Item = OsString>) -> 
                 }
                 Fatal::Exec { .. } => EXIT_NOT_EXECUTABLE,
                 Fatal::Configuration(_) => EXIT_CONFIGURATION,
+                Fatal::Input(_) => EXIT_NO,
                 Fatal::Usage(_) | Fatal::System { .. } => EXIT_SYSTEM,
             })
         }

@@ -77,5 +77,6 @@ fn start(options: &Options, log_name: &'static str) -> Result<Request, Fatal> {
         Some(sources) => sources,
         None => vec![run::adopt_source(listen_fds::FIRST)?],
     };
-    run::serve(options, &mut engine, sources, prepared, None)
+    run::serve(options, &mut engine, sources, prepared, None)?;
+    Ok(Request::Done)
 }

@@ -30,6 +30,7 @@ use crate::error::{Fatal, reason};
 use crate::handover::{self, Handover, InHand, Unreadable};
 use crate::logging;
 use crate::machine::{State, Stop, Time};
+use crate::rebroadcast::Output;
 use crate::sys;
 
 use super::{Daemon, Deed, Watch, register};
@@ -282,6 +283,7 @@ impl Daemon {
             clients: control.map(|c| c.hand_over(&self.update.clients)).unwrap_or_default(),
             log_level: chosen.then(|| level.into()),
             open_files: control.and_then(Server::open_files),
+            output: self.outlets.output.as_ref().and_then(Output::between_events),
         }
     }
 
