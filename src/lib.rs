@@ -18,7 +18,9 @@
 //! - [`engine`], [`rule_files`]: what decides, with the files that it looks at
 //!   and acts on.
 //! - [`netlink`], [`child`], [`signals`], [`devnode`], [`firmware`], [`sysfs`],
-//!   [`rebroadcast`]: what deals with the system.
+//!   [`rebroadcast`], [`syslog`]: what deals with the system.
+//! - [`daemon`]: the background, PID files, and who controls daemons; also for
+//!   other programs.
 //! - [`counters`], [`machine`], [`handler`], [`rules`], [`plan`],
 //!   [`environment`], [`uevent`], [`listen_fds`]: what decides; pure, without system calls.
 //! - [`sys`], [`beneath`], [`account`], [`error`], [`logging`]: the only
@@ -35,6 +37,7 @@ pub mod child;
 pub mod cmd;
 pub mod control;
 pub mod counters;
+pub mod daemon;
 pub mod devnode;
 pub mod engine;
 pub mod environment;
@@ -58,6 +61,7 @@ pub mod signals;
 pub mod status;
 pub mod sys;
 pub mod sysfs;
+pub mod syslog;
 #[cfg(test)]
 mod testing;
 pub mod uevent;

@@ -71,6 +71,8 @@ pub struct Setup {
     pub engine: status::Engine,
     /// Where events go that were acted on.
     pub outlets: Outlets,
+    /// Whether its own command line, executed once more, would go on with it.
+    pub may_update: bool,
 }
 
 /// The daemon at work.
@@ -199,7 +201,8 @@ impl Daemon {
     /// # Errors
     /// Those of epoll_create1(2), epoll_ctl(2), pipe2(2) and sigaction(2).
     pub fn new(setup: Setup) -> io::Result<Self> {
-        let Setup { sources, limits, manner, mut control, notifier, engine, outlets } = setup;
+        let Setup { sources, limits, manner, mut control, .. } = setup;
+        let Setup { notifier, engine, outlets, may_update, .. } = setup;
         let poll = Poll::new()?;
         let signals = Signals::handle(manner.orders().map(|(signal, _)| signal))?;
         register(poll.registry(), &signals, &Watch::Signals)?;
@@ -233,7 +236,7 @@ impl Daemon {
             presence: Presence::below("/sys".as_ref(), "/dev".as_ref()),
             notifier,
             engine,
-            update: Update::new(),
+            update: Update::new(may_update),
             resumed: None,
         })
     }

@@ -21,6 +21,7 @@ pub struct Notifier {
     descriptor: Option<File>,
     socket: Option<(UnixDatagram, SocketAddr)>,
     said_ready: bool,
+    said_stopping: bool,
 }
 
 impl Notifier {
@@ -40,7 +41,8 @@ impl Notifier {
                 Fatal::system(format_args!("notify NOTIFY_SOCKET {name}"), error)
             })?),
         };
-        Ok(Self { descriptor: descriptor.map(File::from), socket, said_ready: false })
+        let descriptor = descriptor.map(File::from);
+        Ok(Self { descriptor, socket, said_ready: false, said_stopping: false })
     }
 
     /// After an update: the notification descriptor was used long ago.
@@ -74,9 +76,11 @@ impl Notifier {
         self.send(&format!("RELOADING=1\nMONOTONIC_USEC={microseconds}\n"));
     }
 
-    /// The end has begun.
-    pub fn stopping(&self) {
-        self.send("STOPPING=1\nSTATUS=stopping\n");
+    /// The end has begun. Told once.
+    pub fn stopping(&mut self) {
+        if !std::mem::replace(&mut self.said_stopping, true) {
+            self.send("STOPPING=1\nSTATUS=stopping\n");
+        }
     }
 
     /// A line for people has changed.

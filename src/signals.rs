@@ -110,27 +110,65 @@ impl AsRawFd for Signals {
     }
 }
 
-/// The name of a signal, where it has one that is the same everywhere.
+/// The names of signals, where POSIX or Linux has one.
+const NAMES: [(i32, &str); 30] = [
+    (consts::SIGABRT, "SIGABRT"),
+    (consts::SIGALRM, "SIGALRM"),
+    (consts::SIGBUS, "SIGBUS"),
+    (consts::SIGCHLD, "SIGCHLD"),
+    (consts::SIGCONT, "SIGCONT"),
+    (consts::SIGFPE, "SIGFPE"),
+    (consts::SIGHUP, "SIGHUP"),
+    (consts::SIGILL, "SIGILL"),
+    (consts::SIGINT, "SIGINT"),
+    (consts::SIGIO, "SIGIO"),
+    (consts::SIGKILL, "SIGKILL"),
+    (consts::SIGPIPE, "SIGPIPE"),
+    (consts::SIGPROF, "SIGPROF"),
+    (libc::SIGPWR, "SIGPWR"),
+    (consts::SIGQUIT, "SIGQUIT"),
+    (consts::SIGSEGV, "SIGSEGV"),
+    (consts::SIGSTOP, "SIGSTOP"),
+    (consts::SIGSYS, "SIGSYS"),
+    (consts::SIGTERM, "SIGTERM"),
+    (consts::SIGTRAP, "SIGTRAP"),
+    (consts::SIGTSTP, "SIGTSTP"),
+    (consts::SIGTTIN, "SIGTTIN"),
+    (consts::SIGTTOU, "SIGTTOU"),
+    (consts::SIGURG, "SIGURG"),
+    (consts::SIGUSR1, "SIGUSR1"),
+    (consts::SIGUSR2, "SIGUSR2"),
+    (consts::SIGVTALRM, "SIGVTALRM"),
+    (consts::SIGWINCH, "SIGWINCH"),
+    (consts::SIGXCPU, "SIGXCPU"),
+    (consts::SIGXFSZ, "SIGXFSZ"),
+];
+
+/// The name of a signal, if it has one.
 pub fn name(signal: i32) -> Option<&'static str> {
-    Some(match signal {
-        consts::SIGABRT => "SIGABRT",
-        consts::SIGALRM => "SIGALRM",
-        consts::SIGBUS => "SIGBUS",
-        consts::SIGFPE => "SIGFPE",
-        consts::SIGHUP => "SIGHUP",
-        consts::SIGILL => "SIGILL",
-        consts::SIGINT => "SIGINT",
-        consts::SIGKILL => "SIGKILL",
-        consts::SIGPIPE => "SIGPIPE",
-        consts::SIGQUIT => "SIGQUIT",
-        consts::SIGSEGV => "SIGSEGV",
-        consts::SIGSYS => "SIGSYS",
-        consts::SIGTERM => "SIGTERM",
-        consts::SIGTRAP => "SIGTRAP",
-        consts::SIGUSR1 => "SIGUSR1",
-        consts::SIGUSR2 => "SIGUSR2",
-        consts::SIGXCPU => "SIGXCPU",
-        consts::SIGXFSZ => "SIGXFSZ",
-        _ => return None,
-    })
+    NAMES.iter().find_map(|&(number, name)| (number == signal).then_some(name))
+}
+
+/// The number of the signal of this name, with or without SIG before it.
+pub fn number(text: &str) -> Option<i32> {
+    let short = text.strip_prefix("SIG").unwrap_or(text);
+    NAMES.iter().find_map(|&(number, name)| (&name[3..] == short).then_some(number))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_signal_has_one_name() {
+        for (signal, text) in NAMES {
+            assert_eq!(name(signal), Some(text));
+            assert_eq!(number(text), Some(signal));
+            assert_eq!(number(&text[3..]), Some(signal));
+        }
+        for none in ["", "SIG", "term", "SIGSIGTERM", "15", "TERM "] {
+            assert_eq!(number(none), None, "{none}");
+        }
+        assert_eq!(name(0), None);
+    }
 }

@@ -2,7 +2,8 @@
 //! the engine made from them.
 
 use std::ffi::OsStr;
-use std::path::{Path, PathBuf};
+use std::io;
+use std::path::{Path, PathBuf, absolute};
 
 use crate::beneath::{Failed, Why};
 use crate::child;
@@ -38,11 +39,17 @@ impl Default for Files {
 }
 
 impl Files {
-    /// The same, also from another working directory.
-    fn absolute(&self) -> Result<Self, Fatal> {
-        let absolute = |path: &Path| {
-            std::path::absolute(path).map_err(|e| Fatal::system("find the working directory", e))
-        };
+    /// Whether they are the same from any working directory.
+    pub(super) fn are_absolute(&self) -> bool {
+        let Self { conf, dev, sys, firmware } = self;
+        [conf, dev, sys, firmware].into_iter().all(|path| path.is_absolute())
+    }
+
+    /// The same files, for another working directory.
+    ///
+    /// # Errors
+    /// Those of getcwd(2).
+    fn absolute(&self) -> io::Result<Self> {
         Ok(Self {
             conf: absolute(&self.conf)?,
             dev: absolute(&self.dev)?,
@@ -53,8 +60,7 @@ impl Files {
 }
 
 /// Reads the rules and opens the roots. With no file of rules, nodes are made
-/// as root's with mode 0660, and nothing else is done. The directory of nodes
-/// becomes the working directory: commands of rules rely on that.
+/// as root's with mode 0660, and nothing else is done.
 pub(super) fn engine(
     files: &Files,
     dry_run: bool,
@@ -62,12 +68,12 @@ pub(super) fn engine(
 ) -> Result<Engine, Fatal> {
     let sysfs = open_sysfs(&files.sys)?;
     let rules = read(files, clean_environment)?;
-    let files = files.absolute()?;
+    // They are read again from another working directory.
+    let files = files.absolute().map_err(|e| Fatal::system("find the working directory", e))?;
     let hands = if dry_run {
         Hands::DryRun
     } else {
         let dev = DevRoot::open(&files.dev).map_err(|e| cannot_open(&files.dev, e))?;
-        std::env::set_current_dir(&files.dev).map_err(|e| cannot_open(&files.dev, e))?;
         let sys = open_sysfs(&files.sys)?;
         Hands::Files { dev, sys, firmware: files.firmware.clone() }
     };

@@ -4,11 +4,13 @@ use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io;
 use std::os::fd::{OwnedFd, RawFd};
+use std::path::Path;
 use std::time::Duration;
 
 use lexopt::Arg::{Long, Short, Value};
 
-use rustix::fs::Mode;
+use rustix::fs::{Mode, OFlags, open};
+use rustix::process::fchdir;
 
 use crate::child;
 use crate::control::Address;
@@ -16,7 +18,7 @@ use crate::control::server::Server;
 use crate::counters::Counters;
 use crate::engine::Engine;
 use crate::environment::DEFAULT_PATH;
-use crate::error::{Fatal, reason};
+use crate::error::Fatal;
 use crate::handler::Handler;
 use crate::handover::Handover;
 use crate::listen_fds;
@@ -30,6 +32,7 @@ use crate::signals::Manner;
 use crate::status;
 use crate::{logging, sys};
 
+use super::daemon_options::{DaemonOption, DaemonOptions, Prepared};
 use super::options::{self, BYTES, GROUPS, HIGH_FD, SECONDS};
 use super::rules::{self, Files};
 use super::{Command, Request, quoted};
@@ -98,6 +101,18 @@ How to talk to it:
                                   file descriptor N and close it. NOTIFY_SOCKET,
                                   if set, is told too
 
+As a daemon (without a supervisor; see also plugd daemon-control):
+      --daemonize                 go into the background, with / as directory;
+                                  the command exits when the daemon is up, with
+                                  0, or has failed
+      --pid-file PATH             write the process id there, and lock the file
+                                  for as long as the daemon lives
+      --user NAME|#UID            become this user, with its groups
+      --group NAME|#GID           become this group, and be in no other
+      --log-file PATH             once it is up, write to the end of this file
+                                  instead of to stderr
+      --syslog                    once it is up, log to syslog
+
 What it tells:
   -v, --verbose                   every event; twice: everything
   -q, --quiet                     only warnings and errors; twice: errors; three
@@ -121,6 +136,8 @@ Examples:
       plugd run
   Run a script written for /proc/sys/kernel/hotplug, with a minute's patience:
       plugd run --timeout 60 --hotplug-argument /sbin/hotplug
+  Start it from a boot script that has no supervisor:
+      plugd run --daemonize --pid-file /run/plugd.pid --syslog /etc/hotplug
 ";
 
 /// The size of the receive buffer to ask for, in bytes.
@@ -147,6 +164,7 @@ pub(super) struct Options {
     pub(super) control_mode: Mode,
     /// Gets a newline when plugd is ready.
     pub(super) notify_fd: Option<RawFd>,
+    pub(super) daemon: DaemonOptions,
     pub(super) work: Work,
 }
 
@@ -179,6 +197,7 @@ impl Options {
             control: Some(Address::default()),
             control_mode: Mode::RUSR | Mode::WUSR,
             notify_fd: None,
+            daemon: DaemonOptions::default(),
             work,
         }
     }
@@ -189,6 +208,7 @@ fn main(parser: lexopt::Parser, log_name: &'static str) -> Result<Request, Fatal
         Ok(options) => {
             logging::start(log_name, options.verbosity);
             let handover = r#loop::inherited()?;
+            let prepared = options.daemon.prepare(log_name)?;
             let mut engine = engine(&options)?;
             let mut sources = match &handover {
                 Some(handover) => handover.sources.iter().copied().map(adopt_source).collect(),
@@ -197,7 +217,7 @@ fn main(parser: lexopt::Parser, log_name: &'static str) -> Result<Request, Fatal
             if options.require_credentials {
                 require_credentials(&mut sources)?;
             }
-            serve(&options, &mut engine, sources, handover)?;
+            serve(&options, &mut engine, sources, prepared, handover)?;
             Ok(Request::Done)
         }
         Err(other) => Ok(other),
@@ -271,7 +291,10 @@ fn parse(mut parser: lexopt::Parser) -> Result<Result<Options, Request>, Fatal> 
                 program = Some(Work::Program(operand, parser.raw_args()?.collect()));
                 break;
             }
-            argument => return Err(argument.unexpected().into()),
+            argument => match DaemonOption::of(&argument) {
+                Some(option) => options.daemon.take(option, &mut parser)?,
+                None => return Err(argument.unexpected().into()),
+            },
         }
     }
     options.work = program.unwrap_or(Work::Rules { files, dry_run });
@@ -349,8 +372,7 @@ fn outlets(options: &Options, output: Option<RawFd>, sources: &[Source]) -> Resu
 
 /// A descriptor that the user says is there.
 pub(super) fn inherited(fd: RawFd) -> Result<OwnedFd, Fatal> {
-    let unusable = |e| Fatal::Usage(format!("file descriptor {fd}: {}", reason(&e)));
-    sys::adopt(fd).map_err(unusable)
+    sys::adopt(fd).map_err(|e| Fatal::system(format_args!("use file descriptor {fd}"), e))
 }
 
 /// Runs the daemon until it is asked to stop, and returns what it has counted;
@@ -360,6 +382,7 @@ pub(super) fn serve(
     options: &Options,
     engine: &mut Engine,
     sources: Vec<Source>,
+    prepared: Prepared,
     handover: Option<Handover>,
 ) -> Result<Counters, Fatal> {
     let output = match &handover {
@@ -375,13 +398,28 @@ pub(super) fn serve(
         Some(address) => Some(control(options, address, handover.as_ref())?),
         None => None,
     };
+    let notifier = notifier(options, handover.is_some())?;
+    if options.daemon.goes_to_background() {
+        // Without /proc they stay open, which is a pity, and no more.
+        let _ = sys::close_inherited();
+    }
+    let dev = match &options.work {
+        // Commands of rules rely on it: chmod $MDEV.
+        Work::Rules { files, dry_run: false } => Some(open_directory(&files.dev)?),
+        Work::Rules { .. } | Work::Program(..) => None,
+    };
+    let mut started = prepared.start()?;
+    if let Some(dev) = dev {
+        fchdir(dev).map_err(|e| Fatal::system("go to the directory of nodes", e))?;
+    }
     let mut daemon = Daemon::new(Setup {
         sources,
         limits: options.limits,
         manner: options.manner,
         control,
-        notifier: notifier(options, handover.is_some())?,
+        notifier,
         engine: engine_status(options, engine),
+        may_update: may_update(options),
         outlets,
     })
     .map_err(|e| Fatal::system("set up the event loop", e))?;
@@ -391,9 +429,25 @@ pub(super) fn serve(
     // Now that all that was inherited on purpose has been taken over.
     sys::close_all_on_exec().map_err(|e| Fatal::system("set file descriptors close-on-exec", e))?;
     daemon.announce().map_err(|e| Fatal::system("tell that plugd is ready", e))?;
+    started.ready()?;
     let counters = daemon.run(engine).map_err(|e| Fatal::system("wait for what happens", e))?;
     log::info!("stopped: {counters}");
     Ok(counters)
+}
+
+fn open_directory(path: &Path) -> Result<OwnedFd, Fatal> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let shown = path.as_os_str().as_encoded_bytes().escape_ascii();
+    open(path, flags, Mode::empty()).map_err(|e| Fatal::system(format_args!("open {shown}"), e))
+}
+
+/// Whether the command line means the same when it is executed once more.
+fn may_update(options: &Options) -> bool {
+    let same_files = match &options.work {
+        Work::Program(..) => true,
+        Work::Rules { files, .. } => files.are_absolute(),
+    };
+    same_files && options.daemon.may_be_executed_again()
 }
 
 fn control(
@@ -413,7 +467,9 @@ fn control(
 
 fn notifier(options: &Options, resumed: bool) -> Result<Notifier, Fatal> {
     // A plugd that goes on has told its descriptor long ago.
-    let descriptor = options.notify_fd.filter(|_| !resumed).map(inherited);
+    let descriptor = options.notify_fd.filter(|_| !resumed).map(|fd| {
+        sys::adopt(fd).map_err(|e| Fatal::system(format_args!("notify file descriptor {fd}"), e))
+    });
     Notifier::new(descriptor.transpose()?, std::env::var_os("NOTIFY_SOCKET").as_deref())
 }
 
@@ -450,7 +506,12 @@ fn handler(
     let argv = std::iter::once(program).chain(arguments);
     Ok(Handler {
         program: Program {
-            path: child::find_program(program, path).map_err(cannot_run)?,
+            path: child::find_program(program, path)
+                .and_then(|path| match options.daemon.goes_to_background() {
+                    true => child::absolute(&path),
+                    false => Ok(path),
+                })
+                .map_err(cannot_run)?,
             argv: argv
                 .map(|a| child::c_string(a))
                 .collect::<io::Result<_>>()

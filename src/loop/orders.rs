@@ -49,6 +49,7 @@ impl Daemon {
 
     fn stop(&mut self) -> Reply {
         self.inbox.push_back(Input::Stop);
+        self.notifier.stopping();
         match (&self.child, self.machine.state()) {
             (Some(child), State::Running { stop: Stop::No, .. }) => Reply::ok(format!(
                 "stopping when pid {} has ended; asked once more, plugd ends it at once",

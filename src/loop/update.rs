@@ -39,6 +39,8 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// An update, from the wish to the deed.
 #[derive(Debug)]
 pub(super) struct Update {
+    /// The command line, executed once more, would go on with what is there.
+    allowed: bool,
     /// plugd's own file: its path, as it was at the start.
     file: Option<PathBuf>,
     probe: Option<Probe>,
@@ -61,8 +63,9 @@ struct Probe {
 }
 
 impl Update {
-    pub(super) fn new() -> Self {
+    pub(super) fn new(allowed: bool) -> Self {
         Self {
+            allowed,
             file: own_file(),
             probe: None,
             ready: false,
@@ -91,6 +94,12 @@ impl Daemon {
     pub(super) fn begin_update(&mut self) -> Result<String, String> {
         if !self.may_update() {
             return Err("plugd is stopping".into());
+        }
+        if !self.update.allowed {
+            return Err(
+                "not with --daemonize, --pid-file, --user and the like, or relative paths of rules"
+                    .into(),
+            );
         }
         let Some(file) = &self.update.file else {
             return Err("plugd could not find out what file it is when it was started".into());

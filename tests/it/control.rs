@@ -133,7 +133,7 @@ fn every_command(host: &Host, state: &str) {
     ok(&["log-level"], "info\n");
     ok(&["log-level", "debug"], "debug\n");
     ok(&["log-level", "info"], "info\n");
-    ok(&["reload"], "nothing to reload");
+    ok(&["reload"], "reloading");
     let said = host.say(&["rescan"]);
     assert_eq!(said.code, Some(1), "{said:?}");
     ok(&["pause"], "paused");

@@ -20,6 +20,7 @@ fn three_events(inject: &str) -> Option<Daemon> {
         .program("strace")
         .args(["-qq", "-o", "/dev/null", "-e", &format!("trace={call}")])
         .args(["-e", &format!("inject={inject}"), env!("CARGO_BIN_EXE_plugd"), "run", "--fd", "3"])
+        .args(["--control", "none"])
         .sh("echo $SEQNUM >>$TMP/handled")
         .fd(receiver, 3)
         .launch();
@@ -77,7 +78,7 @@ fn a_signal_to_the_group_is_counted_once() {
     let (sender, receiver) = unix::pair(SocketType::SEQPACKET);
     let daemon = Plugd::new()
         .program("setsid")
-        .args([env!("CARGO_BIN_EXE_plugd"), "run", "--fd", "3", "true"])
+        .args([env!("CARGO_BIN_EXE_plugd"), "run", "--fd", "3", "--control", "none", "true"])
         .fd(receiver, 3)
         .start();
     let group = Pid::from_raw(daemon.pid().try_into().unwrap()).unwrap();

@@ -8,6 +8,9 @@
 mod children;
 mod command_line;
 mod control;
+mod daemon;
+mod daemon_control;
+mod daemon_races;
 mod environment;
 mod facts;
 mod faults;
@@ -18,6 +21,8 @@ mod log;
 mod manual;
 mod order;
 mod pressure;
+mod readiness;
 mod signals;
 mod sources;
 mod starting;
+mod update;

@@ -1,0 +1,307 @@
+//! The update in place: another version of plugd goes on in the same process.
+
+use std::fs;
+use std::io::{Read, Write};
+use std::os::fd::OwnedFd;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::{SocketAddr, UnixStream};
+use std::os::unix::process::ExitStatusExt;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use rustix::net::SocketType;
+use rustix::process::Signal;
+use tempfile::TempDir;
+
+use crate::harness::daemon::{Daemon, Finished, Plugd};
+use crate::harness::inject::{Injector, uevent};
+use crate::harness::{PATIENCE, eventually, ns, unix};
+
+const PLUGD: &str = env!("CARGO_BIN_EXE_plugd");
+
+/// A copy of plugd that can be replaced; to be used in [`ns::alone`] or
+/// [`ns::inside`], as a file that was just written must not be open in the
+/// child of another test.
+struct Copy {
+    dir: TempDir,
+    file: PathBuf,
+}
+
+impl Copy {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("plugd");
+        let copy = Self { dir, file };
+        copy.replace();
+        copy
+    }
+
+    /// As a package manager does: a new file takes the place of the old one.
+    fn replace(&self) {
+        let new = self.dir.path().join("new");
+        fs::copy(PLUGD, &new).unwrap();
+        fs::rename(new, &self.file).unwrap();
+    }
+
+    fn replace_by_script(&self, script: &str, mode: u32) {
+        let new = self.dir.path().join("new");
+        fs::write(&new, format!("#!/bin/sh\n{script}\n")).unwrap();
+        fs::set_permissions(&new, PermissionsExt::from_mode(mode)).unwrap();
+        fs::rename(new, &self.file).unwrap();
+    }
+
+    fn start(&self, options: &[&str], script: &str) -> (Daemon, OwnedFd) {
+        let (events, receiver) = unix::pair(SocketType::SEQPACKET);
+        let plugd = Plugd::reading(receiver).program(&self.file).args(options);
+        let daemon = plugd.args(["--control", &address()]).sh(script).start();
+        daemon.fifo("gate");
+        eventually("it listens", connect);
+        (daemon, events)
+    }
+}
+
+/// Of this process, which is the test's own.
+fn address() -> String {
+    format!("@plugd-test-update-{}", std::process::id())
+}
+
+fn connect() -> Option<UnixStream> {
+    let name = SocketAddr::from_abstract_name(&address()[1..]).unwrap();
+    let stream = UnixStream::connect_addr(&name).ok()?;
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    Some(stream)
+}
+
+fn say(args: &[&str]) -> Finished {
+    Plugd::new().args(args).args(["--control", &address()]).finish()
+}
+
+fn update() {
+    let said = say(&["update"]);
+    assert_eq!(said.code, Some(0), "{said:?}");
+    assert!(said.stdout.starts_with("updated from version "), "{said:?}");
+}
+
+#[test]
+fn a_hundred_times_under_load_nothing_is_lost() {
+    ns::inside(|| {
+        let copy = Copy::new();
+        // Every seventh fails: that must be noticed whichever plugd started it.
+        let script = "echo $N >>$TMP/out; exit $((N % 7 == 0))";
+        let daemon = Plugd::new()
+            .program(&copy.file)
+            .args(["run", "--control", &address(), "--"])
+            .sh(script)
+            .start();
+        eventually("it listens", connect);
+        let pid = daemon.pid();
+        let inode = daemon.netlink().1;
+        let done = std::sync::atomic::AtomicBool::new(false);
+        let sent = std::thread::scope(|scope| {
+            let sender = scope.spawn(|| {
+                let injector = Injector::new();
+                let mut n = 0;
+                while !done.load(std::sync::atomic::Ordering::Relaxed) {
+                    let batch = (n + 1..=n + 16).map(|n| uevent("add", "/x", &[&format!("N={n}")]));
+                    injector.paced(batch, inode);
+                    n += 16;
+                }
+                n
+            });
+            for _ in 0..100 {
+                copy.replace();
+                update();
+            }
+            done.store(true, std::sync::atomic::Ordering::Relaxed);
+            sender.join().unwrap()
+        });
+        let said = say(&["settle"]);
+        assert_eq!(said.code, Some(0), "{said:?}");
+        let expected: Vec<String> = (1..=sent).map(|n: u32| n.to_string()).collect();
+        assert!(daemon.lines("out") == expected, "lost, twice or out of order");
+        let failed = sent / 7;
+        let counters = format!("received {sent}, handled {}, failed {failed} ", sent - failed);
+        assert!(daemon.counters().contains(&counters), "{} {counters}", daemon.counters());
+        assert_eq!(daemon.pid(), pid);
+        assert_eq!(daemon.logged("updated from version").len(), 100);
+        assert_eq!(daemon.logged("exited with 1;").len(), usize::try_from(failed).unwrap());
+        // Nothing is left behind by all of them.
+        let fds = fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count();
+        assert!(fds < 12, "{fds} descriptors");
+        assert_eq!(daemon.children(), Vec::<u32>::new());
+    });
+}
+
+#[test]
+fn a_running_program_is_kept_with_its_time_limit() {
+    ns::alone(|| {
+        let copy = Copy::new();
+        let (daemon, events) = copy.start(&["--timeout", "2"], "echo $$ >>$TMP/out; exec sleep 60");
+        let began = Instant::now();
+        unix::send(&events, &uevent("add", "/x", &["SEQNUM=7"]));
+        daemon.wait_for_lines("out", 1);
+        let child = daemon.children()[0];
+        for _ in 0..3 {
+            update();
+            assert_eq!(daemon.children(), [child]);
+        }
+        let line = daemon.wait_for_log("takes too long");
+        assert!(began.elapsed() >= Duration::from_secs(2), "too early");
+        assert!(line.contains(&format!("pid {child} ")) && line.contains("SEQNUM 7"), "{line}");
+        daemon.wait_for_log("was killed by SIGTERM; add /x (SEQNUM 7)");
+        daemon.wait_for_counters("received 1, handled 0, failed 1 (timed out 1)");
+    });
+}
+
+#[test]
+fn an_event_that_waits_for_its_program_is_kept() {
+    ns::alone(|| {
+        let copy = Copy::new();
+        let program = copy.dir.path().join("prog");
+        fs::write(&program, "#!/bin/sh\necho $N >>$TMP/out\n").unwrap();
+        fs::set_permissions(&program, PermissionsExt::from_mode(0o755)).unwrap();
+        let (events, receiver) = unix::pair(SocketType::SEQPACKET);
+        let daemon = Plugd::reading(receiver).program(&copy.file).args([&program]).start();
+        // It is looked for at the start of the new plugd too: text that the
+        // kernel takes for no program is not.
+        fs::rename(&program, copy.dir.path().join("away")).unwrap();
+        fs::write(&program, "#!/nonexistent/interpreter\n").unwrap();
+        fs::set_permissions(&program, PermissionsExt::from_mode(0o755)).unwrap();
+        unix::send(&events, &uevent("add", "/x", &["N=1"]));
+        unix::send(&events, &uevent("add", "/x", &["N=2"]));
+        daemon.wait_for_log("waits for another attempt");
+        daemon.signal(Signal::USR2);
+        daemon.wait_for_log("updated from version");
+        assert_eq!(daemon.lines("out"), [""; 0]);
+        fs::rename(copy.dir.path().join("away"), &program).unwrap();
+        assert_eq!(daemon.wait_for_lines("out", 2), ["1", "2"]);
+        daemon.wait_for_counters("received 2, handled 2, failed 0");
+    });
+}
+
+#[test]
+fn clients_stay_connected_and_are_answered() {
+    ns::alone(|| {
+        let copy = Copy::new();
+        let (daemon, events) = copy.start(&[], "echo $$ >>$TMP/out; read x <$TMP/gate");
+        unix::send(&events, &uevent("add", "/x", &[]));
+        daemon.wait_for_lines("out", 1);
+        let ask = |text: &[u8]| {
+            let mut stream = connect().unwrap();
+            stream.write_all(text).unwrap();
+            stream
+        };
+        let mut settling = ask(b"plugd/1 settle\nplugd/1 log-level\n");
+        let mut half = ask(b"log-l");
+        let mut idle = ask(b"");
+        let said = say(&["log-level", "debug"]);
+        assert_eq!(said.code, Some(0), "{said:?}");
+        for _ in 0..2 {
+            copy.replace();
+            update();
+        }
+        half.write_all(b"evel\n").unwrap();
+        idle.write_all(b"log-level\n").unwrap();
+        for stream in [&mut half, &mut idle] {
+            let mut text = String::new();
+            stream.read_to_string(&mut text).unwrap();
+            assert_eq!(text, "debug\n");
+        }
+        let mut text = [0; "plugd/1 ok 0\nplugd/1 ok 6\ndebug\n".len()];
+        settling.set_nonblocking(true).unwrap();
+        assert!(settling.read(&mut text).is_err(), "settled early");
+        settling.set_nonblocking(false).unwrap();
+        daemon.release("gate");
+        settling.read_exact(&mut text).unwrap();
+        assert_eq!(&text, b"plugd/1 ok 0\nplugd/1 ok 6\ndebug\n");
+    });
+}
+
+#[test]
+fn a_file_that_does_not_start_is_refused() {
+    ns::alone(|| {
+        let copy = Copy::new();
+        let (daemon, events) = copy.start(&[], "echo $N >>$TMP/out");
+        for (n, (script, mode, why)) in [
+            ("exit 0", 0o755, "asked for its version, it said ''"),
+            ("echo busybox 1.36", 0o755, "asked for its version, it said 'busybox 1.36'"),
+            ("exit 3", 0o755, "asked for its version, it ended with exit status: 3"),
+            ("kill -SEGV $$", 0o755, "asked for its version, it ended with signal: 11"),
+            ("exit 0", 0o644, "Permission denied"),
+            ("exec sleep 60", 0o755, "it does not say its version within 5 s"),
+        ]
+        .into_iter()
+        .enumerate()
+        {
+            copy.replace_by_script(script, mode);
+            let said = say(&["update", "--timeout", "30"]);
+            assert_eq!(said.code, Some(1), "{script}: {said:?}");
+            assert!(said.stderr.contains(&format!("not updated: {why}")), "{script}: {said:?}");
+            daemon.wait_for_log(why);
+            unix::send(&events, &uevent("add", "/x", &[&format!("N={n}")]));
+            daemon.wait_for_lines("out", n + 1);
+        }
+        fs::remove_file(&copy.file).unwrap();
+        let said = say(&["update"]);
+        assert!(said.stderr.contains("No such file or directory"), "{said:?}");
+        copy.replace();
+        update();
+        assert_eq!(daemon.children(), Vec::<u32>::new());
+    });
+}
+
+/// Its version is asked for, then it does not start after all: as when memory
+/// is short, or somebody replaces it just then.
+#[test]
+fn one_that_fails_at_the_last_moment_is_refused() {
+    ns::alone(|| {
+        let copy = Copy::new();
+        let (daemon, events) = copy.start(&[], "echo $N >>$TMP/out");
+        copy.replace_by_script("mv \"$0\" \"$0.gone\"; echo plugd 9.9", 0o755);
+        let said = say(&["update"]);
+        assert_eq!(said.code, Some(1), "{said:?}");
+        assert!(said.stderr.contains("not updated: No such file or directory"), "{said:?}");
+        daemon.wait_for_log("updating to version 9.9");
+        unix::send(&events, &uevent("add", "/x", &["N=1"]));
+        assert_eq!(daemon.wait_for_lines("out", 1), ["1"]);
+        copy.replace();
+        update();
+    });
+}
+
+#[test]
+fn no_signal_is_lost_meanwhile() {
+    ns::alone(|| {
+        let copy = Copy::new();
+        for _ in 0..30 {
+            let (mut daemon, _events) = copy.start(&[], "true");
+            daemon.signal(Signal::USR2);
+            daemon.signal(Signal::USR1);
+            // Whichever plugd it reaches, or neither yet.
+            std::thread::sleep(Duration::from_micros(u64::from(daemon.pid() % 30) * 200));
+            daemon.signal(Signal::TERM);
+            assert_eq!(daemon.wait_exit().code(), Some(0), "{:?}", daemon.log());
+            assert_eq!(daemon.logged("SIGUSR1").len(), 1);
+        }
+    });
+}
+
+#[test]
+fn noshs_handler_knows_no_update() {
+    let (_events, receiver) = unix::pair(SocketType::SEQPACKET);
+    let plugd = Plugd::new().arg0("plug-and-play-event-handler").fd(receiver, 3);
+    let mut daemon = plugd.args(["true"]).start();
+    daemon.signal(Signal::USR2);
+    assert_eq!(daemon.wait_exit().signal(), Some(libc::SIGUSR2));
+}
+
+/// What is left of an update in somebody's environment means nothing.
+#[test]
+fn a_stray_hand_over_is_ignored() {
+    let (events, receiver) = unix::pair(SocketType::SEQPACKET);
+    let plugd = Plugd::reading(receiver).env("PLUGD_HANDOVER", "1:3");
+    let daemon = plugd.sh("echo ${PLUGD_HANDOVER-unset} >>$TMP/out").start();
+    unix::send(&events, &uevent("add", "/x", &[]));
+    assert_eq!(daemon.wait_for_lines("out", 1), ["unset"]);
+}
