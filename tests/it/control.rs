@@ -545,11 +545,12 @@ fn a_stale_file_is_replaced_and_nothing_else() {
 #[test]
 fn a_read_only_root_is_enough() {
     ns::inside_with_sysfs(|| {
-        let script = "mount -o remount,bind,ro / && \
+        // Held open: it may be below one of the directories that are hidden.
+        let script = "exec 9<\"$0\" && mount -o remount,bind,ro / && \
                       for dir in /tmp /run /var/tmp /dev/shm; do \
                           mount -t tmpfs -o ro tmpfs $dir || exit; \
                       done && \
-                      ! touch /x /tmp/x /run/x 2>/dev/null && exec \"$0\" run -- true";
+                      ! touch /x /tmp/x /run/x 2>/dev/null && exec /proc/self/fd/9 run -- true";
         // For the daemon alone: this test has files to write.
         let mut daemon = Command::new("unshare")
             .args(["-m", "sh", "-c", script, PLUGD])
