@@ -76,6 +76,33 @@ fn while_a_command_runs_the_writer_waits() {
     world.wait_for_lines("out", taken / event.len());
 }
 
+/// Each event is one write, as mdevd-netlink has it.
+#[test]
+fn another_one_goes_on_with_the_pipe_where_one_was_killed() {
+    let world = World::new(".* 0:0 660 *echo $N >>$W/out\n");
+    let (reader, mut writer) = pipe();
+    std::thread::scope(|scope| {
+        let sender = scope.spawn(move || {
+            for n in 1..=10_000 {
+                let padding = format!("PADDING={}", "x".repeat(n % 500));
+                let event = uevent("add", "/x", &[&padding, &format!("N={n}")]);
+                writer.write_all(&stream([event])).unwrap();
+            }
+        });
+        for count in 1..=5 {
+            let daemon = world.mdevd().stdin(reader.try_clone().unwrap()).start();
+            world.wait_for_lines("out", count * 30);
+            daemon.signal(Signal::KILL);
+            assert_eq!(daemon.log(), [""; 0]);
+        }
+        let finished = world.mdevd().args(["-f", "/dev/null"]).stdin(reader).finish();
+        assert_eq!((finished.code, &*finished.stderr), (Some(0), ""));
+        sender.join().unwrap();
+    });
+    let told: Vec<usize> = world.lines("out").iter().map(|line| line.parse().unwrap()).collect();
+    assert!(told.is_sorted(), "{told:?}");
+}
+
 /// Others may have the same pipe or file open.
 #[test]
 fn the_input_is_left_as_it_is() {

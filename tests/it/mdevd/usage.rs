@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::os::unix::net::UnixStream;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::Signal;
@@ -10,6 +10,7 @@ use rustix::process::Signal;
 use super::{TELL, World, event, file, mdevd, stream};
 use crate::harness::daemon::{Finished, Plugd};
 use crate::harness::ns;
+use crate::listen::have;
 
 const FROM_STDIN: &str = "reading events from the standard input";
 const FROM_KERNEL: &str = "listening to the kernel's uevents";
@@ -223,4 +224,34 @@ fn what_cannot_be_a_stream_is_refused() {
     assert_eq!(finished.code, Some(111));
     let why = "mdevd: fatal: cannot read events from the standard input: Is a directory\n";
     assert_eq!(finished.stderr, why);
+}
+
+/// The manual pages are clean, and tell of each option that the help has.
+#[test]
+fn the_manual_is_complete() {
+    if !have("the manual pages", "mandoc") {
+        return;
+    }
+    for name in ["mdevd", "mdevd-netlink", "mdevd-coldplug"] {
+        let page = format!("{}/man/{name}.8", env!("CARGO_MANIFEST_DIR"));
+        let lint = Command::new("mandoc").args(["-T", "lint", "-W", "warning", &page]).output();
+        assert_eq!(String::from_utf8_lossy(&lint.unwrap().stdout), "");
+        let page = fs::read_to_string(page).unwrap();
+        let help = Plugd::new().args([name, "--help"]).finish().stdout;
+        let options = help.lines().filter_map(|line| line.strip_prefix("  -")?.chars().next());
+        let options: Vec<char> = options.collect();
+        assert!(options.contains(&'v') && options.contains(&'b'), "{options:?}");
+        for option in options {
+            assert!(
+                page.contains(&format!("\n.It Fl {option} "))
+                    || page.contains(&format!("\n.It Fl {option}\n")),
+                "{name} -{option}"
+            );
+        }
+        let long = help.lines().filter_map(|line| line.trim().strip_prefix("--"));
+        for option in long {
+            let name = option.split(' ').next().unwrap();
+            assert!(page.contains(&format!("\n.It Fl -{name} ")), "--{name}");
+        }
+    }
 }
