@@ -71,6 +71,23 @@ impl Accounts {
     }
 }
 
+/// The ids of the groups that have `user` among their members, in the order of
+/// `group`, the contents of /etc/group; each once. The user's primary group is
+/// there only if it has the user as a member.
+pub fn groups_of(user: &[u8], group: &[u8]) -> Vec<u32> {
+    let mut ids = Vec::new();
+    for line in group.split(|&b| b == b'\n') {
+        let mut fields = line.split(|&b| b == b':').skip(2);
+        let (Some(id), Some(members)) = (fields.next().and_then(number), fields.next()) else {
+            continue;
+        };
+        if members.split(|&b| b == b',').any(|member| member == user) && !ids.contains(&id) {
+            ids.push(id);
+        }
+    }
+    ids
+}
+
 /// A decimal number of 32 bits, of digits only.
 pub fn number(digits: &[u8]) -> Option<u32> {
     if digits.is_empty() {
@@ -103,6 +120,15 @@ mod tests {
     }
 
     #[test]
+    fn a_user_is_in_the_groups_that_list_it() {
+        let group = b"root:x:0:ann\nann:x:7:\nd:x:6:bob,ann,eve\nv:x:27:annie\n\
+                      again:x:6:ann\nbad:x:-1:ann\nlast:x:9:bob,ann";
+        assert_eq!(groups_of(b"ann", group), [0, 6, 9]);
+        assert_eq!(groups_of(b"bob", group), [6, 9]);
+        assert!(groups_of(b"nobody", group).is_empty());
+    }
+
+    #[test]
     fn what_is_no_entry_is_skipped() {
         let lines =
             b"\n# x\n+::::::\nshort:x\n:x:1:1\na:x:-1:1\nb:x:4294967296:1\nc:x:1:z\nd:x:3:4\n";
@@ -126,6 +152,7 @@ mod tests {
         #[test]
         fn any_text_is_read(passwd: Vec<u8>, group: Vec<u8>) {
             Accounts::parse(&passwd, &group);
+            groups_of(&passwd, &group);
         }
 
         #[test]

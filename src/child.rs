@@ -3,11 +3,11 @@
 //! Owns the child's pidfd. Each child leads a process group of its own, so
 //! that it can be ended with all that it started.
 
-use std::ffi::{CString, OsStr};
+use std::ffi::{CStr, CString, OsStr};
 use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
-use std::os::unix::ffi::OsStrExt;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{Access, AtFlags, CWD, FileType, accessat, stat};
@@ -202,6 +202,15 @@ fn check_executable(file: &Path) -> io::Result<CString> {
     }
     accessat(CWD, file, Access::EXEC_OK, AtFlags::EACCESS)?;
     Ok(CString::new(file.as_os_str().as_bytes())?)
+}
+
+/// The same program, for another working directory.
+///
+/// # Errors
+/// Those of getcwd(2).
+pub fn absolute(program: &CStr) -> io::Result<CString> {
+    let path = std::path::absolute(OsStr::from_bytes(program.to_bytes()))?;
+    Ok(CString::new(path.into_os_string().into_vec())?)
 }
 
 /// The arguments of a program as execve(2) takes them.

@@ -11,6 +11,8 @@ pub enum Fatal {
     Usage(String),
     /// Its configuration is wrong; all that is, a line or more for each.
     Configuration(String),
+    /// Its input is not what it must be.
+    Input(String),
     /// Something that it needs failed.
     System {
         /// What could not be done, and with what.
@@ -37,7 +39,7 @@ impl Fatal {
 impl fmt::Display for Fatal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Usage(text) | Self::Configuration(text) => f.write_str(text),
+            Self::Usage(text) | Self::Configuration(text) | Self::Input(text) => f.write_str(text),
             Self::System { what, error } => write!(f, "{what}: {}", reason(error)),
             Self::Exec { program, error } => write!(f, "cannot run {program}: {}", reason(error)),
         }

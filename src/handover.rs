@@ -51,6 +51,8 @@ pub struct Handover {
     pub log_level: Option<String>,
     /// The limit of open files (soft, hard) that children get.
     pub open_files: Option<(u64, u64)>,
+    /// Where events are written that were acted on.
+    pub output: Option<RawFd>,
 }
 
 /// An event that is being acted on.
@@ -92,7 +94,8 @@ impl Handover {
     pub fn fds(&self) -> impl Iterator<Item = RawFd> {
         let clients = self.clients.iter().map(|client| client.fd);
         let child = self.child.map(|(pidfd, _)| pidfd);
-        self.sources.iter().copied().chain(child).chain(self.listener).chain(clients)
+        let few = child.into_iter().chain(self.listener).chain(self.output);
+        self.sources.iter().copied().chain(few).chain(clients)
     }
 
     /// Writes the text.
@@ -147,6 +150,9 @@ impl Handover {
         if let Some((soft, hard)) = &self.open_files {
             line("open-files", &[soft, hard]);
         }
+        if let Some(fd) = self.output {
+            line("output", &[&fd]);
+        }
         text
     }
 
@@ -168,6 +174,7 @@ impl Handover {
             clients: Vec::new(),
             log_level: None,
             open_files: None,
+            output: None,
         };
         let mut lines = text.lines();
         if lines.next() != Some(MAGIC) {
@@ -240,6 +247,7 @@ impl Handover {
                 self.clients.push(client);
             }
             "log-level" => self.log_level = Some(values.word()?.to_owned()),
+            "output" => self.output = Some(values.number()?),
             "open-files" => self.open_files = Some((values.number()?, values.number()?)),
             _ => {}
         }
@@ -374,8 +382,8 @@ mod tests {
             sources in prop::collection::vec(0..i32::MAX, 0..3),
             (event, child) in (in_hand(), any::<(i32, i32)>()),
             clients in prop::collection::vec(client(), 0..3),
-            (listener, open_files, log_level)
-                in any::<(Option<i32>, Option<(u64, u64)>, Option<bool>)>(),
+            (listener, output, open_files, log_level)
+                in any::<(Option<i32>, Option<i32>, Option<(u64, u64)>, Option<bool>)>(),
         ) -> Handover {
             let [received, handled, failed, timed_out, retried, overruns] = counts;
             Handover {
@@ -393,6 +401,7 @@ mod tests {
                 clients,
                 log_level: log_level.map(|_| "debug".into()),
                 open_files,
+                output,
             }
         }
     }

@@ -18,8 +18,10 @@
 //! - [`engine`], [`rule_files`]: what decides, with the files that it looks at
 //!   and acts on.
 //! - [`netlink`], [`child`], [`signals`], [`devnode`], [`firmware`], [`sysfs`],
-//!   [`rebroadcast`], [`control`], [`notify`], [`presence`]: what deals with
-//!   the system.
+//!   [`rebroadcast`], [`syslog`], [`control`], [`notify`], [`presence`]: what
+//!   deals with the system.
+//! - [`daemon`]: the background, PID files, and who controls daemons; also for
+//!   other programs.
 //! - [`counters`], [`machine`], [`settle`], [`handler`], [`rules`], [`plan`],
 //!   [`environment`], [`uevent`], [`listen_fds`], [`status`], [`handover`],
 //!   [`units`], and [`control::wire`]: what decides; pure, without system calls.
@@ -37,6 +39,7 @@ pub mod child;
 pub mod cmd;
 pub mod control;
 pub mod counters;
+pub mod daemon;
 pub mod devnode;
 pub mod engine;
 pub mod environment;
@@ -60,6 +63,7 @@ pub mod signals;
 pub mod status;
 pub mod sys;
 pub mod sysfs;
+pub mod syslog;
 #[cfg(test)]
 mod testing;
 pub mod uevent;

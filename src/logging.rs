@@ -1,21 +1,49 @@
-//! Log lines: `plugd: warning: text`, one write each, to stderr.
+//! Log lines: `plugd: warning: text`, one write each, to stderr; or to syslog.
 //!
 //! No timestamps: supervisors' loggers add them. Control characters are
 //! escaped, so that one message is one line.
 
 use std::io::Write as _;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use env_logger::{Builder, Logger, Target, WriteStyle};
 use log::{Level, LevelFilter, Log, Metadata, Record};
 
+use crate::syslog::Syslog;
+
+/// Where lines go instead of to stderr.
+static SYSLOG: Mutex<Option<Syslog>> = Mutex::new(None);
+
+/// Sends all further lines to syslog.
+pub fn to_syslog(syslog: Syslog) {
+    *lock_syslog() = Some(syslog);
+}
+
+/// Sends a line there, if that is where lines go; else the caller has to write
+/// it to stderr.
+pub fn sent_to_syslog(level: Level, text: &str) -> bool {
+    match &mut *lock_syslog() {
+        None => false,
+        Some(syslog) => {
+            syslog.send(level, text);
+            true
+        }
+    }
+}
+
+fn lock_syslog() -> MutexGuard<'static, Option<Syslog>> {
+    SYSLOG.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// Starts logging under the name of the program.
 ///
 /// `verbosity` counts from 0: 1 tells of every event, 2 of everything, -1
-/// only of what is wrong, -2 only of errors. RUST_LOG overrides it.
+/// only of what is wrong, -2 only of errors, -3 of nothing. RUST_LOG overrides it.
 pub fn start(program: &'static str, verbosity: i32) {
     let level = match verbosity {
-        ..=-2 => LevelFilter::Error,
+        ..=-3 => LevelFilter::Off,
+        -2 => LevelFilter::Error,
         -1 => LevelFilter::Warn,
         0 => LevelFilter::Info,
         1 => LevelFilter::Debug,
@@ -79,7 +107,11 @@ fn builder(program: &'static str) -> Builder {
     let mut builder = Builder::new();
     builder.write_style(WriteStyle::Never).target(Target::Stderr).format(move |line, record| {
         let level = level_name(record.level());
-        writeln!(line, "{program}: {level}: {}", escaped(&record.args().to_string()))
+        let text = escaped(&record.args().to_string());
+        if sent_to_syslog(record.level(), &format!("{level}: {text}")) {
+            return Ok(());
+        }
+        writeln!(line, "{program}: {level}: {text}")
     });
     builder
 }

@@ -31,6 +31,7 @@ use crate::netlink::{DATAGRAM_MAX, Received, Source};
 use crate::notify::Notifier;
 use crate::plan::{Plan, Step, Steps};
 use crate::presence::Presence;
+use crate::rebroadcast::Outlets;
 use crate::settle::Requests;
 use crate::signals::{Manner, Signals};
 use crate::status;
@@ -70,6 +71,10 @@ pub struct Setup {
     pub presence: Presence,
     /// What decides, for its status.
     pub engine: status::Engine,
+    /// Whether its own command line, executed once more, would go on with it.
+    pub may_update: bool,
+    /// Where events go that were acted on.
+    pub outlets: Outlets,
 }
 
 /// The daemon at work.
@@ -98,6 +103,7 @@ pub struct Daemon {
     machine: Machine,
     /// What has happened and was not yet told to the machine.
     inbox: VecDeque<Input>,
+    outlets: Outlets,
     counters: Counters,
     limiters: Limiters,
     started: Instant,
@@ -199,7 +205,8 @@ impl Daemon {
     /// # Errors
     /// Those of epoll_create1(2), epoll_ctl(2), pipe2(2) and sigaction(2).
     pub fn new(setup: Setup) -> io::Result<Self> {
-        let Setup { sources, limits, manner, mut control, notifier, presence, engine } = setup;
+        let Setup { sources, limits, manner, mut control, .. } = setup;
+        let Setup { notifier, presence, engine, may_update, outlets, .. } = setup;
         let poll = Poll::new()?;
         let signals = Signals::handle(manner.orders().map(|(signal, _)| signal))?;
         register(poll.registry(), &signals, &Watch::Signals)?;
@@ -225,6 +232,7 @@ impl Daemon {
             ended: None,
             machine: Machine::new(limits),
             inbox: VecDeque::new(),
+            outlets,
             counters: Counters::default(),
             limiters: Limiters::default(),
             started: Instant::now(),
@@ -233,7 +241,7 @@ impl Daemon {
             presence,
             notifier,
             engine,
-            update: Update::new(),
+            update: Update::new(may_update),
             resumed: None,
         })
     }
@@ -357,18 +365,11 @@ impl Daemon {
                 Dropped::Truncated,
                 &format_args!("it is larger than {} bytes", buffer.len()),
             ),
-            Received::EndOfInput => {
-                watched.ready = false;
-                watched.ended = true;
-                if self.watching {
-                    let _ = deregister(self.poll.registry(), &watched.source);
-                }
-                log::info!("end of input on file descriptor {}", watched.source.as_raw_fd());
-                if self.sources.iter().all(|watched| watched.ended) {
-                    self.inbox.push_back(Input::EndOfInput);
-                }
-                self.requests.found_empty(index);
-                self.answer_requests();
+            Received::EndOfInput => self.end_source(index),
+            Received::Invalid(invalid) => {
+                self.counters.dropped[Dropped::Malformed as usize] += 1;
+                log::error!("{invalid}; nothing after it is read");
+                self.end_source(index);
             }
             Received::Failed(error) => {
                 // Many errors are told once (ECONNRESET), with data behind them.
@@ -382,6 +383,21 @@ impl Daemon {
             }
         }
         None
+    }
+
+    fn end_source(&mut self, index: usize) {
+        let watched = &mut self.sources[index];
+        watched.ready = false;
+        watched.ended = true;
+        if self.watching {
+            let _ = deregister(self.poll.registry(), &watched.source);
+        }
+        log::info!("end of input on file descriptor {}", watched.source.as_raw_fd());
+        if self.sources.iter().all(|watched| watched.ended) {
+            self.inbox.push_back(Input::EndOfInput);
+        }
+        self.requests.found_empty(index);
+        self.answer_requests();
     }
 
     fn drop_malformed(&mut self, malformed: Malformed) {
@@ -447,9 +463,12 @@ impl Daemon {
                 Action::Read | Action::Exit => break,
             };
         }
-        if let Some(step) = deed.step() {
-            deed.failed = true;
-            log::error!("{event}: not completed, from here on: {step}");
+        match deed.step() {
+            None => self.outlets.pass_on(deed.datagram, self.now()),
+            Some(step) => {
+                deed.failed = true;
+                log::error!("{event}: not completed, from here on: {step}");
+            }
         }
         if deed.failed {
             self.counters.failed += 1;

@@ -1,11 +1,12 @@
-//! Sockets that uevents come from: the kernel's netlink socket, or any
-//! datagram socket handed over.
+//! What uevents come from: the kernel's netlink socket, any datagram socket
+//! handed over, or a stream.
 //!
 //! Owns the sockets. Receives into the caller's buffer; what the bytes mean is
 //! [`crate::uevent`]'s business.
 
 pub mod credentials;
 pub mod protocol;
+mod stream;
 
 use std::fmt;
 use std::fs;
@@ -20,9 +21,11 @@ use socket2::SockRef;
 use crate::error::{Fatal, reason};
 use crate::sys::{self, SocketOption};
 use crate::uevent::Header;
+use crate::uevent::stream::Invalid;
 
 use credentials::{Check, Sender, UserIds};
 use protocol::{Groups, Protocol};
+use stream::Stream;
 
 /// The mask of the multicast group that the kernel sends its uevents to; udev's
 /// own format is in group 2 (lib/kobject_uevent.c).
@@ -33,17 +36,20 @@ pub const KERNEL_GROUP: u32 = 1;
 /// have more to say.
 pub const DATAGRAM_MAX: usize = 64 * 1024;
 
-/// A socket that datagrams are received from.
+/// Something that events are received from, one at a time.
 #[derive(Debug)]
 pub struct Source {
     fd: OwnedFd,
     kind: Kind,
     /// Of the sender, on a netlink socket.
     check: Check,
+    /// The mask of groups by which processes may send: only those that may
+    /// administer the network can (CAP_NET_ADMIN).
+    open_groups: u32,
 }
 
-/// What a socket's rules are.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// What the rules are for what comes.
+#[derive(Debug, PartialEq, Eq)]
 enum Kind {
     /// Only what the kernel sent counts, and it has a header.
     Netlink,
@@ -51,6 +57,8 @@ enum Kind {
     Datagram,
     /// The same, and nothing received means that nothing will come any more.
     Seqpacket,
+    /// Bytes that are events one after the other.
+    Stream(Stream),
 }
 
 /// The outcome of one attempt to receive.
@@ -70,6 +78,8 @@ pub enum Received {
     Foreign(Sender),
     /// Nothing will ever come any more.
     EndOfInput,
+    /// A stream has something else than an event, and cannot be read on.
+    Invalid(Invalid),
     /// Receiving failed otherwise.
     Failed(io::Error),
 }
@@ -167,15 +177,25 @@ impl Source {
     /// # Errors
     /// Those of socket(2), setsockopt(2) and bind(2), with the step named.
     pub fn open_kernel(buffer_size: usize) -> Result<(Self, BufferSize), Fatal> {
+        Self::open_groups(KERNEL_GROUP, buffer_size)
+    }
+
+    /// The same for the groups of a mask. By those that are not the kernel's
+    /// come events that were passed on by a device manager.
+    ///
+    /// # Errors
+    /// The same.
+    pub fn open_groups(groups: u32, buffer_size: usize) -> Result<(Self, BufferSize), Fatal> {
         let (fd, buffer) = open(&Wanted {
             protocol: Protocol::KOBJECT_UEVENT,
-            groups: Groups::Mask(KERNEL_GROUP),
+            groups: Groups::Mask(groups),
             raw: false,
             receive_buffer_size: Some(buffer_size),
             options: Vec::new(),
         })?;
         rustix::io::ioctl_fionbio(&fd, true).map_err(|e| Fatal::system("set non-blocking", e))?;
-        Ok((Self { fd, kind: Kind::Netlink, check: Check::Port }, buffer))
+        let open_groups = groups & !KERNEL_GROUP;
+        Ok((Self { fd, kind: Kind::Netlink, check: Check::Port, open_groups }, buffer))
     }
 
     /// Takes a socket of a datagram kind that somebody else opened, and makes
@@ -206,7 +226,18 @@ impl Source {
             Check::Port
         };
         rustix::io::ioctl_fionbio(&fd, true)?;
-        Ok(Self { fd, kind, check })
+        Ok(Self { fd, kind, check, open_groups: 0 })
+    }
+
+    /// Takes what events can be read from one after the other, as
+    /// [`crate::uevent::stream`] has it: a pipe, a stream socket, a regular
+    /// file. It is left as it is, not made non-blocking: others may have it too.
+    ///
+    /// # Errors
+    /// If it is a directory, or not open for reading.
+    pub fn from_stream(fd: OwnedFd) -> io::Result<Self> {
+        let kind = Kind::Stream(Stream::new(&fd)?);
+        Ok(Self { fd, kind, check: Check::Port, open_groups: 0 })
     }
 
     /// From now on takes only what comes with the kernel's credentials, if it
@@ -222,16 +253,27 @@ impl Source {
         Ok(())
     }
 
+    /// The mask of the multicast groups that come here, of netlink. Groups
+    /// beyond the 32nd are not in it.
+    pub fn groups(&self) -> u32 {
+        let address = rustix::net::getsockname(&self.fd).ok();
+        let address = address.and_then(|address| SocketAddrNetlink::try_from(address).ok());
+        address.map_or(0, |address| address.groups())
+    }
+
     /// Whether a datagram from here has to begin with a header.
     pub fn header(&self) -> Header {
         match self.kind {
             Kind::Netlink => Header::Required,
-            Kind::Datagram | Kind::Seqpacket => Header::Optional,
+            Kind::Datagram | Kind::Seqpacket | Kind::Stream(_) => Header::Optional,
         }
     }
 
-    /// Receives one datagram, without waiting.
-    pub fn receive(&self, buffer: &mut [u8]) -> Received {
+    /// Receives one datagram, or an event of a stream, without waiting.
+    pub fn receive(&mut self, buffer: &mut [u8]) -> Received {
+        if let Kind::Stream(stream) = &mut self.kind {
+            return stream.receive(&self.fd, buffer);
+        }
         let with_credentials = self.check != Check::Port;
         let result =
             rustix::io::retry_on_intr(|| sys::receive(self.fd.as_fd(), buffer, with_credentials));
@@ -246,7 +288,7 @@ impl Source {
                 return Received::Failed(Errno::DESTADDRREQ.into());
             };
             let sender = Sender { port, credentials: message.credentials };
-            if !self.check.admits(sender) {
+            if message.group & self.open_groups == 0 && !self.check.admits(sender) {
                 return Received::Foreign(sender);
             }
         }

@@ -5,13 +5,55 @@
 //! keep up misses events, and is not helped by holding up everybody else.
 
 use std::io::{self, IoSlice};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 
 use rustix::io::{Errno, retry_on_intr, writev};
 use rustix::net::netlink::{self, SocketAddrNetlink};
 use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType};
 
-use crate::error::Fatal;
+use crate::counters::Limiter;
+use crate::error::{Fatal, reason};
+use crate::machine::Time;
+
+/// Where all events go that were acted on.
+#[derive(Debug, Default)]
+pub struct Outlets {
+    /// A descriptor to write them to.
+    pub output: Option<Output>,
+    /// Groups to send them to.
+    pub multicast: Option<Multicast>,
+    complaints: Limiter,
+}
+
+impl Outlets {
+    /// To any of these.
+    pub fn new(output: Option<Output>, multicast: Option<Multicast>) -> Self {
+        Self { output, multicast, complaints: Limiter::default() }
+    }
+
+    /// Passes on an event, given as the bytes of a datagram, at the time `now`.
+    /// If it cannot be written, the descriptor is closed, so that its reader
+    /// learns that something is missing.
+    pub fn pass_on(&mut self, event: &[u8], now: Time) {
+        if let Some(output) = &mut self.output {
+            let why = match output.write(event) {
+                Ok(Passed::On) => None,
+                Ok(Passed::Full) => Some("its reader does not keep up".into()),
+                Ok(Passed::NobodyListens) => Some("it has no reader".into()),
+                Err(error) => Some(reason(&error)),
+            };
+            if let Some(why) = why {
+                log::warn!("cannot write an event: {why}; no more events are written");
+                self.output = None;
+            }
+        }
+        if let Some(Err(error)) = self.multicast.as_ref().map(|multicast| multicast.send(event))
+            && self.complaints.allows(now)
+        {
+            log::warn!("cannot rebroadcast an event: {}", reason(&error));
+        }
+    }
+}
 
 /// What became of an event that was passed on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,6 +86,12 @@ impl Output {
     pub fn new(fd: OwnedFd) -> io::Result<Self> {
         rustix::io::ioctl_fionbio(&fd, true)?;
         Ok(Self { fd, rest: Vec::new() })
+    }
+
+    /// The descriptor, if what was written ends with a whole event: then
+    /// somebody else can go on with it.
+    pub fn between_events(&self) -> Option<RawFd> {
+        self.rest.is_empty().then(|| self.fd.as_raw_fd())
     }
 
     /// Writes an event, given as the bytes of a datagram, or drops it.

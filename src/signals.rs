@@ -5,7 +5,7 @@
 //! is done inside a handler but writing the record.
 
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use rustix::io::Errno;
 use rustix::pipe::{PipeFlags, pipe_with};
@@ -35,26 +35,29 @@ pub enum Manner {
     Plugd,
     /// plug-and-play-event-handler's, which has nothing to reload.
     Nosh,
+    /// mdevd's.
+    Mdevd,
 }
 
-/// The signals that are handled, and what they mean, in plugd's manner and in
-/// nosh's. A signal that is not here does what signal(7) says; SIGCONT must do
+/// The signals that are handled, and what they mean, in plugd's manner, in
+/// nosh's and in mdevd's. A signal that is not here does what signal(7) says; SIGCONT must do
 /// nothing at all, as supervisors send it after SIGTERM.
-const TABLE: [(i32, Order, Option<Order>); 6] = [
-    (consts::SIGTERM, Order::Stop, Some(Order::Stop)),
-    (consts::SIGINT, Order::Stop, Some(Order::Stop)),
-    (consts::SIGHUP, Order::Reload, Some(Order::Stop)),
-    (consts::SIGUSR1, Order::Report, Some(Order::Report)),
-    (consts::SIGALRM, Order::Rescan, None),
-    (consts::SIGUSR2, Order::Update, None),
+const TABLE: [(i32, Order, Option<Order>, Option<Order>); 6] = [
+    (consts::SIGTERM, Order::Stop, Some(Order::Stop), Some(Order::Stop)),
+    (consts::SIGINT, Order::Stop, Some(Order::Stop), Some(Order::Stop)),
+    (consts::SIGHUP, Order::Reload, Some(Order::Stop), Some(Order::Reload)),
+    (consts::SIGUSR1, Order::Report, Some(Order::Report), Some(Order::Report)),
+    (consts::SIGALRM, Order::Rescan, None, None),
+    (consts::SIGUSR2, Order::Update, None, None),
 ];
 
 impl Manner {
     /// The signals that are handled, and what they mean.
     pub fn orders(self) -> impl Iterator<Item = (i32, Order)> {
-        TABLE.into_iter().filter_map(move |(signal, plugd, nosh)| match self {
+        TABLE.into_iter().filter_map(move |(signal, plugd, nosh, mdevd)| match self {
             Self::Plugd => Some((signal, plugd)),
             Self::Nosh => Some((signal, nosh?)),
+            Self::Mdevd => Some((signal, mdevd?)),
         })
     }
 }
@@ -97,33 +100,77 @@ impl Signals {
     }
 }
 
+impl AsFd for Signals {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.pipe.as_fd()
+    }
+}
+
 impl AsRawFd for Signals {
     fn as_raw_fd(&self) -> RawFd {
         self.pipe.as_raw_fd()
     }
 }
 
-/// The name of a signal, where it has one that is the same everywhere.
+/// The names of signals, where POSIX or Linux has one.
+const NAMES: [(i32, &str); 30] = [
+    (consts::SIGABRT, "SIGABRT"),
+    (consts::SIGALRM, "SIGALRM"),
+    (consts::SIGBUS, "SIGBUS"),
+    (consts::SIGCHLD, "SIGCHLD"),
+    (consts::SIGCONT, "SIGCONT"),
+    (consts::SIGFPE, "SIGFPE"),
+    (consts::SIGHUP, "SIGHUP"),
+    (consts::SIGILL, "SIGILL"),
+    (consts::SIGINT, "SIGINT"),
+    (consts::SIGIO, "SIGIO"),
+    (consts::SIGKILL, "SIGKILL"),
+    (consts::SIGPIPE, "SIGPIPE"),
+    (consts::SIGPROF, "SIGPROF"),
+    (libc::SIGPWR, "SIGPWR"),
+    (consts::SIGQUIT, "SIGQUIT"),
+    (consts::SIGSEGV, "SIGSEGV"),
+    (consts::SIGSTOP, "SIGSTOP"),
+    (consts::SIGSYS, "SIGSYS"),
+    (consts::SIGTERM, "SIGTERM"),
+    (consts::SIGTRAP, "SIGTRAP"),
+    (consts::SIGTSTP, "SIGTSTP"),
+    (consts::SIGTTIN, "SIGTTIN"),
+    (consts::SIGTTOU, "SIGTTOU"),
+    (consts::SIGURG, "SIGURG"),
+    (consts::SIGUSR1, "SIGUSR1"),
+    (consts::SIGUSR2, "SIGUSR2"),
+    (consts::SIGVTALRM, "SIGVTALRM"),
+    (consts::SIGWINCH, "SIGWINCH"),
+    (consts::SIGXCPU, "SIGXCPU"),
+    (consts::SIGXFSZ, "SIGXFSZ"),
+];
+
+/// The name of a signal, if it has one.
 pub fn name(signal: i32) -> Option<&'static str> {
-    Some(match signal {
-        consts::SIGABRT => "SIGABRT",
-        consts::SIGALRM => "SIGALRM",
-        consts::SIGBUS => "SIGBUS",
-        consts::SIGFPE => "SIGFPE",
-        consts::SIGHUP => "SIGHUP",
-        consts::SIGILL => "SIGILL",
-        consts::SIGINT => "SIGINT",
-        consts::SIGKILL => "SIGKILL",
-        consts::SIGPIPE => "SIGPIPE",
-        consts::SIGQUIT => "SIGQUIT",
-        consts::SIGSEGV => "SIGSEGV",
-        consts::SIGSYS => "SIGSYS",
-        consts::SIGTERM => "SIGTERM",
-        consts::SIGTRAP => "SIGTRAP",
-        consts::SIGUSR1 => "SIGUSR1",
-        consts::SIGUSR2 => "SIGUSR2",
-        consts::SIGXCPU => "SIGXCPU",
-        consts::SIGXFSZ => "SIGXFSZ",
-        _ => return None,
-    })
+    NAMES.iter().find_map(|&(number, name)| (number == signal).then_some(name))
+}
+
+/// The number of the signal of this name, with or without SIG before it.
+pub fn number(text: &str) -> Option<i32> {
+    let short = text.strip_prefix("SIG").unwrap_or(text);
+    NAMES.iter().find_map(|&(number, name)| (&name[3..] == short).then_some(number))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_signal_has_one_name() {
+        for (signal, text) in NAMES {
+            assert_eq!(name(signal), Some(text));
+            assert_eq!(number(text), Some(signal));
+            assert_eq!(number(&text[3..]), Some(signal));
+        }
+        for none in ["", "SIG", "term", "SIGSIGTERM", "15", "TERM "] {
+            assert_eq!(number(none), None, "{none}");
+        }
+        assert_eq!(name(0), None);
+    }
 }

@@ -80,6 +80,68 @@ pub fn close_all_on_exec() -> io::Result<()> {
     Ok(())
 }
 
+/// Closes the file descriptors from 3 up that this process was started with
+/// and nobody has taken over (`adopt`): a daemon must not keep open what
+/// whoever started it waits for to be closed.
+///
+/// # Errors
+/// Those of reading /proc/self/fd.
+pub fn close_inherited() -> io::Result<()> {
+    let mut inherited = Vec::new();
+    for entry in std::fs::read_dir("/proc/self/fd")? {
+        let name = entry?.file_name();
+        let Some(fd) = name.to_str().and_then(|name| name.parse::<RawFd>().ok()) else {
+            continue;
+        };
+        // SAFETY: plain integers; it only reads the flags.
+        if fd > 2 && unsafe { libc::fcntl(fd, libc::F_GETFD) } == 0 {
+            inherited.push(fd);
+        }
+    }
+    for fd in inherited {
+        // SAFETY: it is not close-on-exec, so nothing in this process owns it:
+        // see `adopt`.
+        unsafe { libc::close(fd) };
+    }
+    Ok(())
+}
+
+/// Which side of a [`fork`] this process is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fork {
+    /// The one that has called it; this is the new one's id, which the caller
+    /// has to reap.
+    Parent(Pid),
+    /// The new one, a copy with its own copies of all file descriptors.
+    Child,
+}
+
+/// Splits this process in two.
+///
+/// # Errors
+/// [`io::ErrorKind::Unsupported`] if it has more than one thread: the others
+/// would be missing in the child, with the locks that they hold. Those of
+/// fork(2).
+pub fn fork() -> io::Result<Fork> {
+    // SAFETY: with this flag the call does nothing but to say EINVAL if there
+    // is another thread (unshare(2)), and needs no /proc to know. Where a
+    // sandbox forbids the call the caller has to know best.
+    let result = unsafe { libc::unshare(libc::CLONE_THREAD) };
+    if result != 0 && io::Error::last_os_error().raw_os_error() == Some(libc::EINVAL) {
+        let text = "a process with several threads cannot fork";
+        return Err(io::Error::new(io::ErrorKind::Unsupported, text));
+    }
+    // SAFETY: there is no other thread that could hold a lock which the child
+    // would wait for.
+    match unsafe { libc::fork() } {
+        0 => Ok(Fork::Child),
+        pid => match Pid::from_raw(pid).filter(|_| pid > 0) {
+            Some(pid) => Ok(Fork::Parent(pid)),
+            None => Err(io::Error::last_os_error()),
+        },
+    }
+}
+
 /// Sets the mode of a file that is open in any way, with O_PATH too.
 ///
 /// fchmod(2) refuses descriptors with O_PATH, and to open a device otherwise
@@ -205,6 +267,8 @@ pub struct Message {
     pub truncated: bool,
     /// The port id of the sender, if it came over netlink.
     pub port: Option<u32>,
+    /// The mask of the multicast group that it came by, 0 if by none.
+    pub group: u32,
     /// The credentials of the sender, if they were wanted and came along.
     pub credentials: Option<Credentials>,
 }
@@ -246,6 +310,7 @@ pub fn receive(
         bytes,
         truncated: header.msg_flags & libc::MSG_TRUNC != 0,
         port: netlink.then_some(sender.nl_pid),
+        group: if netlink { sender.nl_groups } else { 0 },
         // SAFETY: recvmsg has filled in `header`, and `control`, which is alive.
         credentials: if with_credentials { unsafe { credentials(&header) } } else { None },
     })
@@ -684,6 +749,13 @@ extern "C" fn in_child(errand: *mut c_void) -> c_int {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_process_with_threads_does_not_fork() {
+        // libtest runs each test in a thread of its own.
+        let error = std::thread::spawn(fork).join().unwrap().unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::Unsupported);
+    }
 
     #[test]
     fn a_signal_record_survives_the_pipe() {

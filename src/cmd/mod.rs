@@ -1,12 +1,18 @@
 //! The commands: one file each, from options to a struct to the job.
 //!
 //! Owns the table of commands, what they have in common on the command line,
-//! and the exit codes: 0 done, 1 the answer is no, 2 wrong configuration, 100 wrong
-//! usage, 111 system call failed, and where a command goes on as another program,
-//! 126 and 127 as env(1) has them.
+//! and the exit codes: 0 done, 1 the answer is no or the input is wrong, 2 wrong
+//! configuration, 100 wrong usage, 111 system call failed, and where a command
+//! goes on as another program, 126 and 127 as env(1) has them.
 
 mod check;
 mod control;
+mod daemon_control;
+mod daemon_options;
+mod explain;
+mod mdevd;
+mod mdevd_coldplug;
+mod mdevd_netlink;
 mod netlink_datagram_socket_listen;
 mod options;
 mod plug_and_play_event_handler;
@@ -19,9 +25,9 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use crate::error::Fatal;
-use crate::logging::escaped;
+use crate::logging::{self, escaped};
 
-/// The answer is no.
+/// The answer is no, or the input is wrong.
 const EXIT_NO: u8 = 1;
 /// Wrong usage.
 const EXIT_USAGE: u8 = 100;
@@ -38,7 +44,7 @@ const EXIT_NOT_FOUND: u8 = 127;
 struct Command {
     /// What asks for it: the first argument, or the program's own name if `peer`.
     name: &'static str,
-    /// What also asks for it, as first argument.
+    /// Another name for it.
     alias: Option<&'static str>,
     /// It stands in for the program of that name, and speaks in its name.
     peer: bool,
@@ -63,9 +69,10 @@ enum Request {
     Version,
 }
 
-const COMMANDS: [&Command; 14] = [
+const COMMANDS: [&Command; 19] = [
     &run::COMMAND,
     &check::COMMAND,
+    &explain::COMMAND,
     &control::STATUS,
     &control::SETTLE,
     &control::WAIT,
@@ -76,8 +83,12 @@ const COMMANDS: [&Command; 14] = [
     &control::STOP,
     &control::UPDATE,
     &control::LOG_LEVEL,
+    &mdevd::COMMAND,
+    &mdevd_netlink::COMMAND,
+    &mdevd_coldplug::COMMAND,
     &plug_and_play_event_handler::COMMAND,
     &netlink_datagram_socket_listen::COMMAND,
+    &daemon_control::COMMAND,
 ];
 
 /// Runs the program with these arguments, its own name first.
@@ -85,7 +96,8 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let mut arguments = arguments.into_iter();
     let own_name = arguments.next().unwrap_or_default();
     let own_name = Path::new(&own_name).file_name().unwrap_or_default();
-    if let Some(command) = COMMANDS.into_iter().find(|c| c.peer && own_name == c.name) {
+    let called = |c: &Command, name: &OsStr| name == c.name || c.alias.is_some_and(|a| name == a);
+    if let Some(command) = COMMANDS.into_iter().find(|c| c.peer && called(c, own_name)) {
         return run_command(command, arguments);
     }
     let Some(first) = arguments.next() else {
@@ -97,8 +109,7 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     if first == "--version" || first == "-V" {
         return print(&version());
     }
-    let called = |name: &str| first == name;
-    match COMMANDS.into_iter().find(|c| called(c.name) || c.alias.is_some_and(called)) {
+    match COMMANDS.into_iter().find(|command| called(command, &first)) {
         Some(command) => run_command(command, arguments),
         None => refuse("plugd", &format!("there is no command {}", quoted(&first)), SYNOPSIS),
     }
@@ -125,6 +136,7 @@ fn run_command(command: &Command, arguments: impl Iterator<Item = OsString>) -> 
                 }
                 Fatal::Exec { .. } => EXIT_NOT_EXECUTABLE,
                 Fatal::Configuration(_) => EXIT_CONFIGURATION,
+                Fatal::Input(_) => EXIT_NO,
                 Fatal::Usage(_) | Fatal::System { .. } => EXIT_SYSTEM,
             })
         }
@@ -166,8 +178,12 @@ fn refuse(program: &str, text: &str, usage: &str) -> ExitCode {
     ExitCode::from(EXIT_USAGE)
 }
 
-/// In one write; if stderr does not take it, there is nobody to tell.
+/// In one write; if stderr does not take it, there is nobody to tell. A daemon
+/// may have left stderr for syslog.
 fn complain(text: &str) {
+    if logging::sent_to_syslog(log::Level::Error, text.trim_end()) {
+        return;
+    }
     let _ = std::io::stderr().write_all(text.as_bytes());
 }
 

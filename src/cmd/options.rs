@@ -1,6 +1,8 @@
 //! What command lines have in common.
 
 use std::ffi::OsStr;
+use std::os::fd::RawFd;
+use std::path::PathBuf;
 
 use rustix::fs::Mode;
 
@@ -73,6 +75,44 @@ pub(super) fn mode(text: &str) -> Option<Mode> {
     let mode = u32::from_str_radix(text, 8).ok().filter(|mode| *mode <= 0o777)?;
     text.bytes().all(|b| b.is_ascii_digit()).then(|| Mode::from_raw_mode(mode))
 }
+
+/// What [`high_fd`] reads.
+pub(super) const HIGH_FD: &str = "a file descriptor from 3 up";
+
+/// Reads the number of a file descriptor that is no standard stream.
+pub(super) fn high_fd(text: &str) -> Option<RawFd> {
+    digits(text).filter(|&fd| fd >= 3)
+}
+
+/// Reads the value of a path that has to be absolute.
+pub(super) fn absolute_path(parser: &mut lexopt::Parser, option: &str) -> Result<PathBuf, Fatal> {
+    let path = PathBuf::from(parser.value()?);
+    if path.is_absolute() {
+        Ok(path)
+    } else {
+        Err(unacceptable(option, path.as_os_str(), "an absolute path"))
+    }
+}
+
+/// Reads the value of `-v` as skarnet's programs have it.
+pub(super) fn skarnet_verbosity(parser: &mut lexopt::Parser) -> Result<i32, Fatal> {
+    value(parser, "-v", "a number from 0 up", digits::<u32>).map(of_skarnet)
+}
+
+/// Their verbosity as ours: 0 tells nothing but what ends the program, 1 what
+/// is wrong, 2 what is worth knowing, 3 every event.
+pub(super) fn of_skarnet(verbosity: u32) -> i32 {
+    match verbosity {
+        0 => -3,
+        1 => -1,
+        2 => 0,
+        3 => 1,
+        4.. => 2,
+    }
+}
+
+/// What is expected of a mask of netlink groups.
+pub(super) const GROUPS: &str = "a mask of netlink groups: a number up to 4294967295";
 
 #[cfg(test)]
 mod tests {

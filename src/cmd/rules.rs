@@ -2,8 +2,10 @@
 //! the engine made from them.
 
 use std::ffi::OsStr;
-use std::path::{Path, PathBuf};
+use std::io;
+use std::path::{Path, PathBuf, absolute};
 
+use crate::beneath::{Failed, Why};
 use crate::child;
 use crate::devnode::{DevRoot, device_of};
 use crate::engine::{Engine, Hands, Ruled};
@@ -36,27 +38,58 @@ impl Default for Files {
     }
 }
 
+impl Files {
+    /// The same files, for another working directory.
+    ///
+    /// # Errors
+    /// Those of getcwd(2).
+    pub(super) fn absolute(&self) -> io::Result<Self> {
+        Ok(Self {
+            conf: absolute(&self.conf)?,
+            dev: absolute(&self.dev)?,
+            sys: absolute(&self.sys)?,
+            firmware: absolute(&self.firmware)?,
+        })
+    }
+}
+
 /// Reads the rules and opens the roots. With no file of rules, nodes are made
-/// as root's with mode 0660, and nothing else is done.
+/// as root's with mode 0660, and nothing else is done. The directory of nodes
+/// becomes the working directory: commands of rules rely on that.
 pub(super) fn engine(
     files: &Files,
     dry_run: bool,
     clean_environment: bool,
 ) -> Result<Engine, Fatal> {
-    let sysfs = Sysfs::open(&files.sys).map_err(|e| cannot_open(&files.sys, e))?;
+    let sysfs = open_sysfs(&files.sys)?;
+    let rules = read(files, clean_environment)?;
+    let files = files.absolute().map_err(|e| Fatal::system("find the working directory", e))?;
     let hands = if dry_run {
         Hands::DryRun
     } else {
-        Hands::Files {
-            dev: DevRoot::open(&files.dev).map_err(|e| cannot_open(&files.dev, e))?,
-            sys: Sysfs::open(&files.sys).map_err(|e| cannot_open(&files.sys, e))?,
-            firmware: files.firmware.clone(),
-        }
+        let dev = DevRoot::open(&files.dev).map_err(|e| cannot_open(&files.dev, e))?;
+        std::env::set_current_dir(&files.dev).map_err(|e| cannot_open(&files.dev, e))?;
+        let sys = open_sysfs(&files.sys)?;
+        Hands::Files { dev, sys, firmware: files.firmware.clone() }
     };
-    let rules = read(files, clean_environment)?;
-    let files = files.clone();
     let reload = move || read(&files, clean_environment).map_err(|fatal| fatal.to_string());
     Ok(Engine::Rules(Box::new(Ruled { rules, reload: Box::new(reload), sysfs, hands })))
+}
+
+/// Opens a sysfs.
+pub(super) fn open_sysfs(path: &Path) -> Result<Sysfs, Fatal> {
+    Sysfs::open(path).map_err(|e| cannot_open(path, e))
+}
+
+impl From<Failed> for Fatal {
+    fn from(failed: Failed) -> Self {
+        let Failed { doing, path, why } = failed;
+        let error = match why {
+            Why::System(error) => error.into(),
+            Why::Name(_) | Why::KeepsChanging => std::io::Error::other(why.to_string()),
+        };
+        Self::system(format_args!("{doing} {}", path.escape_ascii()), error)
+    }
 }
 
 fn cannot_open(path: &Path, error: impl Into<std::io::Error>) -> Fatal {

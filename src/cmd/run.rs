@@ -3,7 +3,7 @@
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io;
-use std::os::fd::RawFd;
+use std::os::fd::{OwnedFd, RawFd};
 use std::path::Path;
 use std::time::Duration;
 
@@ -14,23 +14,26 @@ use rustix::fs::Mode;
 use crate::child;
 use crate::control::Address;
 use crate::control::server::Server;
+use crate::counters::Counters;
 use crate::engine::Engine;
 use crate::environment::DEFAULT_PATH;
-use crate::error::Fatal;
+use crate::error::{Fatal, reason};
 use crate::handler::Handler;
 use crate::handover::Handover;
 use crate::listen_fds;
 use crate::r#loop::{self, Daemon, Setup};
 use crate::machine::Limits;
-use crate::netlink::Source;
+use crate::netlink::{KERNEL_GROUP, Source};
 use crate::notify::Notifier;
 use crate::plan::Program;
 use crate::presence::Presence;
+use crate::rebroadcast::{Multicast, Outlets, Output};
 use crate::signals::Manner;
 use crate::status;
 use crate::{logging, sys};
 
-use super::options::{self, BYTES, SECONDS};
+use super::daemon_options::{DaemonOption, DaemonOptions, Prepared};
+use super::options::{self, BYTES, GROUPS, HIGH_FD, SECONDS};
 use super::rules::{self, Files};
 use super::{Command, Request, quoted};
 
@@ -83,6 +86,11 @@ How programs run:
       --clean-environment         pass on nothing of plugd's own environment:
                                   HOME and PATH are set, then the event's
 
+Where events go to that were acted on, in the kernel's format:
+      --output-fd N               to this file descriptor, with a NUL more after
+                                  each. It is closed if its reader does not keep up
+      --rebroadcast GROUPS        to the netlink groups of this mask, of which 4 is
+                                  what libudev-zero listens to
 How to talk to it:
       --control ADDRESS           where its control socket is: @NAME in the
                                   abstract namespace, the path of a file, or
@@ -93,10 +101,23 @@ How to talk to it:
                                   file descriptor N and close it. NOTIFY_SOCKET,
                                   if set, is told too
 
+As a daemon (without a supervisor; see also plugd daemon-control):
+      --daemonize                 go into the background, with / as directory;
+                                  the command exits when the daemon is up, with
+                                  0, or has failed
+      --pid-file PATH             write the process id there, and lock the file
+                                  for as long as the daemon lives
+      --user NAME|#UID            become this user, with its groups
+      --group NAME|#GID           become this group, and be in no other
+      --log-file PATH             once it is up, write to the end of this file
+                                  instead of to stderr
+      --syslog                    once it is up, log to syslog
+
 What it tells:
   -v, --verbose                   every event; twice: everything
-  -q, --quiet                     only warnings and errors; twice: errors
-                                  (RUST_LOG, as env_logger has it, overrides both)
+  -q, --quiet                     only warnings and errors; twice: errors; three
+                                  times: only what ends plugd (RUST_LOG, as
+                                  env_logger has it, overrides both)
   -h, --help                      print this
   -V, --version                   print the version
 
@@ -115,10 +136,12 @@ Examples:
       plugd run
   Run a script written for /proc/sys/kernel/hotplug, with a minute's patience:
       plugd run --timeout 60 --hotplug-argument /sbin/hotplug
+  Start it from a boot script that has no supervisor:
+      plugd run --daemonize --pid-file /run/plugd.pid --syslog /etc/hotplug
 ";
 
 /// The size of the receive buffer to ask for, in bytes.
-const RECEIVE_BUFFER: usize = 128 << 20;
+pub(super) const RECEIVE_BUFFER: usize = 128 << 20;
 
 /// What the command line asks for.
 #[derive(Debug)]
@@ -130,6 +153,10 @@ pub(super) struct Options {
     pub(super) limits: Limits,
     pub(super) hotplug_argument: bool,
     pub(super) clean_environment: bool,
+    /// Write the events that were acted on there.
+    pub(super) output_fd: Option<RawFd>,
+    /// Send them to the groups of this mask.
+    pub(super) rebroadcast: u32,
     pub(super) verbosity: i32,
     pub(super) manner: Manner,
     /// Where the control socket is, if there is one.
@@ -137,6 +164,7 @@ pub(super) struct Options {
     pub(super) control_mode: Mode,
     /// Gets a newline when plugd is ready.
     pub(super) notify_fd: Option<RawFd>,
+    pub(super) daemon: DaemonOptions,
     pub(super) work: Work,
 }
 
@@ -162,11 +190,14 @@ impl Options {
             },
             hotplug_argument: false,
             clean_environment: false,
+            output_fd: None,
+            rebroadcast: 0,
             verbosity: 0,
             manner: Manner::Plugd,
             control: Some(Address::default()),
             control_mode: Mode::RUSR | Mode::WUSR,
             notify_fd: None,
+            daemon: DaemonOptions::default(),
             work,
         }
     }
@@ -177,6 +208,7 @@ fn main(parser: lexopt::Parser, log_name: &'static str) -> Result<Request, Fatal
         Ok(options) => {
             logging::start(log_name, options.verbosity);
             let handover = r#loop::inherited()?;
+            let prepared = options.daemon.prepare(log_name)?;
             let mut engine = engine(&options)?;
             if r#loop::is_rehearsal() {
                 return Ok(Request::Done);
@@ -188,7 +220,8 @@ fn main(parser: lexopt::Parser, log_name: &'static str) -> Result<Request, Fatal
             if options.require_credentials {
                 require_credentials(&mut sources)?;
             }
-            serve(&options, &mut engine, sources, handover)
+            serve(&options, &mut engine, sources, prepared, handover)?;
+            Ok(Request::Done)
         }
         Err(other) => Ok(other),
     }
@@ -244,6 +277,15 @@ fn parse(mut parser: lexopt::Parser) -> Result<Result<Options, Request>, Fatal> 
             }
             Long("hotplug-argument") => options.hotplug_argument = true,
             Long("clean-environment") => options.clean_environment = true,
+            Long("output-fd") => {
+                let option = "--output-fd";
+                options.output_fd =
+                    Some(options::value(&mut parser, option, HIGH_FD, options::high_fd)?);
+            }
+            Long("rebroadcast") => {
+                options.rebroadcast =
+                    options::value(&mut parser, "--rebroadcast", GROUPS, options::digits)?;
+            }
             Short('v') | Long("verbose") => options.verbosity += 1,
             Short('q') | Long("quiet") => options.verbosity -= 1,
             Short('h') | Long("help") => return Ok(Err(Request::Help)),
@@ -252,7 +294,10 @@ fn parse(mut parser: lexopt::Parser) -> Result<Result<Options, Request>, Fatal> 
                 program = Some(Work::Program(operand, parser.raw_args()?.collect()));
                 break;
             }
-            argument => return Err(argument.unexpected().into()),
+            argument => match DaemonOption::of(&argument) {
+                Some(option) => options.daemon.take(option, &mut parser)?,
+                None => return Err(argument.unexpected().into()),
+            },
         }
     }
     options.work = program.unwrap_or(Work::Rules { files, dry_run });
@@ -261,7 +306,7 @@ fn parse(mut parser: lexopt::Parser) -> Result<Result<Options, Request>, Fatal> 
 
 fn sources(options: &Options) -> Result<Vec<Source>, Fatal> {
     match inherited_sources(&options.fds)? {
-        None => Ok(vec![open_source(options.receive_buffer_size.unwrap_or(RECEIVE_BUFFER))?]),
+        None => Ok(vec![open_source(KERNEL_GROUP, options.receive_buffer_size)?]),
         Some(_) if options.receive_buffer_size.is_some() => Err(Fatal::Usage(
             "--receive-buffer-size is for a socket that plugd opens itself, \
              but it was handed one"
@@ -271,9 +316,15 @@ fn sources(options: &Options) -> Result<Vec<Source>, Fatal> {
     }
 }
 
-fn open_source(receive_buffer_size: usize) -> Result<Source, Fatal> {
-    let (source, buffer) = Source::open_kernel(receive_buffer_size)?;
-    log::info!("listening to the kernel's uevents; receive buffer: {buffer}");
+/// Opens a socket for the events of the groups of a mask.
+pub(super) fn open_source(
+    groups: u32,
+    receive_buffer_size: Option<usize>,
+) -> Result<Source, Fatal> {
+    let size = receive_buffer_size.unwrap_or(RECEIVE_BUFFER);
+    let (source, buffer) = Source::open_groups(groups, size)?;
+    let whose = if groups == KERNEL_GROUP { "the kernel's" } else { "passed on" };
+    log::info!("listening to {whose} uevents; receive buffer: {buffer}");
     Ok(source)
 }
 
@@ -303,14 +354,46 @@ pub(super) fn adopt_source(fd: RawFd) -> Result<Source, Fatal> {
     Ok(source)
 }
 
-/// Runs the daemon until it is asked to stop; `handover` is what the plugd
-/// before this one left, whose sockets for events `sources` are.
+/// Where events go that were acted on. `output` is the descriptor to write them to.
+fn outlets(options: &Options, output: Option<RawFd>, sources: &[Source]) -> Result<Outlets, Fatal> {
+    let output = output.map(|fd| {
+        let file = inherited(fd)?;
+        Output::new(file).map_err(|e| Fatal::system(format_args!("write to {fd}"), e))
+    });
+    let loops = sources.iter().fold(KERNEL_GROUP, |groups, source| groups | source.groups());
+    let ignored = options.rebroadcast & loops;
+    if ignored != 0 {
+        log::warn!(
+            "events are not rebroadcast to the netlink groups of the mask {ignored}: they would \
+             come back for ever"
+        );
+    }
+    let groups = options.rebroadcast & !ignored;
+    let multicast = if groups == 0 { None } else { Some(Multicast::open(groups)?) };
+    Ok(Outlets::new(output.transpose()?, multicast))
+}
+
+/// A descriptor that the user says is there.
+pub(super) fn inherited(fd: RawFd) -> Result<OwnedFd, Fatal> {
+    let unusable = |e| Fatal::Usage(format!("file descriptor {fd}: {}", reason(&e)));
+    sys::adopt(fd).map_err(unusable)
+}
+
+/// Runs the daemon until it is asked to stop, and returns what it has counted;
+/// `handover` is what the plugd before this one left, whose sockets for events
+/// `sources` are.
 pub(super) fn serve(
     options: &Options,
     engine: &mut Engine,
     sources: Vec<Source>,
+    prepared: Prepared,
     handover: Option<Handover>,
-) -> Result<Request, Fatal> {
+) -> Result<Counters, Fatal> {
+    let output = match &handover {
+        Some(handover) => handover.output,
+        None => options.output_fd,
+    };
+    let outlets = outlets(options, output, &sources)?;
     // The children's; plugd reads nothing there.
     File::open("/dev/null")
         .and_then(|null| Ok(rustix::stdio::dup2_stdin(null)?))
@@ -319,17 +402,31 @@ pub(super) fn serve(
         Some(address) => Some(control(options, address, handover.as_ref())?),
         None => None,
     };
+    let notifier = notifier(options, handover.is_some())?;
+    if options.daemon.goes_to_background() {
+        // Without /proc they stay open, which is a pity, and no more.
+        let _ = sys::close_inherited();
+    }
+    let directory = std::env::current_dir();
+    let mut started = prepared.start()?;
+    if let (Work::Rules { dry_run: false, .. }, Ok(directory)) = (&options.work, directory) {
+        // A daemon goes to /, but the commands of rules run in the directory of nodes.
+        std::env::set_current_dir(&directory)
+            .map_err(|e| Fatal::system(format_args!("go to {}", directory.display()), e))?;
+    }
     let mut daemon = Daemon::new(Setup {
         sources,
         limits: options.limits,
         manner: options.manner,
         control,
-        notifier: notifier(options, handover.is_some())?,
+        notifier,
         presence: match &options.work {
             Work::Rules { files, .. } => Presence::below(&files.sys, &files.dev),
             Work::Program(..) => Presence::below(Path::new("/sys"), Path::new("/dev")),
         },
         engine: engine_status(options, engine),
+        may_update: options.daemon.may_be_executed_again(),
+        outlets,
     })
     .map_err(|e| Fatal::system("set up the event loop", e))?;
     if let Some(handover) = handover {
@@ -338,9 +435,10 @@ pub(super) fn serve(
     // Now that all that was inherited on purpose has been taken over.
     sys::close_all_on_exec().map_err(|e| Fatal::system("set file descriptors close-on-exec", e))?;
     daemon.announce().map_err(|e| Fatal::system("tell that plugd is ready", e))?;
+    started.ready()?;
     let counters = daemon.run(engine).map_err(|e| Fatal::system("wait for what happens", e))?;
     log::info!("stopped: {counters}");
-    Ok(Request::Done)
+    Ok(counters)
 }
 
 fn control(
@@ -360,9 +458,7 @@ fn control(
 
 fn notifier(options: &Options, resumed: bool) -> Result<Notifier, Fatal> {
     // A plugd that goes on has told its descriptor long ago.
-    let descriptor = options.notify_fd.filter(|_| !resumed).map(|fd| {
-        sys::adopt(fd).map_err(|e| Fatal::system(format_args!("notify file descriptor {fd}"), e))
-    });
+    let descriptor = options.notify_fd.filter(|_| !resumed).map(inherited);
     Notifier::new(descriptor.transpose()?, std::env::var_os("NOTIFY_SOCKET").as_deref())
 }
 
@@ -384,7 +480,16 @@ pub(super) fn engine(options: &Options) -> Result<Engine, Fatal> {
         Work::Program(program, arguments) => {
             handler(options, program, arguments).map(Engine::Handler)
         }
-        Work::Rules { files, dry_run } => rules::engine(files, *dry_run, options.clean_environment),
+        Work::Rules { files, dry_run } => {
+            // They are read again after the directory has been left.
+            let files = match options.daemon.goes_to_background() {
+                true => {
+                    files.absolute().map_err(|e| Fatal::system("find the working directory", e))?
+                }
+                false => files.clone(),
+            };
+            rules::engine(&files, *dry_run, options.clean_environment)
+        }
     }
 }
 
@@ -399,7 +504,12 @@ fn handler(
     let argv = std::iter::once(program).chain(arguments);
     Ok(Handler {
         program: Program {
-            path: child::find_program(program, path).map_err(cannot_run)?,
+            path: child::find_program(program, path)
+                .and_then(|path| match options.daemon.goes_to_background() {
+                    true => child::absolute(&path),
+                    false => Ok(path),
+                })
+                .map_err(cannot_run)?,
             argv: argv
                 .map(|a| child::c_string(a))
                 .collect::<io::Result<_>>()

@@ -30,6 +30,7 @@ use crate::error::{Fatal, reason};
 use crate::handover::{self, Handover, InHand, Unreadable};
 use crate::logging;
 use crate::machine::{State, Stop, Time};
+use crate::rebroadcast::Output;
 use crate::sys;
 
 use super::{Daemon, Deed, Watch, register};
@@ -40,6 +41,8 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// An update, from the wish to the deed.
 #[derive(Debug)]
 pub(super) struct Update {
+    /// The command line, executed once more, would go on with what is there.
+    allowed: bool,
     /// plugd's own file: its path, as it was at the start.
     file: Option<PathBuf>,
     probe: Option<Probe>,
@@ -72,8 +75,9 @@ enum Question {
 }
 
 impl Update {
-    pub(super) fn new() -> Self {
+    pub(super) fn new(allowed: bool) -> Self {
         Self {
+            allowed,
             file: own_file(),
             probe: None,
             ready: false,
@@ -102,6 +106,9 @@ impl Daemon {
     pub(super) fn begin_update(&mut self) -> Result<String, String> {
         if !self.may_update() {
             return Err("plugd is stopping".into());
+        }
+        if !self.update.allowed {
+            return Err("not with --daemonize, --pid-file, --user and the like".into());
         }
         let Some(file) = &self.update.file else {
             return Err("plugd could not find out what file it is when it was started".into());
@@ -276,6 +283,7 @@ impl Daemon {
             clients: control.map(|c| c.hand_over(&self.update.clients)).unwrap_or_default(),
             log_level: chosen.then(|| level.into()),
             open_files: control.and_then(Server::open_files),
+            output: self.outlets.output.as_ref().and_then(Output::between_events),
         }
     }
 

@@ -283,7 +283,7 @@ const UUID: &str = "3f8c1a52-90be-4d77-8e21-5b6a0c9d4e13";
 
 /// What the kernel sends for a device when it is asked to, without what only a
 /// synthetic event has; `None` if it sends nothing or may not be asked.
-fn kernels_event(sys: &Sysfs, listener: &Source, devpath: &[u8]) -> Option<Vec<Vec<u8>>> {
+fn kernels_event(sys: &Sysfs, listener: &mut Source, devpath: &[u8]) -> Option<Vec<Vec<u8>>> {
     sys.trigger(devpath, format!("add {UUID}").as_bytes()).ok()?;
     let mut buffer = vec![0; DATAGRAM_MAX];
     let mut ours = None;
@@ -342,7 +342,7 @@ fn walked(directory: &Path, found: &mut BTreeMap<Vec<u8>, bool>) {
 /// how many the kernel could be asked about.
 fn compare_with_the_kernel() -> usize {
     let sys = Sysfs::open(Path::new("/sys")).unwrap();
-    let (listener, _) = Source::open_kernel(16 << 20).unwrap();
+    let (mut listener, _) = Source::open_kernel(16 << 20).unwrap();
     let mut asked = 0;
     // A battery's charge may change between one look and the other.
     let mut differences = Vec::new();
@@ -354,7 +354,7 @@ fn compare_with_the_kernel() -> usize {
         walked(Path::new("/sys/devices"), &mut walk);
         let mut kernel = BTreeMap::new();
         for devpath in walk.keys() {
-            if let Some(fields) = kernels_event(&sys, &listener, devpath) {
+            if let Some(fields) = kernels_event(&sys, &mut listener, devpath) {
                 asked += 1;
                 kernel.insert(devpath.clone(), fields);
             }

@@ -48,7 +48,7 @@ impl std::error::Error for Invalid {}
 /// In turns: as long as [`Reader::next`] has events, take them; then put what
 /// comes next into [`Reader::space`], and say how much it was; at the end of
 /// the input ask [`Reader::finish`].
-#[derive(Debug)]
+#[derive(Debug, PartialEq, Eq)]
 pub struct Reader {
     buffer: Box<[u8]>,
     /// The first byte that is not yet used.

@@ -35,6 +35,7 @@ fn help_is_what_was_asked_for() {
         ),
         (&["run", "-h"], &["Usage: plugd run"]),
         (&["run", "--timeout", "3", "--help", "true"], &["Usage: plugd run"]),
+        (&["daemon-control", "--help"], &["Usage: daemon-control ACTION", "--guard-file"]),
         (&[NOSH, "--help"], &["Usage: plug-and-play-event-handler [-v|--verbose] PROG [ARGS...]"]),
         (
             &["listen", "--help"],

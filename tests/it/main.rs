@@ -8,6 +8,9 @@
 mod children;
 mod command_line;
 mod control;
+mod daemon;
+mod daemon_control;
+mod daemon_races;
 mod environment;
 mod facts;
 mod faults;

@@ -1,5 +1,6 @@
 //! What the tests stand on.
 
+pub(crate) mod background;
 pub(crate) mod daemon;
 pub(crate) mod inject;
 pub(crate) mod ns;

@@ -51,6 +51,24 @@ pub(crate) fn inside_as_root<F: FnOnce()>(test: F) {
     again(&["unshare", "-n"], test);
 }
 
+/// The same, with mounts of its own.
+pub(crate) fn inside_as_root_with_mounts<F: FnOnce()>(test: F) {
+    if !rustix::process::geteuid().is_root() {
+        return skip("root", test_name::<F>(), "this is not root");
+    }
+    again(&["unshare", "-nm"], test);
+}
+
+/// Runs the test in new user, network and process id namespaces, with at most
+/// this many process ids, so that they are soon given out again. Linux has
+/// such a limit for each namespace from 6.14 on.
+pub(crate) fn inside_with_few_pids<F: FnOnce()>(limit: u32, test: F) {
+    let limit = format!("PIDS={limit}");
+    // The shell is process 1 there and reaps what loses its parent.
+    let init = "echo $PIDS >/proc/sys/kernel/pid_max && { \"$0\" \"$@\" & wait $!; }";
+    again(&["env", &limit, "unshare", "-Urnpf", "--mount-proc", "sh", "-c", init], test);
+}
+
 /// Runs the test in a process of its own, where no other test forks: a child
 /// forked just then would keep a program file open for writing (ETXTBSY).
 pub(crate) fn alone<F: FnOnce()>(test: F) {

@@ -1,0 +1,133 @@
+//! The options that all daemons here have in common: how they go into the
+//! background, and whose they are.
+
+use std::path::Path;
+
+use lexopt::Arg::Long;
+
+use crate::daemon::{Running, Settings, Standby, Stderr};
+use crate::error::Fatal;
+use crate::logging;
+use crate::syslog::{self, Syslog};
+
+/// One of them.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum DaemonOption {
+    Daemonize,
+    PidFile,
+    User,
+    Group,
+    LogFile,
+    Syslog,
+}
+
+impl DaemonOption {
+    /// Which of them it is, if any.
+    pub(super) fn of(argument: &lexopt::Arg<'_>) -> Option<Self> {
+        match argument {
+            Long("daemonize") => Some(Self::Daemonize),
+            Long("pid-file") => Some(Self::PidFile),
+            Long("user") => Some(Self::User),
+            Long("group") => Some(Self::Group),
+            Long("log-file") => Some(Self::LogFile),
+            Long("syslog") => Some(Self::Syslog),
+            _ => None,
+        }
+    }
+}
+
+/// What the command line asks for.
+#[derive(Debug, Default)]
+pub(super) struct DaemonOptions {
+    settings: Settings,
+    syslog: bool,
+}
+
+impl DaemonOptions {
+    /// Takes this option, with its value, from the command line.
+    pub(super) fn take(
+        &mut self,
+        option: DaemonOption,
+        parser: &mut lexopt::Parser,
+    ) -> Result<(), Fatal> {
+        let settings = &mut self.settings;
+        match option {
+            DaemonOption::Daemonize => settings.detach = true,
+            DaemonOption::PidFile => settings.pid_file = Some(parser.value()?.into()),
+            DaemonOption::User => settings.user = Some(parser.value()?),
+            DaemonOption::Group => settings.group = Some(parser.value()?),
+            DaemonOption::LogFile => settings.stderr = Stderr::Append(parser.value()?.into()),
+            DaemonOption::Syslog => self.syslog = true,
+        }
+        if self.syslog && matches!(self.settings.stderr, Stderr::Append(_)) {
+            return Err(Fatal::Usage("--log-file and --syslog exclude each other".into()));
+        }
+        Ok(())
+    }
+
+    /// Whether it will leave those who have started it, and the working directory.
+    pub(super) fn goes_to_background(&self) -> bool {
+        self.settings.detach
+    }
+
+    /// Whether nothing is done that an update in place would do again, or undo.
+    pub(super) fn may_be_executed_again(&self) -> bool {
+        self.settings == Settings::default() && !self.syslog
+    }
+
+    /// The first of all steps: locks the PID file, opens the log.
+    pub(super) fn prepare(&self, log_name: &'static str) -> Result<Prepared, Fatal> {
+        let mut settings = self.settings.clone();
+        let mut syslog = None;
+        if self.syslog {
+            let path = Path::new(syslog::PATH);
+            syslog =
+                Some(Syslog::connect(path, log_name).map_err(|e| {
+                    Fatal::system(format_args!("connect to {}", path.display()), e)
+                })?);
+            settings.stderr = Stderr::Null;
+        }
+        let moves_log = settings.stderr != Stderr::Keep;
+        Ok(Prepared { standby: settings.prepare()?, syslog, moves_log })
+    }
+}
+
+/// Ready to become a daemon.
+#[derive(Debug)]
+pub(super) struct Prepared {
+    standby: Standby,
+    syslog: Option<Syslog>,
+    moves_log: bool,
+}
+
+impl Prepared {
+    /// Becomes the daemon: what was asked for of the background, the PID file,
+    /// and the user. After the setup that needs privileges or a terminal, and
+    /// before signal handlers are installed.
+    pub(super) fn start(self) -> Result<Started, Fatal> {
+        let Self { standby, syslog, moves_log } = self;
+        Ok(Started { running: standby.start()?, syslog, moves_log })
+    }
+}
+
+/// The daemon. When dropped, it empties its PID file.
+#[derive(Debug)]
+pub(super) struct Started {
+    running: Running,
+    syslog: Option<Syslog>,
+    moves_log: bool,
+}
+
+impl Started {
+    /// Tells whoever has started it that it is up, and turns to its own log.
+    pub(super) fn ready(&mut self) -> Result<(), Fatal> {
+        self.running.ready()?;
+        if let Some(syslog) = self.syslog.take() {
+            logging::to_syslog(syslog);
+        }
+        if self.moves_log {
+            log::info!("process {} is up", std::process::id());
+        }
+        Ok(())
+    }
+}

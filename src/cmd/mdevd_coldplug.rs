@@ -1,0 +1,232 @@
+//! `mdevd-coldplug`: skarnet's program of that name, in both generations of
+//! its interface: events for all devices are written to the standard output,
+//! or the kernel is told to send them.
+
+use std::io::{BufWriter, Write, stdout};
+use std::path::{Path, PathBuf};
+
+use lexopt::Arg::{Long, Short};
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::{Errno, retry_on_intr};
+
+use crate::beneath::{Failed, Why};
+use crate::error::{Fatal, reason};
+use crate::logging;
+use crate::netlink::{DATAGRAM_MAX, KERNEL_GROUP, Received, Source};
+use crate::sysfs::Sysfs;
+use crate::uevent::{Header, Uevent, stream};
+
+use super::mdevd::carries_stream;
+use super::options::{self, BYTES, GROUPS};
+use super::rules::open_sysfs;
+use super::{Command, Request, run};
+
+pub(super) const COMMAND: Command = Command {
+    name: "mdevd-coldplug",
+    alias: None,
+    peer: true,
+    summary: "Makes events for the devices that are there already.",
+    usage: "mdevd-coldplug [--output stdout|kernel] [-v VERBOSITY] [-s SYS] [-O GROUPS] [-b SIZE]",
+    help: HELP,
+    main,
+};
+
+const HELP: &str = "\
+Where the events go:
+      --output stdout  to the standard output, for mdevd to read (mdevd 0.0.1.0)
+      --output kernel  the kernel is told to send them to all that listen
+                       (mdevd 0.1)
+                       Without, it is the standard output if that is a pipe, a
+                       socket or a regular file, and none of -b -O -v is given;
+                       else the kernel
+
+Options:
+  -s SYS               where sysfs is [/sys]
+  -O GROUPS            end when the last event has come back by one of these
+                       netlink groups, to which mdevd -O sends what it has
+                       acted on
+  -b SIZE              how much may wait there in the kernel, in bytes [128M]
+  -v VERBOSITY         0: only what ends it; 1: what is wrong [1]; 2: what is
+                       worth knowing; 3: every device
+  -h, --help           print this
+  -V, --version        print the version
+
+Exit codes: 0 done, 100 wrong usage, 111 a system call failed.
+
+Examples:
+  Have the devices that are there acted on, once, without a daemon:
+      mdevd-coldplug | mdevd
+  Wait until a daemon started as mdevd -O 4 has acted on them all:
+      mdevd-coldplug -O 4
+";
+
+/// Where the events go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Output {
+    Stdout,
+    Kernel,
+}
+
+fn main(mut parser: lexopt::Parser, log_name: &'static str) -> Result<Request, Fatal> {
+    let (mut output, mut verbosity, mut groups, mut size) = (None, None, None, None);
+    let mut sys = PathBuf::from("/sys");
+    while let Some(argument) = parser.next()? {
+        match argument {
+            Long("output") => {
+                let read = |text: &str| match text {
+                    "stdout" => Some(Output::Stdout),
+                    "kernel" => Some(Output::Kernel),
+                    _ => None,
+                };
+                output = Some(options::value(&mut parser, "--output", "stdout or kernel", read)?);
+            }
+            Short('v') => verbosity = Some(options::skarnet_verbosity(&mut parser)?),
+            Short('s') => sys = parser.value()?.into(),
+            Short('O') => {
+                groups = Some(options::value(&mut parser, "-O", GROUPS, options::digits::<u32>)?);
+            }
+            Short('b') => size = Some(options::value(&mut parser, "-b", BYTES, options::bytes)?),
+            Short('h') | Long("help") => return Ok(Request::Help),
+            Short('V') | Long("version") => return Ok(Request::Version),
+            argument => return Err(argument.unexpected().into()),
+        }
+    }
+    let is_new = groups.is_some() || size.is_some() || verbosity.is_some();
+    if output == Some(Output::Stdout) && (groups.is_some() || size.is_some()) {
+        return Err(Fatal::Usage("-O and -b are for events from the kernel".into()));
+    }
+    logging::start(log_name, verbosity.unwrap_or(options::of_skarnet(1)));
+    match output {
+        Some(Output::Stdout) => write_all(&sys)?,
+        None if !is_new && carries_stream(stdout()) => write_all(&sys)?,
+        Some(Output::Kernel) | None => match groups.unwrap_or_default() & !KERNEL_GROUP {
+            0 => trigger_all(&sys, |_| {})?,
+            groups => trigger_and_wait(&sys, groups, size)?,
+        },
+    }
+    Ok(Request::Done)
+}
+
+/// Writes an event for each device to the standard output.
+fn write_all(sys: &Path) -> Result<(), Fatal> {
+    let cannot_write = |e| Fatal::system("write an event", e);
+    let mut output = BufWriter::with_capacity(DATAGRAM_MAX, stdout());
+    let mut count = 0;
+    each_device(&open_sysfs(sys)?, |event, _| {
+        count += 1;
+        stream::write(&mut output, event).map_err(cannot_write)
+    })?;
+    output.flush().map_err(cannot_write)?;
+    log::info!("wrote events for {count} devices to the standard output");
+    Ok(())
+}
+
+/// Has the kernel send an event for each device, and tells `after` its path
+/// after each.
+pub(super) fn trigger_all(sys: &Path, mut after: impl FnMut(&[u8])) -> Result<(), Fatal> {
+    let sys = open_sysfs(sys)?;
+    let (mut count, mut refused) = (0, 0);
+    let mut first: Option<Failed> = None;
+    each_device(&sys, |_, devpath| {
+        match sys.trigger(devpath, b"add") {
+            Ok(()) => {
+                count += 1;
+                after(devpath);
+            }
+            Err(Failed { why: Why::System(Errno::NOENT | Errno::NODEV), .. }) => {}
+            Err(failed) => {
+                log::debug!("{failed}");
+                refused += 1;
+                first.get_or_insert(failed);
+            }
+        }
+        Ok(())
+    })?;
+    match first {
+        Some(failed) if count == 0 => return Err(failed.into()),
+        Some(failed) => log::warn!("{refused} devices are left out; the first one: {failed}"),
+        None => {}
+    }
+    log::info!("had the kernel send events for {count} devices");
+    Ok(())
+}
+
+/// Calls `act` with the `add` event of each device, and its path.
+fn each_device(
+    sys: &Sysfs,
+    mut act: impl FnMut(&[u8], &[u8]) -> Result<(), Fatal>,
+) -> Result<(), Fatal> {
+    let mut scan = sys.scan()?;
+    while let Some(device) = scan.next() {
+        match device {
+            Ok(bytes) => {
+                let event = Uevent::parse(bytes, Header::Required).ok();
+                let devpath = event.and_then(|event| event.last(b"DEVPATH")).unwrap_or_default();
+                log::debug!("{}", devpath.to_bytes().escape_ascii());
+                act(bytes, devpath.to_bytes())?;
+            }
+            Err(failed) => log::warn!("{failed}"),
+        }
+    }
+    Ok(())
+}
+
+/// The same as [`trigger_all`]; then waits until the last event was acted on.
+fn trigger_and_wait(sys: &Path, groups: u32, size: Option<usize>) -> Result<(), Fatal> {
+    let (mut source, _) = Source::open_groups(groups, size.unwrap_or(run::RECEIVE_BUFFER))?;
+    let mut answers = Answers { buffer: vec![0; DATAGRAM_MAX], awaited: None, missed: false };
+    trigger_all(sys, |devpath| {
+        answers.awaited = Some(devpath.to_vec());
+        answers.take(&mut source);
+    })?;
+    let root = open_sysfs(sys)?;
+    while let Some(devpath) = &answers.awaited {
+        // What was missed may have been the answer: ask again.
+        if std::mem::take(&mut answers.missed)
+            && let Err(failed) = root.trigger(devpath, b"add")
+        {
+            log::warn!("cannot wait for the last device: {failed}");
+            return Ok(());
+        }
+        let mut polled = [PollFd::new(&source, PollFlags::IN)];
+        retry_on_intr(|| poll(&mut polled, None))
+            .map_err(|e| Fatal::system("wait for an event", e))?;
+        answers.take(&mut source);
+    }
+    Ok(())
+}
+
+/// What comes back from the device manager.
+struct Answers {
+    buffer: Vec<u8>,
+    /// The device whose event is to come back. Those before it come before.
+    awaited: Option<Vec<u8>>,
+    /// Some were lost.
+    missed: bool,
+}
+
+impl Answers {
+    /// Takes those that have come. That is done as early as can be, so that
+    /// they do not pile up.
+    fn take(&mut self, source: &mut Source) {
+        loop {
+            match source.receive(&mut self.buffer) {
+                Received::Datagram(length) => {
+                    let event = Uevent::parse(&self.buffer[..length], Header::Optional);
+                    let Ok(event) = event else { continue };
+                    let devpath = event.last(b"DEVPATH").map(|path| path.to_bytes());
+                    if event.last(b"ACTION") == Some(c"add") && devpath == self.awaited.as_deref() {
+                        self.awaited = None;
+                    }
+                }
+                Received::Overrun => self.missed = true,
+                Received::Truncated | Received::Foreign(_) => {}
+                Received::Failed(error) => {
+                    log::warn!("cannot receive: {}", reason(&error));
+                    return;
+                }
+                Received::Empty | Received::EndOfInput | Received::Invalid(_) => return,
+            }
+        }
+    }
+}

@@ -1,0 +1,136 @@
+//! The fork, and the talk of the two processes about it.
+//!
+//! They share a pair of sockets. The parent writes the PID file and says so,
+//! with a byte; then the daemon goes on, and says with a byte that it is ready.
+//! Either sees at once when the other has died.
+
+use std::io::{self, Read, Write};
+use std::os::unix::net::UnixStream;
+
+use rustix::fs::Mode;
+use rustix::process::{
+    Pid, Signal, WaitOptions, chdir, getppid, set_parent_process_death_signal, setsid, umask,
+    waitpid,
+};
+
+use crate::error::Fatal;
+use crate::sys::{self, Fork};
+
+use super::open_null;
+use super::pid_file::PidFile;
+
+/// The parent's exit code for an error that the daemon could not tell with its own.
+const EXIT_FAILED: i32 = 111;
+
+/// The way to the parent, which waits until the daemon is ready.
+#[derive(Debug)]
+pub(super) struct Starter {
+    channel: UnixStream,
+    parent: Option<Pid>,
+}
+
+/// Goes on in a new process, in the background; the old one waits for it and
+/// exits.
+pub(super) fn detach(pid_file: Option<&mut PidFile>) -> Result<Starter, Fatal> {
+    let (ours, theirs) =
+        UnixStream::pair().map_err(|e| Fatal::system("make a pair of sockets", e))?;
+    let parent = rustix::process::getpid();
+    match sys::fork().map_err(|e| Fatal::system("fork", e))? {
+        Fork::Parent(pid) => {
+            drop(theirs);
+            exit(await_daemon(pid, ours, pid_file))
+        }
+        Fork::Child => {
+            drop(ours);
+            let starter = Starter { channel: theirs, parent: Some(parent) };
+            starter.await_pid_file()?;
+            leave_terminal()?;
+            Ok(starter)
+        }
+    }
+}
+
+/// Ends the parent without dropping anything: it is all the daemon's now.
+#[allow(clippy::exit, reason = "what the callers own must not be dropped in two processes")]
+fn exit(code: i32) -> ! {
+    std::process::exit(code)
+}
+
+/// The parent's part.
+fn await_daemon(pid: Pid, mut channel: UnixStream, mut pid_file: Option<&mut PidFile>) -> i32 {
+    let written = pid_file.as_mut().map_or(Ok(()), |file| file.write(pid));
+    match written {
+        Ok(()) => {
+            // If it has died, reading tells.
+            let _ = channel.write_all(&[0]);
+            if read_byte(&channel).is_ok() {
+                return 0;
+            }
+        }
+        Err(error) => {
+            log::error!("{error}");
+            // The daemon sees that nothing comes, and exits.
+            drop(channel);
+        }
+    }
+    // Before the process id can be given to somebody else, which is when the
+    // daemon has been reaped. It is gone, or about to go.
+    if let Some(file) = pid_file
+        && let Err(error) = file.clear()
+    {
+        log::error!("{error}");
+    }
+    match rustix::io::retry_on_intr(|| waitpid(Some(pid), WaitOptions::empty())) {
+        Ok(Some((_, status))) => match (status.exit_status(), status.terminating_signal()) {
+            (Some(code), _) if code != 0 => return code,
+            (None, Some(signal)) => {
+                let signal = crate::signals::name(signal)
+                    .map_or_else(|| format!("signal {signal}"), str::to_owned);
+                log::error!("the daemon was killed by {signal} before it was ready");
+            }
+            _ => log::error!("the daemon ended before it was ready"),
+        },
+        Ok(None) => {}
+        Err(error) => log::error!("cannot wait for the daemon: {error}"),
+    }
+    EXIT_FAILED
+}
+
+fn read_byte(mut channel: &UnixStream) -> io::Result<()> {
+    channel.read_exact(&mut [0])
+}
+
+impl Starter {
+    fn await_pid_file(&self) -> Result<(), Fatal> {
+        read_byte(&self.channel)
+            .map_err(|_| Fatal::system("start", io::Error::other("the parent has failed")))
+    }
+
+    /// Has the kernel send SIGTERM when the parent dies. To be called when the
+    /// user is the right one already: a change of it undoes this (prctl(2)).
+    pub(super) fn end_with_parent(&self) -> Result<(), Fatal> {
+        set_parent_process_death_signal(Some(Signal::TERM))
+            .map_err(|e| Fatal::system("watch the parent", e))?;
+        if getppid() == self.parent { Ok(()) } else { Err(orphaned()) }
+    }
+
+    /// Lets the parent go.
+    pub(super) fn release(mut self) -> Result<(), Fatal> {
+        set_parent_process_death_signal(None).map_err(|e| Fatal::system("forget the parent", e))?;
+        self.channel.write_all(&[0]).map_err(|_| orphaned())
+    }
+}
+
+fn orphaned() -> Fatal {
+    Fatal::system("report that the daemon is ready", io::Error::other("its parent has died"))
+}
+
+fn leave_terminal() -> Result<(), Fatal> {
+    setsid().map_err(|e| Fatal::system("make a session", e))?;
+    let null = open_null()?;
+    rustix::stdio::dup2_stdin(&null)
+        .and_then(|()| rustix::stdio::dup2_stdout(&null))
+        .map_err(|e| Fatal::system("make /dev/null the standard input and output", e))?;
+    umask(Mode::WGRP | Mode::WOTH);
+    chdir("/").map_err(|e| Fatal::system("change to directory /", e))
+}

@@ -1,0 +1,195 @@
+//! Daemons: how a process becomes one, says that it is up, and is found and
+//! stopped again, without races. For any program, not only plugd.
+//!
+//! It is LibUCW's way, and its protocol: the daemon holds a lock (flock(2)) on
+//! its PID file as long as it lives, so whether it runs is never guessed from
+//! a number in a file. The file's text has a meaning only while it is locked;
+//! empty and not locked: the daemon was stopped; not empty and not locked: it
+//! died, the file is *stale*.
+//!
+//! A daemon goes through three types, each of which is all that is left of the
+//! one before:
+//!
+//! 1. [`Settings`], which [`Settings::prepare`] makes to
+//! 2. [`Standby`]: nothing can go wrong any more with the PID file, the names of
+//!    user and group, the log file. Now the program does the rest of its setup,
+//!    as the user and in the directory that it was started with.
+//!    [`Standby::start`] makes it to
+//! 3. [`Running`]: in the background, in its own session, without its
+//!    privileges. [`Running::ready`] lets go whoever waits for it; when it is
+//!    dropped, the PID file is emptied.
+//!
+//! [`control`] is the other side: it starts and stops daemons, and looks after
+//! them.
+//!
+//! ```no_run
+//! use plugd::daemon::Settings;
+//!
+//! # fn main() -> Result<(), plugd::error::Fatal> {
+//! let settings = Settings {
+//!     detach: true,
+//!     pid_file: Some("/run/example.pid".into()),
+//!     user: Some("nobody".into()),
+//!     ..Settings::default()
+//! };
+//! let standby = settings.prepare()?;
+//! // Open sockets, read the configuration. An error ends the program here, and
+//! // whoever started it sees it.
+//! let mut running = standby.start()?; // In the daemon only; its parent waits.
+//! // Install signal handlers, set up the event loop.
+//! running.ready()?; // Its parent exits with 0.
+//! // Serve.
+//! # Ok(())
+//! # }
+//! ```
+
+pub mod control;
+mod detach;
+mod identity;
+pub mod pid_file;
+
+use std::ffi::OsString;
+use std::fs::{File, OpenOptions};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::PathBuf;
+
+use rustix::process::getpid;
+
+use crate::error::Fatal;
+use detach::Starter;
+use identity::Identity;
+use pid_file::PidFile;
+
+/// What shall become of a process.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Settings {
+    /// Go into the background: a new process in a session of its own, with
+    /// stdin and stdout from and to /dev/null, umask 022, and `/` as working
+    /// directory. If not, the rest is done in this process.
+    pub detach: bool,
+    /// The file with the daemon's process id, which it locks.
+    pub pid_file: Option<PathBuf>,
+    /// The user to become: a name in /etc/passwd, or `#` and a user id.
+    pub user: Option<OsString>,
+    /// The group to become: a name in /etc/group, or `#` and a group id.
+    /// Without it, those of the user.
+    pub group: Option<OsString>,
+    /// What becomes of stderr once the daemon is ready.
+    pub stderr: Stderr,
+}
+
+/// What becomes of stderr once the daemon is ready; until then it stays where
+/// it was, for errors of the start.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum Stderr {
+    /// It stays there.
+    #[default]
+    Keep,
+    /// It goes to the end of this file, which is made if need be.
+    Append(PathBuf),
+    /// It goes nowhere.
+    Null,
+}
+
+impl Settings {
+    /// Opens what has to be opened, and locks the PID file.
+    ///
+    /// # Errors
+    /// If one of the files cannot be had, a name is not known, or the PID file
+    /// is no safe place ([`PidFile::lock`]). If the daemon runs already, the
+    /// kind of error is [`std::io::ErrorKind::ResourceBusy`].
+    pub fn prepare(self) -> Result<Standby, Fatal> {
+        let identity = Identity::resolve(self.user.as_deref(), self.group.as_deref())?;
+        let stderr = match self.stderr {
+            Stderr::Keep => None,
+            Stderr::Append(path) => Some(
+                OpenOptions::new()
+                    .append(true)
+                    .create(true)
+                    .mode(0o640)
+                    .open(&path)
+                    .map_err(|e| Fatal::system(format_args!("open {}", path.display()), e))?,
+            ),
+            Stderr::Null => Some(open_null()?),
+        };
+        // Last, so that an error does not touch the file of a daemon that died.
+        let pid_file = self.pid_file.as_deref().map(PidFile::lock).transpose()?;
+        Ok(Standby { detach: self.detach, pid_file, identity, stderr })
+    }
+}
+
+/// A process that can become a daemon. Dropped without that, it empties the
+/// PID file.
+#[derive(Debug)]
+pub struct Standby {
+    detach: bool,
+    pid_file: Option<PidFile>,
+    identity: Identity,
+    stderr: Option<File>,
+}
+
+impl Standby {
+    /// Makes this process the daemon; or, if it shall be detached, a new one,
+    /// which alone returns. The parent stays until the daemon is ready and
+    /// exits with 0 then; with the daemon's exit status, if that exits before;
+    /// with 111 if it is killed. The parent drops nothing.
+    ///
+    /// What a process does not hand on to a new one (fork(2)) should be made
+    /// after this: signal handlers that know the process id, locks of fcntl(2),
+    /// threads. File descriptors are handed on. Until the daemon is ready it
+    /// gets SIGTERM if its parent dies, for then nobody would know about it.
+    ///
+    /// # Errors
+    /// Those of the system calls that it takes. If this process has other
+    /// threads, the kind is [`std::io::ErrorKind::Unsupported`].
+    pub fn start(mut self) -> Result<Running, Fatal> {
+        let starter = if self.detach {
+            Some(detach::detach(self.pid_file.as_mut())?)
+        } else {
+            if let Some(pid_file) = &mut self.pid_file {
+                pid_file.write(getpid())?;
+            }
+            None
+        };
+        self.identity.assume()?;
+        if let Some(starter) = &starter {
+            starter.end_with_parent()?;
+        }
+        Ok(Running { starter, _pid_file: self.pid_file, stderr: self.stderr })
+    }
+}
+
+/// A daemon. When dropped, it empties its PID file, and unlocks it: that
+/// should be the last thing to happen.
+#[derive(Debug)]
+pub struct Running {
+    // Before the PID file, so that the parent learns of a failure while the
+    // lock is still held.
+    starter: Option<Starter>,
+    _pid_file: Option<PidFile>,
+    stderr: Option<File>,
+}
+
+impl Running {
+    /// Tells the parent that the daemon is up, and gives up the stderr that it
+    /// was started with, if it shall. From then on errors reach nobody but the
+    /// log.
+    ///
+    /// # Errors
+    /// If the parent has died: nobody knows then that the daemon is up.
+    pub fn ready(&mut self) -> Result<(), Fatal> {
+        // First, as the parent's end is also the end of who waits for its stderr.
+        if let Some(stderr) = self.stderr.take() {
+            rustix::stdio::dup2_stderr(stderr).map_err(|e| Fatal::system("replace stderr", e))?;
+        }
+        self.starter.take().map_or(Ok(()), Starter::release)
+    }
+}
+
+fn open_null() -> Result<File, Fatal> {
+    OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open("/dev/null")
+        .map_err(|e| Fatal::system("open /dev/null", e))
+}

@@ -1,0 +1,391 @@
+//! The PID file: locked and written by the daemon, read by who controls it.
+//!
+//! [`PidFile`] owns the file descriptor with the lock (flock(2)). The lock
+//! belongs to the open file, so a process keeps it that was forked from the one
+//! that took it; it is gone with the last descriptor.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::Duration;
+
+use rustix::fs::{
+    AtFlags, CWD, FileType, FlockOperation, Mode, OFlags, Stat, flock, fstat, openat, statat,
+};
+use rustix::io::Errno;
+use rustix::process::{Pid, geteuid};
+
+use crate::error::Fatal;
+
+/// The text before there is a process id; LibUCW's.
+const STARTING: &[u8] = b"(starting)\n";
+
+/// Longer than any text that belongs there.
+const TEXT_MAX: usize = 16;
+
+/// What a PID file tells about its daemon.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum State {
+    /// There is no file, or it is empty: the daemon was stopped, or never started.
+    NotRunning,
+    /// Nobody holds the lock, but there is a text: the daemon died.
+    Stale,
+    /// It is locked, and this is the daemon; `None`: the file is empty, the
+    /// daemon is about to end.
+    Running(Option<Pid>),
+}
+
+/// Looks at a PID file. For a moment this may take a shared lock.
+///
+/// # Errors
+/// If the file cannot be read or is no regular file; if it is longer than any
+/// PID file; if it is locked and the text is no process id and a newline.
+pub fn look(path: &Path) -> io::Result<State> {
+    let flags =
+        OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NOCTTY | OFlags::NONBLOCK;
+    let file = match openat(CWD, path, flags, Mode::empty()) {
+        Err(Errno::NOENT) => return Ok(State::NotRunning),
+        Err(Errno::LOOP) => return Err(io::Error::other("it is a symbolic link")),
+        result => File::from(result?),
+    };
+    if !is_regular(&fstat(&file)?) {
+        return Err(io::Error::other("it is no regular file"));
+    }
+    let locked =
+        match rustix::io::retry_on_intr(|| flock(&file, FlockOperation::NonBlockingLockShared)) {
+            Ok(()) => false,
+            Err(Errno::WOULDBLOCK) => true,
+            Err(error) => return Err(error.into()),
+        };
+    let mut buffer = [0; TEXT_MAX];
+    let length = read_up_to(&file, &mut buffer)?;
+    match (&buffer[..length], locked) {
+        (text, _) if text.len() == TEXT_MAX => {
+            Err(io::Error::other("it is too long to be a PID file"))
+        }
+        ([], false) => Ok(State::NotRunning),
+        (_, false) => Ok(State::Stale),
+        ([], true) => Ok(State::Running(None)),
+        (STARTING, true) => Err(io::Error::other("the daemon is just being started")),
+        (text, true) => match process_id(text) {
+            Some(pid) => Ok(State::Running(Some(pid))),
+            None => Err(io::Error::other("there is no process id in it")),
+        },
+    }
+}
+
+/// Empties a stale PID file, if this process id is still in it.
+pub(super) fn clear(path: &Path, pid: Pid) -> io::Result<()> {
+    let file = File::from(openat(CWD, path, open_flags() - OFlags::CREATE, Mode::empty())?);
+    flock(&file, FlockOperation::NonBlockingLockExclusive)?;
+    let mut buffer = [0; TEXT_MAX];
+    let length = read_up_to(&file, &mut buffer)?;
+    if process_id(&buffer[..length]) == Some(pid) { file.set_len(0) } else { Ok(()) }
+}
+
+fn process_id(text: &[u8]) -> Option<Pid> {
+    let number = crate::account::number(text.strip_suffix(b"\n")?)?;
+    Pid::from_raw(number.try_into().ok()?)
+}
+
+/// Like read(2), but goes on after a short read.
+fn read_up_to(file: &File, buffer: &mut [u8]) -> io::Result<usize> {
+    let mut length = 0;
+    while length < buffer.len() {
+        match file.read_at(&mut buffer[length..], length as u64) {
+            Ok(0) => break,
+            Ok(more) => length += more,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(length)
+}
+
+fn open_flags() -> OFlags {
+    // The last two, as somebody may have put something there that is no file.
+    OFlags::RDWR
+        | OFlags::CREATE
+        | OFlags::CLOEXEC
+        | OFlags::NOFOLLOW
+        | OFlags::NOCTTY
+        | OFlags::NONBLOCK
+}
+
+fn is_regular(status: &Stat) -> bool {
+    FileType::from_raw_mode(status.st_mode) == FileType::RegularFile
+}
+
+/// A PID file, locked. Dropped, it is emptied and, unless a forked process has
+/// it too, unlocked.
+#[derive(Debug)]
+pub struct PidFile {
+    file: File,
+    path: PathBuf,
+}
+
+impl PidFile {
+    /// Opens the file, or makes it with mode 0644, and locks it.
+    ///
+    /// # Errors
+    /// If another process has locked it: of the kind
+    /// [`io::ErrorKind::ResourceBusy`], with its id in the text. If writing
+    /// there could be turned against us: through a link, to something that is
+    /// no regular file, that belongs to another user (except root) or can be
+    /// written by others; or in a directory that others can write, without the
+    /// sticky bit. Those of the system calls.
+    pub fn lock(path: &Path) -> Result<Self, Fatal> {
+        let file = lock(path)
+            .map_err(|e| Fatal::system(format_args!("lock PID file {}", path.display()), e))?;
+        let pid_file = Self { file, path: path.to_owned() };
+        // A daemon that is controlled by LibUCW's tools says this.
+        pid_file.replace(STARTING)?;
+        Ok(pid_file)
+    }
+
+    /// Writes the id of the daemon.
+    ///
+    /// # Errors
+    /// Those of pwrite(2) and ftruncate(2).
+    pub fn write(&mut self, pid: Pid) -> Result<(), Fatal> {
+        self.replace(format!("{pid}\n").as_bytes())
+    }
+
+    /// Makes it the file of a daemon that does not run.
+    ///
+    /// # Errors
+    /// Those of ftruncate(2).
+    pub fn clear(&mut self) -> Result<(), Fatal> {
+        self.replace(b"")
+    }
+
+    fn replace(&self, text: &[u8]) -> Result<(), Fatal> {
+        // In this order the file is never empty, if it is not meant to be.
+        self.file
+            .write_all_at(text, 0)
+            .and_then(|()| self.file.set_len(text.len() as u64))
+            .map_err(|e| Fatal::system(format_args!("write PID file {}", self.path.display()), e))
+    }
+}
+
+impl Drop for PidFile {
+    fn drop(&mut self) {
+        if let Err(error) = self.clear() {
+            log::error!("{error}");
+        }
+    }
+}
+
+fn lock(path: &Path) -> io::Result<File> {
+    let name = path.file_name().ok_or(Errno::ISDIR)?;
+    let directory = match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let directory = openat(CWD, directory, flags, Mode::empty())?;
+    let mode = Mode::from_raw_mode(fstat(&directory)?.st_mode);
+    if mode.contains(Mode::WOTH) && !mode.contains(Mode::SVTX) {
+        return Err(io::Error::other("others can write its directory, which is not sticky"));
+    }
+    loop {
+        let mode = Mode::RUSR | Mode::WUSR | Mode::RGRP | Mode::ROTH;
+        let file = match openat(&directory, name, open_flags(), mode) {
+            Err(Errno::LOOP) => return Err(io::Error::other("it is a symbolic link")),
+            result => File::from(result?),
+        };
+        let status = fstat(&file)?;
+        if let Some(why) = why_unsafe(&status, geteuid().as_raw()) {
+            return Err(io::Error::other(why));
+        }
+        lock_exclusive(&file, path)?;
+        // It is of no use to have locked what has been removed or replaced since.
+        match statat(&directory, name, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(now) if (now.st_dev, now.st_ino) == (status.st_dev, status.st_ino) => {
+                return Ok(file);
+            }
+            Ok(_) | Err(Errno::NOENT) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+/// Why a file of this kind is no place for a PID file of the user `own`.
+fn why_unsafe(status: &Stat, own: u32) -> Option<&'static str> {
+    if !is_regular(status) {
+        Some("it is no regular file")
+    } else if status.st_nlink > 1 {
+        Some("it is a link, or has one")
+    } else if status.st_uid != 0 && status.st_uid != own {
+        Some("it belongs to another user")
+    } else if Mode::from_raw_mode(status.st_mode).contains(Mode::WOTH) {
+        Some("others can write it")
+    } else {
+        None
+    }
+}
+
+fn lock_exclusive(file: &File, path: &Path) -> io::Result<()> {
+    use FlockOperation::{NonBlockingLockExclusive, NonBlockingLockShared, Unlock};
+    const ATTEMPTS: u32 = 100;
+    const PAUSE: Duration = Duration::from_millis(1);
+
+    let lock = |operation| rustix::io::retry_on_intr(|| flock(file.as_fd(), operation));
+    for _ in 0..ATTEMPTS {
+        match lock(NonBlockingLockExclusive) {
+            Err(Errno::WOULDBLOCK) => {}
+            result => return Ok(result?),
+        }
+        // A daemon has an exclusive lock; whoever looks has a shared one, for a moment.
+        match lock(NonBlockingLockShared) {
+            Err(Errno::WOULDBLOCK) => break,
+            result => result?,
+        }
+        lock(Unlock)?;
+        thread::sleep(PAUSE);
+    }
+    let text = match look(path) {
+        Ok(State::Running(Some(pid))) => format!("already running with process id {pid}"),
+        _ => "already running".to_owned(),
+    };
+    Err(io::Error::new(io::ErrorKind::ResourceBusy, text))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+    use std::os::unix::fs::{PermissionsExt, symlink};
+
+    fn state(path: &Path) -> Result<State, String> {
+        look(path).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn a_process_id_is_digits_and_a_newline() {
+        let pid = |text: &str| process_id(text.as_bytes()).map(|pid| pid.as_raw_nonzero().get());
+        assert_eq!(pid("1\n"), Some(1));
+        assert_eq!(pid("4194304\n"), Some(4_194_304));
+        for none in
+            ["", "\n", "12", "12\n\n", "0\n", "-1\n", "+1\n", " 1\n", "1 \n", "2147483648\n", "x\n"]
+        {
+            assert_eq!(pid(none), None, "{none:?}");
+        }
+    }
+
+    #[test]
+    fn the_life_of_a_pid_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x.pid");
+        assert_eq!(state(&path), Ok(State::NotRunning));
+
+        let mut file = PidFile::lock(&path).unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o7777, 0o644);
+        assert_eq!(state(&path), Err("the daemon is just being started".into()));
+        let pid = Pid::from_raw(42).unwrap();
+        file.write(pid).unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"42\n");
+        assert_eq!(state(&path), Ok(State::Running(Some(pid))));
+
+        let error = PidFile::lock(&path).unwrap_err();
+        assert!(error.to_string().ends_with("already running with process id 42"), "{error}");
+        let Fatal::System { error, .. } = error else { panic!("{error}") };
+        assert_eq!(error.kind(), io::ErrorKind::ResourceBusy);
+        assert_eq!(fs::read(&path).unwrap(), b"42\n");
+
+        file.clear().unwrap();
+        assert_eq!(state(&path), Ok(State::Running(None)));
+        drop(file);
+        assert_eq!(state(&path), Ok(State::NotRunning));
+        assert!(path.exists());
+    }
+
+    #[test]
+    fn whoever_looks_does_not_keep_a_daemon_from_starting() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x.pid");
+        fs::write(&path, "").unwrap();
+        let reader = File::open(&path).unwrap();
+        flock(&reader, FlockOperation::LockShared).unwrap();
+        let opener = thread::spawn({
+            let path = path.clone();
+            move || PidFile::lock(&path)
+        });
+        thread::sleep(Duration::from_millis(3));
+        drop(reader);
+        opener.join().unwrap().unwrap();
+    }
+
+    #[test]
+    fn only_a_stale_file_with_that_process_id_is_cleared() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x.pid");
+        let pid = Pid::from_raw(42).unwrap();
+        fs::write(&path, "43\n").unwrap();
+        clear(&path, pid).unwrap();
+        assert_eq!(state(&path), Ok(State::Stale));
+        fs::write(&path, "42\n").unwrap();
+        clear(&path, pid).unwrap();
+        assert_eq!(state(&path), Ok(State::NotRunning));
+        let mut file = PidFile::lock(&path).unwrap();
+        file.write(pid).unwrap();
+        assert!(clear(&path, pid).is_err());
+        assert_eq!(state(&path), Ok(State::Running(Some(pid))));
+    }
+
+    #[test]
+    fn traps_are_refused_and_left_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let [target, path] = ["target", "x.pid"].map(|name| dir.path().join(name));
+        fs::write(&target, "precious").unwrap();
+        let refused = |why: &str| {
+            let error = PidFile::lock(&path).unwrap_err().to_string();
+            assert!(error.ends_with(why), "{error}");
+            assert_eq!(fs::read(&target).unwrap(), b"precious");
+        };
+
+        symlink(&target, &path).unwrap();
+        refused("it is a symbolic link");
+        assert_eq!(state(&path), Err("it is a symbolic link".into()));
+        fs::remove_file(&path).unwrap();
+        symlink(dir.path().join("none"), &path).unwrap();
+        refused("it is a symbolic link");
+        fs::remove_file(&path).unwrap();
+
+        fs::hard_link(&target, &path).unwrap();
+        refused("it is a link, or has one");
+        fs::remove_file(&path).unwrap();
+
+        let fifo_mode = Mode::RUSR | Mode::WUSR;
+        rustix::fs::mkfifoat(CWD, &path, fifo_mode).unwrap();
+        refused("it is no regular file");
+        assert_eq!(state(&path), Err("it is no regular file".into()));
+        fs::remove_file(&path).unwrap();
+
+        fs::write(&path, "").unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o666)).unwrap();
+        refused("others can write it");
+        fs::remove_file(&path).unwrap();
+
+        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o777)).unwrap();
+        refused("others can write its directory, which is not sticky");
+        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o1777)).unwrap();
+        PidFile::lock(&path).unwrap();
+    }
+
+    #[test]
+    fn the_file_of_another_user_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x.pid");
+        fs::write(&path, "").unwrap();
+        let mut status = rustix::fs::stat(&path).unwrap();
+        assert_eq!(why_unsafe(&status, status.st_uid), None);
+        status.st_uid = 7;
+        assert_eq!(why_unsafe(&status, 8), Some("it belongs to another user"));
+        status.st_uid = 0;
+        assert_eq!(why_unsafe(&status, 8), None);
+    }
+}

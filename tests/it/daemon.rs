@@ -1,0 +1,412 @@
+//! `plugd run` as a daemon: the background, the PID file, user and groups, the log.
+
+use std::fs::{self, File};
+use std::io::Read;
+use std::os::fd::AsFd;
+use std::os::unix::fs::symlink;
+use std::os::unix::net::UnixDatagram;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use rustix::io::{FdFlags, fcntl_setfd};
+use rustix::pipe::pipe;
+
+use crate::harness::background::{PLUGD, Place, finish, kill, program};
+use crate::harness::daemon::field;
+use crate::harness::{eventually, ns, skip};
+
+/// Runs such a command of [`Place::daemon`] without daemon-control.
+fn launch(daemon: &[String]) -> (Option<i32>, String) {
+    let finished = finish(Command::new(&daemon[0]).args(&daemon[1..]));
+    (finished.code, finished.stderr)
+}
+
+fn status(pid: i32, name: &str) -> String {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    field(&status, name).unwrap().split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+fn link(pid: i32, name: &str) -> PathBuf {
+    fs::read_link(format!("/proc/{pid}/{name}")).unwrap()
+}
+
+#[test]
+fn it_leaves_everything_behind() {
+    let place = Place::new();
+    // What a shell script may have open for other purposes.
+    let (mut reader, writer) = pipe().map(|(r, w)| (File::from(r), w)).unwrap();
+    fcntl_setfd(&writer, FdFlags::empty()).unwrap();
+    let log = place.path("log");
+    let daemon = place.daemon(&["--log-file", log.to_str().unwrap()]);
+    let mut command = Command::new("sh");
+    command.arg("-c").arg("umask 077; exec \"$@\"").arg("sh").args(&daemon);
+    let finished = finish(command.current_dir(place.path(".")));
+    assert_eq!(finished.code, Some(0), "{finished:?}");
+    drop(writer);
+
+    let pid = place.pid();
+    assert_eq!(place.text("x.pid"), format!("{pid}\n"));
+    assert_eq!(link(pid, "cwd"), Path::new("/"));
+    assert_eq!(status(pid, "Umask"), "0022");
+    for fd in ["fd/0", "fd/1"] {
+        assert_eq!(link(pid, fd), Path::new("/dev/null"));
+    }
+    assert_eq!(link(pid, "fd/2"), log);
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    let after_name: Vec<&str> = stat.rsplit_once(") ").unwrap().1.split(' ').collect();
+    let [_state, _parent, group, session, terminal, ..] = after_name[..] else { panic!("{stat}") };
+    assert_eq!((group, session, terminal), (&*pid.to_string(), &*pid.to_string(), "0"));
+    // It does not hold the pipe, which would keep a shell's $(...) waiting.
+    assert_eq!(reader.read(&mut [0]).unwrap(), 0);
+
+    // stderr served until it was up, then the file.
+    assert!(finished.stderr.contains("listening to the kernel's uevents"), "{finished:?}");
+    assert!(!finished.stderr.contains("is up"), "{finished:?}");
+    assert_eq!(place.act("--stop", &[]), 0);
+    let log = place.text("log");
+    assert!(log.starts_with(&format!("plugd: info: process {pid} is up\n")), "{log}");
+    assert!(log.contains("\nplugd: info: stopped: "), "{log}");
+    assert_eq!(place.text("x.pid"), "");
+}
+
+/// Whose exit tells that it is up: all signals are handled then.
+#[test]
+fn it_is_ready_when_the_command_exits() {
+    for _ in 0..20 {
+        let place = Place::new();
+        assert_eq!(launch(&place.daemon(&[])).0, Some(0));
+        let caught = u64::from_str_radix(&status(place.pid(), "SigCgt"), 16).unwrap();
+        assert_ne!(caught & (1 << (libc::SIGTERM - 1)), 0);
+        assert_eq!(place.act("--stop", &[]), 0);
+        assert_eq!(place.act("--check", &[]), 101);
+    }
+}
+
+#[test]
+fn a_failed_setup_is_told_and_leaves_nothing() {
+    let place = Place::new();
+    let missing = place.path("none/log");
+    for (options, code, text) in [
+        (&["--fd", "77"][..], 111, "cannot receive from file descriptor 77"),
+        (&["--log-file", missing.to_str().unwrap()], 111, "none/log"),
+        (&["--user", "no such user"], 100, "there is no user 'no such user'"),
+        (&["--group", "#x"], 100, "there is no group '#x'"),
+        (&["--syslog", "--log-file", "x"], 100, "exclude each other"),
+    ] {
+        let (done, stderr) = launch(&place.daemon(options));
+        assert_eq!(done, Some(code), "{stderr}");
+        assert!(stderr.contains(text), "{stderr}");
+        assert_eq!(place.holders(), [0_i32; 0]);
+        assert_eq!(place.act("--check", &[]), 101);
+    }
+    let mut daemon = place.daemon(&[]);
+    *daemon.last_mut().unwrap() = "no such program".into();
+    let (done, stderr) = launch(&daemon);
+    assert_eq!(done, Some(111), "{stderr}");
+    assert!(stderr.contains("cannot run 'no such program'"), "{stderr}");
+    assert_eq!(place.act("--check", &[]), 101);
+}
+
+/// What fails in the new process has the old one's exit code and stderr, too.
+#[test]
+fn a_failure_after_the_fork_is_told_as_well() {
+    if rustix::process::geteuid().is_root() && program("setpriv").is_none() {
+        return skip("tools", "a_failure_after_the_fork_is_told_as_well", "no setpriv");
+    }
+    let place = Place::new();
+    let daemon = place.daemon(&["--user", "#4242"]);
+    let mut command = match rustix::process::geteuid().is_root() {
+        // Only CAP_SETUID and CAP_SETGID are missing.
+        true => {
+            let mut command = Command::new("setpriv");
+            command.args(["--bounding-set=-setuid,-setgid", "--"]).arg(&daemon[0]);
+            command
+        }
+        false => Command::new(&daemon[0]),
+    };
+    let finished = finish(command.args(&daemon[1..]));
+    assert_eq!(finished.code, Some(111), "{finished:?}");
+    assert!(finished.stderr.contains("cannot set the supplementary groups"), "{finished:?}");
+    assert_eq!(place.act("--check", &[]), 101);
+    assert_eq!(place.holders(), [0_i32; 0]);
+}
+
+#[test]
+fn there_is_only_one() {
+    let place = Place::new();
+    assert_eq!(launch(&place.daemon(&[])).0, Some(0));
+    let text = place.text("x.pid");
+    let (code, stderr) = launch(&place.daemon(&[]));
+    assert_eq!(code, Some(111));
+    let told = format!("already running with process id {}", text.trim());
+    assert!(stderr.contains(&told), "{stderr}");
+    assert_eq!(place.text("x.pid"), text);
+    assert_eq!(place.act("--check", &[]), 0);
+}
+
+#[test]
+fn pid_files_that_are_traps() {
+    let place = Place::new();
+    let target = place.path("target");
+    fs::write(&target, "precious").unwrap();
+    symlink(&target, place.pid_file()).unwrap();
+    assert_eq!(launch(&place.daemon(&[])).0, Some(111));
+    fs::remove_file(place.pid_file()).unwrap();
+    fs::hard_link(&target, place.pid_file()).unwrap();
+    assert_eq!(launch(&place.daemon(&[])).0, Some(111));
+    fs::remove_file(place.pid_file()).unwrap();
+    fs::create_dir(place.pid_file()).unwrap();
+    assert_eq!(launch(&place.daemon(&[])).0, Some(111));
+    fs::remove_dir(place.pid_file()).unwrap();
+    assert_eq!(fs::read(&target).unwrap(), b"precious");
+    // What a daemon that died has left is none, whatever is in it.
+    for text in [&b"rubbish\n"[..], b"1\n", &[b'1'; 1 << 20]] {
+        place.write(text);
+        assert_eq!(launch(&place.daemon(&[])).0, Some(0));
+        assert_eq!(place.text("x.pid"), format!("{}\n", place.pid()));
+        assert_eq!(place.act("--stop", &[]), 0);
+    }
+}
+
+/// Without --daemonize the rest holds as well, for example under a supervisor.
+#[test]
+fn a_pid_file_in_the_foreground() {
+    let place = Place::new();
+    let mut words = place.daemon(&[]);
+    words.retain(|word| word != "--daemonize");
+    let mut daemon =
+        Command::new(&words[0]).args(&words[1..]).stderr(Stdio::null()).spawn().unwrap();
+    let text = format!("{}\n", daemon.id());
+    eventually("its id is in the file", || (place.text("x.pid") == text).then_some(()));
+    eventually("it handles SIGTERM", || {
+        let caught = u64::from_str_radix(&status(place.pid(), "SigCgt"), 16).unwrap();
+        (caught & (1 << (libc::SIGTERM - 1)) != 0).then_some(())
+    });
+    let stopping = place.control("--stop").spawn().unwrap();
+    assert!(daemon.wait().unwrap().success());
+    assert_eq!(stopping.wait_with_output().unwrap().status.code(), Some(0));
+    assert_eq!(place.text("x.pid"), "");
+}
+
+/// A handler's name may be relative to where the daemon was started.
+#[test]
+fn the_handler_is_found_from_elsewhere() {
+    let place = Place::new();
+    let log = place.path("log");
+    let (sender, receiver) = UnixDatagram::pair().unwrap();
+    fs::write(place.path("handler"), "#!/bin/sh\necho did $ACTION >&2\n").unwrap();
+    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    fs::set_permissions(place.path("handler"), mode).unwrap();
+    let mut daemon = place.daemon(&["--fd", "3", "--log-file", log.to_str().unwrap()]);
+    *daemon.last_mut().unwrap() = "./handler".into();
+    let mut command = Command::new("sh");
+    command.arg("-c").arg("exec \"$@\" 3<&0").arg("sh").args(&daemon);
+    let stdin = receiver.as_fd().try_clone_to_owned().unwrap();
+    let mut launcher =
+        command.current_dir(place.path(".")).stdin(Stdio::from(stdin)).spawn().unwrap();
+    assert!(launcher.wait().unwrap().success());
+    sender.send(b"add@/x\0ACTION=add\0DEVPATH=/x\0").unwrap();
+    eventually("it was run", || place.text("log").contains("did add\n").then_some(()));
+}
+
+/// So may the file of rules, which is read again on SIGHUP.
+#[test]
+fn rules_are_found_from_elsewhere() {
+    let place = Place::new();
+    fs::write(place.path("mdev.conf"), "null 0:0 0666\n").unwrap();
+    fs::create_dir(place.path("dev")).unwrap();
+    let log = place.path("log");
+    let options = ["--conf", "mdev.conf", "--dev", "dev", "--log-file", log.to_str().unwrap()];
+    let mut daemon = place.daemon(&options);
+    daemon.pop();
+    let mut command = Command::new(&daemon[0]);
+    let finished = finish(command.args(&daemon[1..]).current_dir(place.path(".")));
+    assert_eq!(finished.code, Some(0), "{finished:?}");
+    fs::write(place.path("mdev.conf"), "null 0:0 wrong\n").unwrap();
+    assert_eq!(place.act("--reload", &[]), 0);
+    let told = format!("{}:1:", place.path("mdev.conf").display());
+    eventually("the mistake is told", || place.text("log").contains(&told).then_some(()));
+}
+
+/// User and group, with files of our own instead of the machine's.
+#[test]
+fn users_and_groups() {
+    ns::inside_as_root_with_mounts(|| {
+        let place = Place::new();
+        let members: String = (0..40).map(|n| format!("g{n}:x:{}:bob,ann\n", 2000 + n)).collect();
+        fs::write(place.path("passwd"), "root:x:0:0::/:\nann:x:1001:1002::/:\n").unwrap();
+        fs::write(place.path("group"), format!("root:x:0:\nann:x:1002:\n{members}")).unwrap();
+        for file in ["passwd", "group"] {
+            mount(&["--bind", place.path(file).to_str().unwrap(), &format!("/etc/{file}")]);
+        }
+        let forty: String = (2000..2040).map(|gid| format!(" {gid}")).collect();
+        for (options, uid, gid, groups) in [
+            (&["--user", "ann"][..], 1001, 1002, &*format!("1002{forty}")),
+            (&["--user", "ann", "--group", "g7"], 1001, 2007, ""),
+            (&["--user", "#1001"], 1001, 1002, ""),
+            // Unknown: there is no group to be had from /etc/passwd.
+            (&["--user", "#4242"], 4242, 0, ""),
+            (&["--user", "#4242", "--group", "#4243"], 4242, 4243, ""),
+            (&["--group", "g7"], 0, 2007, ""),
+        ] {
+            assert_eq!(place.start(options), 0, "{options:?}");
+            let pid = place.pid();
+            assert_eq!(status(pid, "Uid"), [uid.to_string().as_str(); 4].join(" "), "{options:?}");
+            assert_eq!(status(pid, "Gid"), [gid.to_string().as_str(); 4].join(" "), "{options:?}");
+            assert_eq!(status(pid, "Groups"), groups, "{options:?}");
+            // It can empty its file, which is not its own.
+            assert_eq!(place.act("--stop", &[]), 0);
+            assert_eq!(place.text("x.pid"), "");
+        }
+    });
+}
+
+fn mount(arguments: &[&str]) {
+    let mounted = Command::new("mount").args(arguments).status().unwrap();
+    assert!(mounted.success(), "mount {arguments:?}: {mounted}");
+}
+
+/// A static program resolves names where there is neither NSS nor a C library:
+/// in a directory with nothing else.
+#[test]
+fn names_are_found_without_nss() {
+    ns::inside_as_root_with_mounts(|| {
+        let Some(file) = static_binary() else {
+            let why = "no static binary: build it, or name it in PLUGD_STATIC";
+            return skip("static", "names_are_found_without_nss", why);
+        };
+        let place = Place::new();
+        let root = place.path("root");
+        for directory in ["etc", "dev", "run"] {
+            fs::create_dir_all(root.join(directory)).unwrap();
+        }
+        fs::copy(&file, root.join("plugd")).unwrap();
+        fs::write(root.join("dev/null"), "").unwrap();
+        mount(&["--bind", "/dev/null", root.join("dev/null").to_str().unwrap()]);
+        fs::write(root.join("etc/passwd"), "ann:x:1001:1002::/:\n").unwrap();
+        fs::write(root.join("etc/group"), "video:x:44:ann\n").unwrap();
+        let inside = |words: &[&str]| {
+            let mut command = Command::new("chroot");
+            let finished = finish(command.arg(&root).arg("/plugd").args(words));
+            assert_eq!(finished.code, Some(0), "{finished:?}");
+        };
+        let daemon = [
+            "run",
+            "--control",
+            "none",
+            "--daemonize",
+            "--pid-file",
+            "/run/x.pid",
+            "--user",
+            "ann",
+            "/plugd",
+        ];
+        inside(&daemon);
+        let pid = place.text("root/run/x.pid").trim().parse().unwrap();
+        assert_eq!(status(pid, "Uid"), "1001 1001 1001 1001");
+        assert_eq!(status(pid, "Groups"), "44 1002");
+        inside(&["daemon-control", "--stop", "--pid-file", "/run/x.pid"]);
+        assert_eq!(place.text("root/run/x.pid"), "");
+    });
+}
+
+/// The static binary: named in PLUGD_STATIC, or where cargo puts it.
+fn static_binary() -> Option<PathBuf> {
+    if let Some(file) = std::env::var_os("PLUGD_STATIC") {
+        return Some(file.into());
+    }
+    let targets = Path::new(PLUGD).parent().unwrap().parent().unwrap();
+    let triples = fs::read_dir(targets).unwrap().map(|entry| entry.unwrap().path());
+    triples
+        .filter(|path| path.to_string_lossy().ends_with("-musl"))
+        .flat_map(|path| ["release", "debug"].map(|profile| path.join(profile).join("plugd")))
+        .find(|file| file.exists())
+}
+
+#[test]
+fn syslog_takes_over() {
+    ns::inside_as_root_with_mounts(|| {
+        let place = Place::new();
+        let null = place.path("null");
+        fs::write(&null, "").unwrap();
+        mount(&["--bind", "/dev/null", null.to_str().unwrap()]);
+        mount(&["-t", "tmpfs", "tmpfs", "/dev"]);
+        fs::write("/dev/null", "").unwrap();
+        mount(&["--bind", null.to_str().unwrap(), "/dev/null"]);
+        let (code, stderr) = launch(&place.daemon(&["--syslog"]));
+        assert_eq!(code, Some(111));
+        assert!(stderr.contains("cannot connect to /dev/log"), "{stderr}");
+
+        let log = UnixDatagram::bind("/dev/log").unwrap();
+        let (code, stderr) = launch(&place.daemon(&["--syslog"]));
+        assert_eq!(code, Some(0), "{stderr}");
+        assert!(!stderr.contains("is up"), "{stderr}");
+        let pid = place.pid();
+        assert_eq!(link(pid, "fd/2"), Path::new("/dev/null"));
+        let receive = || {
+            let mut buffer = [0; 1024];
+            let length = log.recv(&mut buffer).unwrap();
+            String::from_utf8_lossy(&buffer[..length]).into_owned()
+        };
+        assert_eq!(receive(), format!("<30>plugd[{pid}]: info: process {pid} is up"));
+        assert_eq!(place.act("--stop", &[]), 0);
+        assert!(receive().contains("info: SIGTERM from pid"));
+        assert!(receive().contains("info: stopped: "));
+    });
+}
+
+/// Others that manage daemons by PID files: dpkg's and OpenRC's.
+#[test]
+fn start_stop_daemon_manages_it() {
+    let openrc = std::env::var_os("OPENRC_START_STOP_DAEMON").map(PathBuf::from);
+    let found: Vec<PathBuf> = program("start-stop-daemon").into_iter().chain(openrc).collect();
+    if found.is_empty() {
+        return skip("tools", "start_stop_daemon_manages_it", "no start-stop-daemon");
+    }
+    for tool in found {
+        let place = Place::new();
+        let pid_file = place.pid_file();
+        let run = |arguments: &[&str]| {
+            let mut command = Command::new(&tool);
+            command.env("RC_SVCNAME", "plugd").args(arguments).arg("--pidfile").arg(&pid_file);
+            finish(&mut command)
+        };
+        let start = || {
+            let mut command = Command::new(&tool);
+            let daemon = place.daemon(&[]);
+            command.env("RC_SVCNAME", "plugd").args(["--start", "--exec", PLUGD, "--pidfile"]);
+            finish(command.arg(&pid_file).arg("--").args(&daemon[1..]))
+        };
+        let started = start();
+        assert_eq!(started.code, Some(0), "{started:?}");
+        let pid = place.pid();
+        assert_eq!(place.act("--check", &[]), 0);
+        // Started again, either says that it runs already, in its own way.
+        assert_ne!(start().code, None);
+        assert_eq!(place.pid(), pid);
+        let stopped = run(&["--stop", "--retry", "20"]);
+        assert_eq!(stopped.code, Some(0), "{stopped:?}");
+        assert_eq!(place.act("--check", &[]), 101);
+        assert_eq!(place.holders(), [0_i32; 0]);
+    }
+}
+
+#[test]
+fn the_example_is_a_daemon() {
+    let example = Path::new(PLUGD).with_file_name("examples").join("daemon");
+    if !example.exists() {
+        return skip("examples", "the_example_is_a_daemon", "it was not built");
+    }
+    let place = Place::new();
+    let pid_file = place.pid_file();
+    let daemon = [example.to_str().unwrap(), pid_file.to_str().unwrap()];
+    assert_eq!(place.start_program(&[], &daemon), 0);
+    assert_eq!(place.start_program(&[], &daemon), 100);
+    assert_eq!(place.act("--stop", &[]), 0);
+    assert_eq!(place.start_program(&[], &daemon), 0);
+    kill(place.pid());
+    assert_eq!(place.act("--check", &[]), 103);
+    let finished = finish(Command::new(daemon[0]).arg("/nonexistent/x.pid"));
+    assert_eq!(finished.code, Some(1));
+    assert!(finished.stderr.contains("cannot lock PID file /nonexistent/x.pid"), "{finished:?}");
+}

@@ -1,0 +1,282 @@
+//! What can go wrong between two system calls.
+
+use std::fs;
+use std::process::{Child, Command};
+use std::time::Instant;
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::harness::background::{PLUGD, Place, at_once, duration, finish, kill, program};
+use crate::harness::{PATIENCE, eventually, ns, skip};
+
+/// A program under strace(1), which does something at one of its system calls,
+/// and tells in the place's file `trace`. The program is the child itself, not
+/// strace.
+fn traced(place: &Place, inject: &str, all_processes: bool) -> Vec<String> {
+    let output = place.path("trace");
+    let mut words = vec!["strace", "-D", "-qq", "-o", output.to_str().unwrap()];
+    if all_processes {
+        words.push("-f");
+    }
+    let trace = inject.split(':').next().unwrap();
+    let (trace, inject) = (format!("--trace={trace}"), format!("--inject={inject}"));
+    words.extend([&*trace, &*inject]);
+    words.into_iter().map(ToOwned::to_owned).collect()
+}
+
+fn strace_is_missing(test: &str) -> bool {
+    let probe = Command::new("strace").args(["-D", "-o", "/dev/null", "true"]).status();
+    let missing = !probe.is_ok_and(|status| status.success());
+    if missing {
+        skip("tools", test, "strace cannot be used");
+    }
+    missing
+}
+
+/// Waits until such a program has stopped. (It is also stopped, for a moment,
+/// whenever strace has a look at it.)
+fn wait_stopped(place: &Place) {
+    eventually("it is stopped", || {
+        place.text("trace").contains("--- stopped by SIGSTOP ---").then_some(())
+    });
+}
+
+/// A process with this id, which is free and will be given out again soon.
+fn decoy(pid: i32) -> Child {
+    for _ in 0..10_000 {
+        let mut child = Command::new("sleep").arg("100").spawn().unwrap();
+        if i32::try_from(child.id()) == Ok(pid) {
+            return child;
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+    panic!("process id {pid} does not come round");
+}
+
+/// The process id that was given out last, in this namespace.
+fn last_pid() -> u32 {
+    let text = fs::read_to_string("/proc/sys/kernel/ns_last_pid").unwrap();
+    text.trim().parse().unwrap()
+}
+
+/// The daemon dies, and its process id goes to somebody else, while
+/// daemon-control is between two system calls.
+#[test]
+fn a_recycled_process_id_is_not_signalled() {
+    ns::inside_with_few_pids(400, || {
+        if strace_is_missing("a_recycled_process_id_is_not_signalled") {
+            return;
+        }
+        // Those below are given out but once (RESERVED_PIDS in kernel/pid.c).
+        while Command::new("true").status().is_ok() && last_pid() < 300 {}
+        // Where it stops: after the lock was seen, with the process id not yet
+        // read; after the pidfd was opened, of the daemon; after the second look.
+        for (call, expected) in [
+            ("flock:signal=STOP:when=2", [103, 101]),
+            ("pidfd_open:signal=STOP", [103, 101]),
+            ("flock:signal=STOP:when=3", [0, 101]),
+        ] {
+            for (action, expected) in ["--stop", "--reload"].into_iter().zip(expected) {
+                let place = Place::new();
+                assert_eq!(place.start(&[]), 0);
+                let pid = place.pid();
+                let words = traced(&place, call, false);
+                let control = place.control(action);
+                let mut child = Command::new(&words[0])
+                    .args(&words[1..])
+                    .arg(PLUGD)
+                    .args(control.get_args())
+                    .spawn()
+                    .unwrap();
+                wait_stopped(&place);
+                kill(pid);
+                let mut decoy = decoy(pid);
+                kill_process(Pid::from_child(&child), Signal::CONT).unwrap();
+                let status = ns::wait(&mut child, PATIENCE).expect("it does not end");
+                assert_eq!(status.code(), Some(expected), "{action}, {call}");
+                assert!(decoy.try_wait().unwrap().is_none(), "{action}, {call}: it was signalled");
+                decoy.kill().unwrap();
+                decoy.wait().unwrap();
+            }
+        }
+    });
+}
+
+/// Many at once, while the few process ids there are go round and round.
+/// Everybody who gets one may be hit by a signal that is not for him, and dies
+/// of it.
+#[test]
+fn many_start_and_stop_it_at_once() {
+    ns::inside_with_few_pids(700, || {
+        let place = Place::new();
+        let log = place.path("log");
+        let options = ["--log-file", log.to_str().unwrap()];
+        let end = Instant::now() + duration();
+        at_once(60, |thread| {
+            let mut random = thread.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+            while Instant::now() < end {
+                if thread >= 50 {
+                    let decoy = Command::new("sleep").arg("0.02").status().unwrap();
+                    assert!(decoy.success(), "a decoy was hit: {decoy}");
+                    continue;
+                }
+                random ^= random << 13;
+                random ^= random >> 7;
+                random ^= random << 17;
+                match random % 8 {
+                    0..4 => assert!(matches!(place.start(&options), 0 | 100)),
+                    4..7 => assert!(matches!(place.act("--stop", &[]), 0 | 100)),
+                    _ => assert!(matches!(place.act("--reload", &[]), 0 | 101)),
+                }
+            }
+        });
+        assert!(matches!(place.act("--stop", &[]), 0 | 100));
+        // Each daemon writes when it is up, and when it has stopped, all with
+        // the lock in hand: were there ever two, they would not take turns.
+        let log = place.text("log");
+        let mut up = false;
+        let mut lives = 0;
+        for line in log.lines() {
+            let (begins, ends) = (line.ends_with(" is up"), line.contains(": stopped: "));
+            if begins || ends {
+                assert_eq!(up, ends, "two at once:\n{log}");
+                up = begins;
+                lives += u32::from(begins);
+            }
+        }
+        assert!(!up && lives > 10, "{lives} lives:\n{log}");
+    });
+}
+
+/// Killed at any system call, the daemon or the one who starts it leaves a
+/// state from which all goes on.
+#[test]
+fn a_start_may_be_killed_anywhere() {
+    ns::alone(|| {
+        if strace_is_missing("a_start_may_be_killed_anywhere") {
+            return;
+        }
+        let calls = [
+            // Before the fork.
+            "openat:when=1",
+            "flock",
+            "pwrite64:when=1",
+            "ftruncate",
+            "socket",
+            "bind",
+            "socketpair",
+            "unshare",
+            // The parent after it.
+            "clone",
+            "pwrite64:when=2",
+            "ftruncate:when=2",
+            "exit_group",
+            // Both of them, whoever comes first.
+            "sendto",
+            "recvfrom",
+            // The daemon.
+            "setsid",
+            "umask",
+            "chdir",
+            "prctl",
+            "getppid",
+            "epoll_create1",
+            "pipe2",
+            "prctl:when=2",
+            "epoll_wait",
+        ];
+        for call in calls {
+            let place = Place::new();
+            let (name, when) = call.split_once(':').unwrap_or((call, "when=1"));
+            let mut words = traced(&place, &format!("{name}:signal=KILL:{when}"), true);
+            words.extend(place.daemon(&[]));
+            let started = place.start_program(&["--timeout", "20"], &words);
+            let parent_only = call == "exit_group";
+            assert!(matches!(started, 0 | 102), "{call}: {started}");
+            // Only when all is done already, and the parent does not tell.
+            assert!(started == 102 || call == "epoll_wait", "{call}: {started}");
+            eventually("nobody is about to end", || {
+                let code = place.act("--check", &[]);
+                matches!((code, parent_only), (101 | 103, _) | (0, true)).then_some(())
+            });
+            let stopped = place.act("--stop", &["--timeout", "20"]);
+            assert!(matches!(stopped, 0 | 100 | 103), "{call}: {stopped}");
+            eventually("nobody is left", || place.holders().is_empty().then_some(()));
+            let started = place.start(&[]);
+            assert!(matches!(started, 0 | 103), "{call}: {started}");
+            assert_eq!(place.act("--check", &[]), 0, "{call}");
+            assert_eq!(place.act("--stop", &[]), 0, "{call}");
+            assert_eq!(place.act("--check", &[]), 101, "{call}");
+        }
+    });
+}
+
+/// So does daemon-control.
+#[test]
+fn control_may_be_killed_anywhere() {
+    ns::alone(|| {
+        if strace_is_missing("control_may_be_killed_anywhere") {
+            return;
+        }
+        let calls: [(&str, &[&str]); 2] = [
+            ("--start", &["flock:when=1", "flock:when=2", "clone3", "wait4", "flock:when=3"]),
+            (
+                "--stop",
+                &[
+                    "flock:when=1",
+                    "flock:when=2",
+                    "pidfd_open",
+                    "flock:when=3",
+                    "pidfd_send_signal",
+                    "flock:when=4",
+                    "poll",
+                    "ftruncate",
+                ],
+            ),
+        ];
+        for (action, calls) in calls {
+            for call in calls {
+                let place = Place::new();
+                let mut control = place.control(action);
+                match action {
+                    "--start" => _ = control.arg("--").args(place.daemon(&[])),
+                    _ => assert_eq!(place.start(&[]), 0),
+                }
+                let (name, when) = call.split_once(':').unwrap_or((call, "when=1"));
+                let words = traced(&place, &format!("{name}:signal=KILL:{when}"), false);
+                let mut command = Command::new(&words[0]);
+                finish(command.args(&words[1..]).arg(PLUGD).args(control.get_args()));
+                // Whatever it has left undone, the next one does.
+                eventually("the daemon is here or gone", || {
+                    matches!(place.act("--check", &[]), 0 | 101).then_some(())
+                });
+                assert!(matches!(place.act("--stop", &[]), 0 | 100), "{action} {call}");
+                assert_eq!(place.start(&[]), 0, "{action} {call}");
+                assert_eq!(place.act("--stop", &[]), 0, "{action} {call}");
+                assert_eq!(place.holders(), [0_i32; 0], "{action} {call}");
+            }
+        }
+    });
+}
+
+/// Whoever waits for the daemon dies: then the daemon, which is not ready yet,
+/// does not stay behind without anybody knowing.
+#[test]
+fn a_daemon_without_its_parent_ends() {
+    if program("strace").is_none() || strace_is_missing("a_daemon_without_its_parent_ends") {
+        return;
+    }
+    let place = Place::new();
+    // The daemon stops when it is about to install its signal handlers.
+    let mut words = traced(&place, "epoll_create1:signal=STOP", true);
+    words.extend(place.daemon(&[]));
+    let mut parent = Command::new(&words[0]).args(&words[1..]).spawn().unwrap();
+    let pid = eventually("it has a process id", || place.text("x.pid").trim().parse::<i32>().ok());
+    wait_stopped(&place);
+    parent.kill().unwrap();
+    parent.wait().unwrap();
+    kill_process(Pid::from_raw(pid).unwrap(), Signal::CONT).unwrap();
+    eventually("it ends", || place.holders().is_empty().then_some(()));
+    assert!(matches!(place.act("--check", &[]), 101 | 103));
+}
