@@ -51,6 +51,12 @@ pub(crate) fn adopt(fd: RawFd) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
+/// Whether something is open at this number.
+pub fn is_open(fd: RawFd) -> bool {
+    // SAFETY: plain integers.
+    unsafe { libc::fcntl(fd, libc::F_GETFD) != -1 }
+}
+
 /// Sets close-on-exec on every open file descriptor from 3 up, so that no
 /// child inherits what this process was started with by accident.
 ///

@@ -13,7 +13,7 @@ use crate::netlink::{KERNEL_GROUP, Source};
 use crate::signals::Manner;
 use crate::{logging, sys};
 
-use super::options::{self, BYTES, GROUPS, HIGH_FD};
+use super::options::{self, BYTES, GROUPS};
 use super::rules::{self, Files};
 use super::run::{self, Options, Work};
 use super::{Command, Request, mdevd_coldplug};
@@ -104,9 +104,9 @@ fn main(parser: lexopt::Parser, log_name: &'static str) -> Result<Request, Fatal
         rules::read(&asked.files, false)?;
         return Ok(Request::Done);
     }
+    let prepared = options.daemon.prepare(log_name)?;
     let sys_root = asked.files.sys.clone();
     options.work = Work::Rules { files: asked.files, dry_run: asked.dry_run };
-    let prepared = options.daemon.prepare(log_name)?;
     let mut engine = run::engine(&options)?;
     let source = match asked.input {
         Input::Stdin => open_stdin()?,
@@ -139,15 +139,13 @@ fn parse(mut parser: lexopt::Parser) -> Result<Result<(Options, Asked), Request>
             }
             Short('v') => options.verbosity = options::skarnet_verbosity(&mut parser)?,
             Short('D') => {
-                options.notify_fd =
-                    Some(options::value(&mut parser, "-D", HIGH_FD, options::high_fd)?);
+                options.notify_fd = Some(options::open_fd(&mut parser, "-D")?);
             }
             Short('I') => {
                 intake = Some(options::value(&mut parser, "-I", GROUPS, options::digits)?);
             }
             Short('o') => {
-                options.output_fd =
-                    Some(options::value(&mut parser, "-o", HIGH_FD, options::high_fd)?);
+                options.output_fd = Some(options::open_fd(&mut parser, "-o")?);
             }
             Short('O') => {
                 options.rebroadcast = options::value(&mut parser, "-O", GROUPS, options::digits)?;

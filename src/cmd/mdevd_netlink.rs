@@ -15,7 +15,7 @@ use crate::notify::Notifier;
 use crate::signals::Signals;
 use crate::uevent::Uevent;
 
-use super::options::{self, BYTES, HIGH_FD};
+use super::options::{self, BYTES};
 use super::{Command, Request, run};
 
 pub(super) const COMMAND: Command = Command {
@@ -59,7 +59,7 @@ fn main(mut parser: lexopt::Parser, log_name: &'static str) -> Result<Request, F
     while let Some(argument) = parser.next()? {
         match argument {
             Short('d') => {
-                ready = Some(options::value(&mut parser, "-d", HIGH_FD, options::high_fd)?);
+                ready = Some(options::open_fd(&mut parser, "-d")?);
             }
             Short('b') => size = Some(options::value(&mut parser, "-b", BYTES, options::bytes)?),
             Short('v') => verbosity = options::skarnet_verbosity(&mut parser)?,

@@ -8,6 +8,7 @@ use rustix::fs::Mode;
 
 use crate::control::{ADDRESS, Address};
 use crate::error::Fatal;
+use crate::sys;
 pub(super) use crate::units::{SECONDS, digits, seconds};
 
 use super::quoted;
@@ -82,6 +83,12 @@ pub(super) const HIGH_FD: &str = "a file descriptor from 3 up";
 /// Reads the number of a file descriptor that is no standard stream.
 pub(super) fn high_fd(text: &str) -> Option<RawFd> {
     digits(text).filter(|&fd| fd >= 3)
+}
+
+/// The value of an option of skarnet's programs: such a descriptor, which is open.
+pub(super) fn open_fd(parser: &mut lexopt::Parser, option: &str) -> Result<RawFd, Fatal> {
+    let read = |text: &str| high_fd(text).filter(|&fd| sys::is_open(fd));
+    value(parser, option, "an open file descriptor from 3 up", read)
 }
 
 /// Reads the value of a path that has to be absolute.

@@ -39,11 +39,17 @@ impl Default for Files {
 }
 
 impl Files {
+    /// Whether they are the same from any working directory.
+    pub(super) fn are_absolute(&self) -> bool {
+        let Self { conf, dev, sys, firmware } = self;
+        [conf, dev, sys, firmware].into_iter().all(|path| path.is_absolute())
+    }
+
     /// The same files, for another working directory.
     ///
     /// # Errors
     /// Those of getcwd(2).
-    pub(super) fn absolute(&self) -> io::Result<Self> {
+    fn absolute(&self) -> io::Result<Self> {
         Ok(Self {
             conf: absolute(&self.conf)?,
             dev: absolute(&self.dev)?,
@@ -54,8 +60,7 @@ impl Files {
 }
 
 /// Reads the rules and opens the roots. With no file of rules, nodes are made
-/// as root's with mode 0660, and nothing else is done. The directory of nodes
-/// becomes the working directory: commands of rules rely on that.
+/// as root's with mode 0660, and nothing else is done.
 pub(super) fn engine(
     files: &Files,
     dry_run: bool,
@@ -63,12 +68,12 @@ pub(super) fn engine(
 ) -> Result<Engine, Fatal> {
     let sysfs = open_sysfs(&files.sys)?;
     let rules = read(files, clean_environment)?;
+    // They are read again from another working directory.
     let files = files.absolute().map_err(|e| Fatal::system("find the working directory", e))?;
     let hands = if dry_run {
         Hands::DryRun
     } else {
         let dev = DevRoot::open(&files.dev).map_err(|e| cannot_open(&files.dev, e))?;
-        std::env::set_current_dir(&files.dev).map_err(|e| cannot_open(&files.dev, e))?;
         let sys = open_sysfs(&files.sys)?;
         Hands::Files { dev, sys, firmware: files.firmware.clone() }
     };

@@ -9,7 +9,8 @@ use std::time::Duration;
 
 use lexopt::Arg::{Long, Short, Value};
 
-use rustix::fs::Mode;
+use rustix::fs::{Mode, OFlags, open};
+use rustix::process::fchdir;
 
 use crate::child;
 use crate::control::Address;
@@ -17,7 +18,7 @@ use crate::control::server::Server;
 use crate::counters::Counters;
 use crate::engine::Engine;
 use crate::environment::DEFAULT_PATH;
-use crate::error::{Fatal, reason};
+use crate::error::Fatal;
 use crate::handler::Handler;
 use crate::handover::Handover;
 use crate::listen_fds;
@@ -375,8 +376,7 @@ fn outlets(options: &Options, output: Option<RawFd>, sources: &[Source]) -> Resu
 
 /// A descriptor that the user says is there.
 pub(super) fn inherited(fd: RawFd) -> Result<OwnedFd, Fatal> {
-    let unusable = |e| Fatal::Usage(format!("file descriptor {fd}: {}", reason(&e)));
-    sys::adopt(fd).map_err(unusable)
+    sys::adopt(fd).map_err(|e| Fatal::system(format_args!("use file descriptor {fd}"), e))
 }
 
 /// Runs the daemon until it is asked to stop, and returns what it has counted;
@@ -407,12 +407,14 @@ pub(super) fn serve(
         // Without /proc they stay open, which is a pity, and no more.
         let _ = sys::close_inherited();
     }
-    let directory = std::env::current_dir();
+    let dev = match &options.work {
+        // Commands of rules rely on it: chmod $MDEV.
+        Work::Rules { files, dry_run: false } => Some(open_directory(&files.dev)?),
+        Work::Rules { .. } | Work::Program(..) => None,
+    };
     let mut started = prepared.start()?;
-    if let (Work::Rules { dry_run: false, .. }, Ok(directory)) = (&options.work, directory) {
-        // A daemon goes to /, but the commands of rules run in the directory of nodes.
-        std::env::set_current_dir(&directory)
-            .map_err(|e| Fatal::system(format_args!("go to {}", directory.display()), e))?;
+    if let Some(dev) = dev {
+        fchdir(dev).map_err(|e| Fatal::system("go to the directory of nodes", e))?;
     }
     let mut daemon = Daemon::new(Setup {
         sources,
@@ -425,7 +427,7 @@ pub(super) fn serve(
             Work::Program(..) => Presence::below(Path::new("/sys"), Path::new("/dev")),
         },
         engine: engine_status(options, engine),
-        may_update: options.daemon.may_be_executed_again(),
+        may_update: may_update(options),
         outlets,
     })
     .map_err(|e| Fatal::system("set up the event loop", e))?;
@@ -439,6 +441,21 @@ pub(super) fn serve(
     let counters = daemon.run(engine).map_err(|e| Fatal::system("wait for what happens", e))?;
     log::info!("stopped: {counters}");
     Ok(counters)
+}
+
+fn open_directory(path: &Path) -> Result<OwnedFd, Fatal> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let shown = path.as_os_str().as_encoded_bytes().escape_ascii();
+    open(path, flags, Mode::empty()).map_err(|e| Fatal::system(format_args!("open {shown}"), e))
+}
+
+/// Whether the command line means the same when it is executed once more.
+fn may_update(options: &Options) -> bool {
+    let same_files = match &options.work {
+        Work::Program(..) => true,
+        Work::Rules { files, .. } => files.are_absolute(),
+    };
+    same_files && options.daemon.may_be_executed_again()
 }
 
 fn control(
@@ -458,7 +475,9 @@ fn control(
 
 fn notifier(options: &Options, resumed: bool) -> Result<Notifier, Fatal> {
     // A plugd that goes on has told its descriptor long ago.
-    let descriptor = options.notify_fd.filter(|_| !resumed).map(inherited);
+    let descriptor = options.notify_fd.filter(|_| !resumed).map(|fd| {
+        sys::adopt(fd).map_err(|e| Fatal::system(format_args!("notify file descriptor {fd}"), e))
+    });
     Notifier::new(descriptor.transpose()?, std::env::var_os("NOTIFY_SOCKET").as_deref())
 }
 
@@ -480,16 +499,7 @@ pub(super) fn engine(options: &Options) -> Result<Engine, Fatal> {
         Work::Program(program, arguments) => {
             handler(options, program, arguments).map(Engine::Handler)
         }
-        Work::Rules { files, dry_run } => {
-            // They are read again after the directory has been left.
-            let files = match options.daemon.goes_to_background() {
-                true => {
-                    files.absolute().map_err(|e| Fatal::system("find the working directory", e))?
-                }
-                false => files.clone(),
-            };
-            rules::engine(&files, *dry_run, options.clean_environment)
-        }
+        Work::Rules { files, dry_run } => rules::engine(files, *dry_run, options.clean_environment),
     }
 }
 

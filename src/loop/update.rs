@@ -108,7 +108,10 @@ impl Daemon {
             return Err("plugd is stopping".into());
         }
         if !self.update.allowed {
-            return Err("not with --daemonize, --pid-file, --user and the like".into());
+            return Err(
+                "not with --daemonize, --pid-file, --user and the like, or relative paths of rules"
+                    .into(),
+            );
         }
         let Some(file) = &self.update.file else {
             return Err("plugd could not find out what file it is when it was started".into());

@@ -105,7 +105,9 @@ fn the_pages_are_clean() {
 #[test]
 fn the_pages_tell_of_the_options_that_there_are() {
     let help: Vec<String> = pages().map(Page::help).collect();
-    let all: BTreeSet<&str> = help.iter().flat_map(|help| options(help, "--")).collect();
+    let explain = Plugd::new().args(["explain", "--help"]).finish().stdout;
+    let all = help.iter().chain([&explain]);
+    let all: BTreeSet<&str> = all.flat_map(|help| options(help, "--")).collect();
     for (page, help) in pages().zip(&help) {
         let (told, real) = (options(page.before_examples(), "Fl -"), options(help, "--"));
         assert!(real.contains("version"), "{real:?}");
