@@ -14,6 +14,7 @@ use rustix::net::SocketType;
 use rustix::process::Signal;
 use tempfile::TempDir;
 
+use crate::control::SetWhenDropped;
 use crate::harness::daemon::{Daemon, Finished, Plugd};
 use crate::harness::inject::{Injector, uevent};
 use crate::harness::{PATIENCE, eventually, ns, unix};
@@ -109,11 +110,13 @@ fn a_hundred_times_under_load_nothing_is_lost() {
                 }
                 n
             });
-            for _ in 0..100 {
-                copy.replace();
-                update();
+            {
+                let _end = SetWhenDropped(&done);
+                for _ in 0..100 {
+                    copy.replace();
+                    update();
+                }
             }
-            done.store(true, std::sync::atomic::Ordering::Relaxed);
             sender.join().unwrap()
         });
         let said = say(&["settle"]);
