@@ -67,20 +67,18 @@ impl Engine {
         }
     }
 
-    /// Takes what the configuration says now, unless something is wrong with it.
-    pub fn reload(&mut self) {
+    /// Takes what the configuration says now. Returns what became of it.
+    ///
+    /// # Errors
+    /// If something is wrong with it; then nothing has changed. The text may
+    /// have many lines.
+    pub fn reload(&mut self) -> Result<String, String> {
         match self {
-            Self::Handler(_) => log::info!("there is nothing to reload for a handler program"),
-            Self::Rules(ruled) => match (ruled.reload)() {
-                Ok(rules) => {
-                    ruled.rules = rules;
-                    log::info!("the rules were read anew: {}", ruled.rules.rules().len());
-                }
-                Err(text) => {
-                    text.lines().for_each(|line| log::error!("{line}"));
-                    log::error!("the rules in force stay in force");
-                }
-            },
+            Self::Handler(_) => Ok("there is nothing to reload for a handler program".into()),
+            Self::Rules(ruled) => {
+                ruled.rules = (ruled.reload)()?;
+                Ok(format!("the rules were read anew: {}", ruled.rules.rules().len()))
+            }
         }
     }
 }

@@ -17,6 +17,10 @@ use crate::machine::{Retry, Stage, State, Stop, Time};
 /// Tells the next plugd where its predecessor's state is: `PID:FD`.
 pub const VARIABLE: &str = "PLUGD_HANDOVER";
 
+/// What the variable holds instead if the program is only to tell, by its exit
+/// code, whether it could go on: with these options and this configuration.
+pub const REHEARSAL: &str = "rehearsal";
+
 /// Begins the text.
 const MAGIC: &str = "plugd-handover 1";
 

@@ -39,7 +39,7 @@ use crate::sys::Spawner;
 use crate::uevent::{Header, Malformed, Uevent, short};
 
 use self::update::Update;
-pub use self::update::inherited;
+pub use self::update::{inherited, is_rehearsal};
 
 /// How many datagrams may be read before signals are looked at again. A flood
 /// of datagrams that are dropped must not keep a stop request waiting.
@@ -67,12 +67,14 @@ pub struct Setup {
     pub control: Option<Server>,
     /// Whom to tell that it is ready.
     pub notifier: Notifier,
+    /// Where to look whether a device is there.
+    pub presence: Presence,
     /// What decides, for its status.
     pub engine: status::Engine,
-    /// Where events go that were acted on.
-    pub outlets: Outlets,
     /// Whether its own command line, executed once more, would go on with it.
     pub may_update: bool,
+    /// Where events go that were acted on.
+    pub outlets: Outlets,
 }
 
 /// The daemon at work.
@@ -84,6 +86,8 @@ pub struct Daemon {
     manner: Manner,
     /// The configuration shall be read again, when no event is in hand.
     reload: bool,
+    /// Who is to be told how that went.
+    reloaders: Vec<server::Id>,
     sources: Vec<Watched>,
     /// Whether the sources are registered with the poll.
     watching: bool,
@@ -202,7 +206,7 @@ impl Daemon {
     /// Those of epoll_create1(2), epoll_ctl(2), pipe2(2) and sigaction(2).
     pub fn new(setup: Setup) -> io::Result<Self> {
         let Setup { sources, limits, manner, mut control, .. } = setup;
-        let Setup { notifier, engine, outlets, may_update, .. } = setup;
+        let Setup { notifier, presence, engine, may_update, outlets, .. } = setup;
         let poll = Poll::new()?;
         let signals = Signals::handle(manner.orders().map(|(signal, _)| signal))?;
         register(poll.registry(), &signals, &Watch::Signals)?;
@@ -216,6 +220,7 @@ impl Daemon {
             signals,
             manner,
             reload: false,
+            reloaders: Vec::new(),
             sources: sources.into_iter().map(watched).collect(),
             watching: false,
             unwatched: false,
@@ -233,7 +238,7 @@ impl Daemon {
             started: Instant::now(),
             control,
             requests: Requests::default(),
-            presence: Presence::below("/sys".as_ref(), "/dev".as_ref()),
+            presence,
             notifier,
             engine,
             update: Update::new(may_update),

@@ -1,16 +1,11 @@
-//! Which devices are there: by a path below /sys, by a node below /dev, or by
-//! what /sys tells of each.
+//! Which devices are there: by a path below /sys, or by a node below /dev.
 //!
 //! Owns the two directories, open. Paths come from whoever asks, and are looked
 //! up without leaving the directory's file system: nobody can have plugd wait
 //! for a file system of theirs.
 
-use std::ffi::OsStr;
-use std::fs;
-use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::ffi::OsStrExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use rustix::fs::{Mode, OFlags, ResolveFlags, openat2};
 use rustix::io::Errno;
@@ -61,47 +56,10 @@ fn exists(root: Option<&OwnedFd>, path: &[u8]) -> bool {
     }
 }
 
-/// Whether a device with all these fields, `KEY=VALUE`, is there: as its
-/// `uevent` file below `sys`/devices has them, with DEVPATH and SUBSYSTEM.
-///
-/// # Errors
-/// If `sys`/devices cannot be read. What vanishes meanwhile is not there.
-pub fn find(sys: &Path, fields: &[Vec<u8>]) -> io::Result<bool> {
-    let root = sys.join("devices");
-    let mut waiting: Vec<PathBuf> = vec![root.clone()];
-    while let Some(directory) = waiting.pop() {
-        let entries = match fs::read_dir(&directory) {
-            Err(error) if directory == root => return Err(error),
-            Err(_) => continue,
-            Ok(entries) => entries,
-        };
-        for entry in entries.flatten() {
-            if entry.file_name() == "uevent" && has(sys, &directory, fields) {
-                return Ok(true);
-            }
-            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-                waiting.push(entry.path());
-            }
-        }
-    }
-    Ok(false)
-}
-
-fn has(sys: &Path, directory: &Path, fields: &[Vec<u8>]) -> bool {
-    let mut own = fs::read(directory.join("uevent")).unwrap_or_default();
-    if let Ok(path) = directory.strip_prefix(sys) {
-        own.extend_from_slice(&[b"\nDEVPATH=/", path.as_os_str().as_bytes()].concat());
-    }
-    if let Ok(link) = fs::read_link(directory.join("subsystem")) {
-        let name = link.file_name().map(OsStr::as_bytes).unwrap_or_default();
-        own.extend_from_slice(&[b"\nSUBSYSTEM=", name].concat());
-    }
-    fields.iter().all(|field| own.split(|&b| b == b'\n').any(|line| line == field))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::fs;
     use std::os::unix::fs::symlink;
 
     fn tree() -> tempfile::TempDir {
@@ -109,7 +67,6 @@ mod tests {
         let devices = dir.path().join("sys/devices/virtual/x");
         fs::create_dir_all(&devices).unwrap();
         fs::write(devices.join("uevent"), "MAJOR=7\nDEVNAME=x/y\n").unwrap();
-        symlink("../../../bus/net", devices.join("subsystem")).unwrap();
         fs::create_dir_all(dir.path().join("sys/class/net")).unwrap();
         symlink("../../devices/virtual/x", dir.path().join("sys/class/net/x")).unwrap();
         fs::create_dir_all(dir.path().join("dev/x")).unwrap();
@@ -136,19 +93,5 @@ mod tests {
         assert!(!node("../sys"), "led out of the directory");
         let nowhere = Presence::below(&dir.path().join("none"), &dir.path().join("none"));
         assert!(!nowhere.is_there(&Device::Path("/devices/virtual/x".into())));
-    }
-
-    #[test]
-    fn fields_are_found_in_sysfs() {
-        let dir = tree();
-        let found = |fields: &[&str]| {
-            let fields: Vec<Vec<u8>> = fields.iter().map(|field| (*field).into()).collect();
-            find(&dir.path().join("sys"), &fields).unwrap()
-        };
-        assert!(found(&["MAJOR=7", "DEVNAME=x/y", "SUBSYSTEM=net"]));
-        assert!(found(&["DEVPATH=/devices/virtual/x"]));
-        assert!(!found(&["MAJOR=7", "SUBSYSTEM=block"]));
-        assert!(!found(&["MAJOR="]));
-        assert!(find(&dir.path().join("none"), &[]).is_err());
     }
 }

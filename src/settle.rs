@@ -42,7 +42,8 @@ pub enum Device {
 }
 
 impl Device {
-    fn matches(&self, event: &Uevent<'_>) -> bool {
+    /// Whether this is one of its events.
+    pub fn matches(&self, event: &Uevent<'_>) -> bool {
         let is = |key: &[u8], value: &[u8]| {
             event.last(key).is_some_and(|v| strip(v.to_bytes(), b"/dev/") == value)
         };

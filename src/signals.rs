@@ -75,6 +75,8 @@ impl Signals {
     /// # Errors
     /// Those of pipe2(2) and sigaction(2).
     pub fn handle(signals: impl Iterator<Item = i32>) -> io::Result<Self> {
+        // None must arrive while some are handled and others not yet.
+        sys::block_signals()?;
         let (pipe, write_end) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
         let write_end = Box::leak(Box::new(write_end));
         for signal in signals {

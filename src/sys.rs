@@ -87,7 +87,7 @@ pub fn close_all_on_exec() -> io::Result<()> {
 }
 
 /// Closes the file descriptors from 3 up that this process was started with
-/// and nobody has taken over ([`adopt`]): a daemon must not keep open what
+/// and nobody has taken over (`adopt`): a daemon must not keep open what
 /// whoever started it waits for to be closed.
 ///
 /// # Errors

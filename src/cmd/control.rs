@@ -14,8 +14,9 @@ use crate::control::Address;
 use crate::control::client::{self, Connection, Failure};
 use crate::control::wire::{self, Outcome, Reply};
 use crate::error::Fatal;
-use crate::presence;
 use crate::settle::{Device, Want};
+use crate::sysfs::Sysfs;
+use crate::uevent::{Header, Uevent};
 
 use super::options::{self, SECONDS};
 use super::{Command, Request, complain, print};
@@ -121,7 +122,12 @@ command!(
     "reload",
     "Has plugd read its configuration again, as SIGHUP does.",
     "",
-    help!("A handler program has none.\n", "", "10")
+    help!(
+        "That is done when no event is in hand. If there is a mistake in it, it is told,\n\
+         and plugd goes on with what it has. A handler program has no configuration.\n",
+        "",
+        "120"
+    )
 );
 command!(
     RESCAN,
@@ -231,8 +237,7 @@ fn parse(
         }
     }
     if let (Some(timeout), "settle" | "wait") = (options.timeout, name) {
-        let seconds = format!("{}.{:09}", timeout.as_secs(), timeout.subsec_nanos());
-        options.words.extend([b"--timeout".to_vec(), seconds.into()]);
+        options.words.extend([b"--timeout".to_vec(), decimal(timeout).into()]);
     }
     Ok(Ok(options))
 }
@@ -240,17 +245,17 @@ fn parse(
 fn ask(options: &Options, command: &wire::Command) -> Result<Reply, Failure> {
     let patience = match command {
         wire::Command::Await { timeout, .. } => timeout.saturating_add(GRACE),
+        // It waits until no event is in hand.
+        wire::Command::Reload => options.timeout.unwrap_or(wire::PATIENCE),
         _ => options.timeout.unwrap_or(PATIENCE),
     };
     let mut connection = Connection::open(&options.address, Some(patience))?;
     connection.send(&options.words)?;
     match command {
-        wire::Command::Await { want: Want::Present(Device::Fields(fields)), timeout } => {
-            look_too(connection, options, fields, true, *timeout)
-        }
-        wire::Command::Await { want: Want::Gone(Device::Fields(fields)), timeout } => {
-            look_too(connection, options, fields, false, *timeout)
-        }
+        wire::Command::Await {
+            want: want @ (Want::Present(Device::Fields(_)) | Want::Gone(Device::Fields(_))),
+            timeout,
+        } => look_too(connection, options, want, *timeout),
         _ => connection.receive(),
     }
 }
@@ -261,19 +266,39 @@ fn ask(options: &Options, command: &wire::Command) -> Result<Reply, Failure> {
 fn look_too(
     mut waiting: Connection,
     options: &Options,
-    fields: &[Vec<u8>],
-    wanted: bool,
+    want: &Want,
     timeout: Duration,
 ) -> Result<Reply, Failure> {
     let mut settling = Connection::open(&options.address, Some(timeout.saturating_add(GRACE)))?;
-    let seconds = format!("{}.{:09}", timeout.as_secs(), timeout.subsec_nanos());
-    settling.send(&[&b"settle"[..], b"--timeout", seconds.as_bytes()])?;
+    settling.send(&["settle", "--timeout", &decimal(timeout)])?;
     let event = client::either(&waiting, &settling)?;
     if !event && settling.receive()?.outcome == Outcome::Ok {
-        let found = presence::find(Path::new("/sys"), fields);
-        if found.is_ok_and(|found| found == wanted) {
+        let found = match want {
+            Want::Settled => None,
+            Want::Present(device) => is_there(device),
+            Want::Gone(device) => is_there(device).map(|there| !there),
+        };
+        if found == Some(true) {
             return Ok(Reply::ok(""));
         }
     }
     waiting.receive()
+}
+
+/// Whether /sys has such a device; `None` if that cannot be told.
+fn is_there(device: &Device) -> Option<bool> {
+    let sysfs = Sysfs::open(Path::new("/sys")).ok()?;
+    let mut devices = sysfs.scan().ok()?;
+    while let Some(event) = devices.next() {
+        // One that cannot be read is going or coming: then there is an event.
+        let event = event.ok().and_then(|event| Uevent::parse(event, Header::Required).ok());
+        if event.is_some_and(|event| device.matches(&event)) {
+            return Some(true);
+        }
+    }
+    Some(false)
+}
+
+fn decimal(time: Duration) -> String {
+    format!("{}.{:09}", time.as_secs(), time.subsec_nanos())
 }

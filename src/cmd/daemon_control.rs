@@ -33,7 +33,7 @@ pub(super) const COMMAND: Command = Command {
 };
 
 const HELP: &str = "\
-Works with plugd run --daemonize --pid-file PATH, with daemons made with LibUCW,
+Works with plugd run as a daemon with a PID file, with daemons made with LibUCW,
 and with all others that keep their PID file locked (flock) while they live.
 
 Actions:

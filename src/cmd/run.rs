@@ -27,6 +27,7 @@ use crate::machine::Limits;
 use crate::netlink::{KERNEL_GROUP, Source};
 use crate::notify::Notifier;
 use crate::plan::Program;
+use crate::presence::Presence;
 use crate::rebroadcast::{Multicast, Outlets, Output};
 use crate::signals::Manner;
 use crate::status;
@@ -210,6 +211,9 @@ fn main(parser: lexopt::Parser, log_name: &'static str) -> Result<Request, Fatal
             let handover = r#loop::inherited()?;
             let prepared = options.daemon.prepare(log_name)?;
             let mut engine = engine(&options)?;
+            if r#loop::is_rehearsal() {
+                return Ok(Request::Done);
+            }
             let mut sources = match &handover {
                 Some(handover) => handover.sources.iter().copied().map(adopt_source).collect(),
                 None => sources(&options),
@@ -418,6 +422,10 @@ pub(super) fn serve(
         manner: options.manner,
         control,
         notifier,
+        presence: match &options.work {
+            Work::Rules { files, .. } => Presence::below(&files.sys, &files.dev),
+            Work::Program(..) => Presence::below(Path::new("/sys"), Path::new("/dev")),
+        },
         engine: engine_status(options, engine),
         may_update: may_update(options),
         outlets,

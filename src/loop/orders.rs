@@ -64,12 +64,28 @@ impl Daemon {
         Reply::ok("reloading")
     }
 
-    /// Reads the configuration again, now that no event is in hand.
+    /// Reads the configuration again, now that no event is in hand, and tells
+    /// who asked for it.
     pub(super) fn reload_now(&mut self, engine: &mut Engine) {
         self.notifier.reloading();
-        engine.reload();
+        let reply = match engine.reload() {
+            Ok(text) => {
+                log::info!("{text}");
+                Reply::ok(text)
+            }
+            Err(text) => {
+                text.lines().for_each(|line| log::error!("{line}"));
+                log::error!("the rules in force stay in force");
+                Reply::no(format!("the rules in force stay in force\n{text}"))
+            }
+        };
         // The descriptor, which may fail, was told at the start.
         let _ = self.notifier.ready(activity(self.machine.is_paused()));
+        let now = self.now();
+        let Some(control) = &mut self.control else { return };
+        std::mem::take(&mut self.reloaders)
+            .into_iter()
+            .for_each(|id| control.reply(id, &reply, now));
     }
 
     fn pause(&mut self, paused: bool, by: &dyn fmt::Display) -> Reply {
@@ -96,6 +112,7 @@ impl Daemon {
         for id in control.take_lost() {
             self.requests.remove(id);
             self.update.forget(id);
+            self.reloaders.retain(|reloader| *reloader != id);
         }
         if let Some(limit) = control.open_files() {
             self.spawner.limit_open_files(limit);
@@ -144,7 +161,11 @@ impl Daemon {
             }
             Command::Pause => self.pause(true, &by("pause")),
             Command::Resume => self.pause(false, &by("resume")),
-            Command::Reload => self.obey(Order::Reload, &by("reload")),
+            Command::Reload => {
+                let _ = self.obey(Order::Reload, &by("reload"));
+                self.reloaders.push(id);
+                return None;
+            }
             Command::Rescan => self.obey(Order::Rescan, &by("rescan")),
             Command::Stop => self.obey(Order::Stop, &by("stop")),
             Command::Update => {

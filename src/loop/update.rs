@@ -1,8 +1,9 @@
 //! The update in place: the daemon executes its own file anew, and the new
 //! program goes on where the old one was, in the same process.
 //!
-//! First the file is asked for its version, which costs nothing if it does not
-//! start. Then everything is handed over: the sockets and the child stay open
+//! First the file is asked for its version, then with plugd's own arguments
+//! whether it could go on: that costs nothing if it does not start, or finds a
+//! mistake in its rules. Then everything is handed over: the sockets and the child stay open
 //! and keep their numbers, the rest is text in a file in memory
 //! ([`crate::handover`]). It remains one process, so the child has its parent
 //! all the time; signals wait meanwhile, as events do.
@@ -13,6 +14,7 @@ use std::fs::File;
 use std::io::{self, Read, Seek, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{self, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -33,7 +35,7 @@ use crate::sys;
 
 use super::{Daemon, Deed, Watch, register};
 
-/// How long the new program may take to say its version.
+/// How long the new program may take to answer each question.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// An update, from the wish to the deed.
@@ -46,7 +48,7 @@ pub(super) struct Update {
     probe: Option<Probe>,
     /// The probe may have ended.
     pub(super) ready: bool,
-    /// It has said this version; the update is to be done as soon as can be.
+    /// It has this version; the update is to be done as soon as can be.
     due: Option<String>,
     /// Who is to be told how it went.
     clients: Vec<Id>,
@@ -54,12 +56,22 @@ pub(super) struct Update {
     started: Duration,
 }
 
-/// The new program, asked for its version.
+/// The new program, asked a question.
 #[derive(Debug)]
 struct Probe {
+    question: Question,
     child: process::Child,
     pidfd: OwnedFd,
     deadline: Time,
+}
+
+/// What the new program is asked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Question {
+    /// Its version.
+    Version,
+    /// Whether it could go on; it has this version.
+    Rehearsal(String),
 }
 
 impl Update {
@@ -104,18 +116,22 @@ impl Daemon {
         let Some(file) = &self.update.file else {
             return Err("plugd could not find out what file it is when it was started".into());
         };
+        let text = format!("asking {} for its version", file.as_os_str().as_bytes().escape_ascii());
         if self.update.probe.is_none() && self.update.due.is_none() {
-            let deadline = self.started.elapsed() + PATIENCE;
-            let probe = Probe::start(file, deadline).map_err(|error| reason(&error))?;
-            let watched = register(self.poll.registry(), &probe.pidfd, &Watch::Probe);
-            self.update.probe = Some(probe);
-            if let Err(error) = watched {
-                self.end_probe();
-                return Err(reason(&error));
-            }
+            self.probe(Question::Version).map_err(|error| reason(&error))?;
         }
-        let file = self.update.file.as_deref().unwrap_or(Path::new("")).as_os_str();
-        Ok(format!("asking {} for its version", file.as_bytes().escape_ascii()))
+        Ok(text)
+    }
+
+    fn probe(&mut self, question: Question) -> io::Result<()> {
+        let file = self.update.file.as_deref().unwrap_or(Path::new(""));
+        let probe = Probe::start(file, question, self.now() + PATIENCE)?;
+        let watched = register(self.poll.registry(), &probe.pidfd, &Watch::Probe);
+        self.update.probe = Some(probe);
+        if watched.is_err() {
+            self.end_probe();
+        }
+        watched
     }
 
     fn may_update(&self) -> bool {
@@ -126,7 +142,7 @@ impl Daemon {
         }
     }
 
-    /// Looks whether the new program has said its version.
+    /// Looks whether the new program has answered.
     pub(super) fn check_probe(&mut self) {
         let ready = std::mem::take(&mut self.update.ready);
         let late = self.update.deadline().is_some_and(|at| at <= self.now());
@@ -134,17 +150,34 @@ impl Daemon {
         if !ready && !late {
             return;
         }
-        let verdict = match probe.child.try_wait() {
+        let question = probe.question.clone();
+        let asked = match question {
+            Question::Version => "asked for its version, it",
+            Question::Rehearsal(_) => "started to try whether it could go on, it",
+        };
+        let answer = match probe.child.try_wait() {
             Ok(None) if !late => return,
-            Ok(None) => Err(format!("it does not say its version within {} s", PATIENCE.as_secs())),
-            Ok(Some(status)) if status.success() => probe.version(),
-            Ok(Some(status)) => Err(format!("asked for its version, it ended with {status}")),
+            Ok(None) => Err(format!("{asked} took longer than {} s", PATIENCE.as_secs())),
+            Ok(Some(status)) if !status.success() => Err(format!("{asked} ended with {status}")),
+            Ok(Some(_)) => Ok(probe.said()),
             Err(error) => Err(reason(&error)),
         };
         self.end_probe();
-        match verdict {
-            Ok(version) => self.update.due = Some(version),
-            Err(text) => self.refuse_update(&text),
+        let outcome = match (answer, question) {
+            (Err(why), _) => Err(why),
+            (Ok(_), Question::Rehearsal(version)) => {
+                self.update.due = Some(version);
+                Ok(())
+            }
+            (Ok(said), Question::Version) => match said.strip_prefix("plugd ") {
+                Some(version) => {
+                    self.probe(Question::Rehearsal(version.into())).map_err(|error| reason(&error))
+                }
+                None => Err(format!("{asked} said '{}'", said.escape_debug())),
+            },
+        };
+        if let Err(why) = outcome {
+            self.refuse_update(&why);
         }
     }
 
@@ -295,15 +328,23 @@ impl Daemon {
 }
 
 impl Probe {
-    fn start(file: &Path, deadline: Time) -> io::Result<Self> {
-        let mut child = Command::new(file)
-            .arg("--version")
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()?;
+    fn start(file: &Path, question: Question, deadline: Time) -> io::Result<Self> {
+        let mut command = Command::new(file);
+        match question {
+            // It may be anything: it hears nothing and is not heard.
+            Question::Version => {
+                command.arg("--version").stdout(Stdio::piped()).stderr(Stdio::null());
+            }
+            // It is a plugd, and may say what is wrong.
+            Question::Rehearsal(_) => {
+                let mut arguments = std::env::args_os();
+                command.arg0(arguments.next().unwrap_or_default()).args(arguments);
+                command.env(handover::VARIABLE, handover::REHEARSAL).stdout(Stdio::null());
+            }
+        }
+        let mut child = command.stdin(Stdio::null()).spawn()?;
         match pidfd_open(Pid::from_child(&child), PidfdFlags::empty()) {
-            Ok(pidfd) => Ok(Self { child, pidfd, deadline }),
+            Ok(pidfd) => Ok(Self { question, child, pidfd, deadline }),
             Err(error) => {
                 let _ = child.kill();
                 let _ = child.wait();
@@ -312,19 +353,23 @@ impl Probe {
         }
     }
 
-    /// What it said, now that it has ended. Somebody else may still have its
-    /// output open: that is not waited for.
-    fn version(&mut self) -> Result<String, String> {
+    /// The first line that it said, now that it has ended. Somebody else may
+    /// still have its output open: that is not waited for.
+    fn said(&mut self) -> String {
         let mut text = [0; 200];
         let length = self.child.stdout.take().and_then(|mut stdout| {
             rustix::io::ioctl_fionbio(&stdout, true).ok()?;
             stdout.read(&mut text).ok()
         });
         let said = String::from_utf8_lossy(&text[..length.unwrap_or(0)]);
-        let line = said.lines().next().unwrap_or_default();
-        let version = line.strip_prefix("plugd ").map(Into::into);
-        version.ok_or_else(|| format!("asked for its version, it said '{}'", line.escape_debug()))
+        said.lines().next().unwrap_or_default().to_owned()
     }
+}
+
+/// Whether this program is only to tell whether it could go on where another
+/// plugd is.
+pub fn is_rehearsal() -> bool {
+    std::env::var_os(handover::VARIABLE).is_some_and(|value| value == handover::REHEARSAL)
 }
 
 /// Takes the state that the plugd before this one left, if there was one.

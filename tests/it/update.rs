@@ -14,6 +14,7 @@ use rustix::net::SocketType;
 use rustix::process::Signal;
 use tempfile::TempDir;
 
+use crate::control::SetWhenDropped;
 use crate::harness::daemon::{Daemon, Finished, Plugd};
 use crate::harness::inject::{Injector, uevent};
 use crate::harness::{PATIENCE, eventually, ns, unix};
@@ -109,11 +110,13 @@ fn a_hundred_times_under_load_nothing_is_lost() {
                 }
                 n
             });
-            for _ in 0..100 {
-                copy.replace();
-                update();
+            {
+                let _end = SetWhenDropped(&done);
+                for _ in 0..100 {
+                    copy.replace();
+                    update();
+                }
             }
-            done.store(true, std::sync::atomic::Ordering::Relaxed);
             sender.join().unwrap()
         });
         let said = say(&["settle"]);
@@ -229,7 +232,12 @@ fn a_file_that_does_not_start_is_refused() {
             ("exit 3", 0o755, "asked for its version, it ended with exit status: 3"),
             ("kill -SEGV $$", 0o755, "asked for its version, it ended with signal: 11"),
             ("exit 0", 0o644, "Permission denied"),
-            ("exec sleep 60", 0o755, "it does not say its version within 5 s"),
+            ("exec sleep 60", 0o755, "asked for its version, it took longer than 5 s"),
+            (
+                "[ $1 != --version ] || exec echo plugd 9.9; exit 2",
+                0o755,
+                "started to try whether it could go on, it ended with exit status: 2",
+            ),
         ]
         .into_iter()
         .enumerate()
@@ -251,6 +259,36 @@ fn a_file_that_does_not_start_is_refused() {
     });
 }
 
+/// A mistake in the rules would end the new plugd, which has none yet.
+#[test]
+fn rules_with_a_mistake_are_refused() {
+    ns::inside(|| {
+        let copy = Copy::new();
+        let conf = copy.dir.path().join("mdev.conf");
+        fs::write(&conf, "x 0:0 600 @echo $N >>$TMP/out\n").unwrap();
+        let daemon = Plugd::new()
+            .program(&copy.file)
+            .args(["run", "--control", &address(), "--conf"])
+            .args([&conf])
+            .args(["--dev"])
+            .args([copy.dir.path()])
+            .start();
+        eventually("it listens", connect);
+        fs::write(&conf, "x 0:0 9\n").unwrap();
+        for command in ["update", "reload"] {
+            let said = say(&[command]);
+            assert_eq!(said.code, Some(1), "{said:?}");
+        }
+        daemon.wait_for_log("it ended with exit status: 2");
+        daemon.wait_for_logs("mdev.conf:1:", 2);
+        fs::write(&conf, "x 0:0 600 @echo $N >>$TMP/out\n").unwrap();
+        update();
+        let said = say(&["reload"]);
+        assert_eq!(said.code, Some(0), "{said:?}");
+        assert!(said.stdout.starts_with("the rules were read anew: "), "{said:?}");
+    });
+}
+
 /// Its version is asked for, then it does not start after all: as when memory
 /// is short, or somebody replaces it just then.
 #[test]
@@ -258,7 +296,8 @@ fn one_that_fails_at_the_last_moment_is_refused() {
     ns::alone(|| {
         let copy = Copy::new();
         let (daemon, events) = copy.start(&[], "echo $N >>$TMP/out");
-        copy.replace_by_script("mv \"$0\" \"$0.gone\"; echo plugd 9.9", 0o755);
+        let script = "[ $1 = --version ] || mv \"$0\" \"$0.gone\"; echo plugd 9.9";
+        copy.replace_by_script(script, 0o755);
         let said = say(&["update"]);
         assert_eq!(said.code, Some(1), "{said:?}");
         assert!(said.stderr.contains("not updated: No such file or directory"), "{said:?}");
