@@ -5,7 +5,7 @@
 //! ```text
 //! kernel ─► netlink ─► uevent ─► engine ─► plan ─► devnode, firmware   (at once)
 //!                                            └──► child ─ pidfd ─► loop (one at a time)
-//! signals ─ self-pipe ─► loop
+//! signals ─ self-pipe ─► loop ◄─ control socket ─ clients
 //!                         │
 //!                         └─ machine: state × input → state + action
 //! ```
@@ -18,11 +18,13 @@
 //! - [`engine`], [`rule_files`]: what decides, with the files that it looks at
 //!   and acts on.
 //! - [`netlink`], [`child`], [`signals`], [`devnode`], [`firmware`], [`sysfs`],
-//!   [`rebroadcast`], [`syslog`]: what deals with the system.
+//!   [`rebroadcast`], [`syslog`], [`control`], [`notify`], [`presence`]: what
+//!   deals with the system.
 //! - [`daemon`]: the background, PID files, and who controls daemons; also for
 //!   other programs.
-//! - [`counters`], [`machine`], [`handler`], [`rules`], [`plan`],
-//!   [`environment`], [`uevent`], [`listen_fds`]: what decides; pure, without system calls.
+//! - [`counters`], [`machine`], [`settle`], [`handler`], [`rules`], [`plan`],
+//!   [`environment`], [`uevent`], [`listen_fds`], [`status`], [`handover`],
+//!   [`units`], and [`control::wire`]: what decides; pure, without system calls.
 //! - [`sys`], [`beneath`], [`account`], [`error`], [`logging`]: the only
 //!   `unsafe`, files by hostile names, names of users and groups, errors, log
 //!   lines.

@@ -6,8 +6,6 @@
 use std::fmt::{self, Write as _};
 use std::time::Duration;
 
-use serde_json::json;
-
 use crate::counters::{Counters, Dropped};
 use crate::uevent::Uevent;
 
@@ -119,53 +117,60 @@ impl Status<'_> {
 
     /// A JSON object, in one line.
     pub fn json(&self) -> String {
-        let event = self.in_hand().map(|InHand { event, since }| {
-            let field = |key: &[u8]| event.last(key).map(|value| text(value.to_bytes()));
-            json!({
-                "action": field(b"ACTION"),
-                "devpath": field(b"DEVPATH"),
-                "seqnum": field(b"SEQNUM").and_then(|number| number.parse::<u64>().ok()),
-                "seconds": since.as_secs_f64(),
-            })
-        });
+        let Counters { received, handled, failed, timed_out, retried, overruns, dropped } =
+            self.counters;
         let pid = match self.activity {
             Activity::Running { pid, .. } => Some(pid),
             Activity::Idle | Activity::Acting(_) | Activity::Retrying { .. } => None,
         };
-        let Counters { received, handled, failed, timed_out, retried, overruns, dropped } =
-            self.counters;
-        let dropped: serde_json::Map<_, _> = Dropped::ALL
-            .iter()
-            .zip(dropped)
-            .map(|(kind, count)| (kind.to_string(), count.into()))
-            .collect();
-        let json = json!({
-            "state": self.state(),
-            "paused": self.paused,
-            "stopping": self.stopping,
-            "event": event,
-            "child_pid": pid,
-            "queue": {
-                "bytes": self.queue.bytes,
-                "limit_bytes": self.queue.limit,
-                "drops": self.queue.drops,
-            },
-            "events": {
-                "received": received,
-                "handled": handled,
-                "failed": failed,
-                "timed_out": timed_out,
-                "retried": retried,
-            },
-            "overruns": overruns,
-            "dropped": dropped,
-            "engine": { "kind": self.engine.kind, "file": self.file() },
-            "uptime_seconds": self.uptime.as_secs_f64(),
-            "log_level": self.log_level,
-            "pid": self.pid,
-            "version": self.version,
+        let mut json = object(|json| {
+            json.text("state", self.state());
+            json.plain("paused", self.paused);
+            json.plain("stopping", self.stopping);
+            match self.in_hand() {
+                None => json.plain("event", "null"),
+                Some(InHand { event, since }) => json.object("event", |json| {
+                    for (name, key) in [("action", "ACTION"), ("devpath", "DEVPATH")] {
+                        match event.last(key.as_bytes()) {
+                            None => json.plain(name, "null"),
+                            Some(value) => json.text(name, &text(value.to_bytes())),
+                        }
+                    }
+                    let number = event.last(b"SEQNUM").and_then(|text| text.to_str().ok());
+                    json.optional("seqnum", number.and_then(|text| text.parse::<u64>().ok()));
+                    json.plain("seconds", Seconds(since));
+                }),
+            }
+            json.optional("child_pid", pid);
+            json.object("queue", |json| {
+                json.plain("bytes", self.queue.bytes);
+                json.plain("limit_bytes", self.queue.limit);
+                json.plain("drops", self.queue.drops);
+            });
+            json.object("events", |json| {
+                json.plain("received", received);
+                json.plain("handled", handled);
+                json.plain("failed", failed);
+                json.plain("timed_out", timed_out);
+                json.plain("retried", retried);
+            });
+            json.plain("overruns", overruns);
+            json.object("dropped", |json| {
+                for (kind, count) in Dropped::ALL.iter().zip(dropped) {
+                    json.plain(&kind.to_string(), count);
+                }
+            });
+            json.object("engine", |json| {
+                json.text("kind", self.engine.kind);
+                json.text("file", &self.file());
+            });
+            json.plain("uptime_seconds", Seconds(self.uptime));
+            json.text("log_level", self.log_level);
+            json.plain("pid", self.pid);
+            json.text("version", self.version);
         });
-        format!("{json}\n")
+        json.push('\n');
+        json
     }
 
     /// OpenMetrics text (version 1.0.0), which ends in `# EOF`.
@@ -183,7 +188,7 @@ impl Status<'_> {
             metrics.sample("plugd_state", &[("plugd_state", state)], on);
         }
         metrics.family("plugd_uptime_seconds", "gauge", "seconds", "Time since plugd was started.");
-        metrics.sample("plugd_uptime_seconds", &[], self.uptime.as_secs_f64());
+        metrics.sample("plugd_uptime_seconds", &[], Seconds(self.uptime));
         metrics.family(
             "plugd_event_age_seconds",
             "gauge",
@@ -191,7 +196,7 @@ impl Status<'_> {
             "Time since the event in hand was read, 0 if there is none.",
         );
         let age = self.in_hand().map_or(Duration::ZERO, |event| event.since);
-        metrics.sample("plugd_event_age_seconds", &[], age.as_secs_f64());
+        metrics.sample("plugd_event_age_seconds", &[], Seconds(age));
 
         metrics.family("plugd_queue_bytes", "gauge", "bytes", "What waits in the kernel.");
         metrics.sample("plugd_queue_bytes", &[], self.queue.bytes);
@@ -236,8 +241,8 @@ impl fmt::Display for Status<'_> {
             Activity::Running { pid, event } => write!(f, ": pid {pid}, {event}")?,
             Activity::Retrying { pause, event } => write!(
                 f,
-                ": the program cannot be started, next attempt in {:.1} s, {event}",
-                pause.as_secs_f64()
+                ": the program cannot be started, next attempt in {} s, {event}",
+                Seconds(pause)
             )?,
         }
         if self.paused && self.state() != "paused" {
@@ -267,7 +272,7 @@ impl fmt::Display for Status<'_> {
 
 impl fmt::Display for InHand<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "since {:.1} s, {}", self.since.as_secs_f64(), self.event)
+        write!(f, "since {} s, {}", Seconds(self.since), self.event)
     }
 }
 
@@ -281,6 +286,63 @@ impl fmt::Display for Size {
             bytes @ ..10_485_760 => write!(f, "{} KiB", bytes >> 10),
             bytes => write!(f, "{} MiB", bytes >> 20),
         }
+    }
+}
+
+/// A time in seconds, to the millisecond. Not as a floating-point number, whose
+/// formatting would be a sixtieth of the program.
+struct Seconds(Duration);
+
+impl fmt::Display for Seconds {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{:03}", self.0.as_secs(), self.0.subsec_millis())
+    }
+}
+
+/// The inside of a JSON object, being written (RFC 8259). Names are known not
+/// to need escaping.
+struct Json(String);
+
+/// Writes an object.
+fn object(write: impl FnOnce(&mut Json)) -> String {
+    let mut json = Json("{".into());
+    write(&mut json);
+    json.0.push('}');
+    json.0
+}
+
+impl Json {
+    /// A value that is written as it is: a number, a boolean, `null`.
+    fn plain(&mut self, name: &str, value: impl fmt::Display) {
+        let comma = if self.0.ends_with('{') { "" } else { "," };
+        let _ = write!(self.0, "{comma}\"{name}\":{value}");
+    }
+
+    fn optional(&mut self, name: &str, value: Option<impl fmt::Display>) {
+        match value {
+            None => self.plain(name, "null"),
+            Some(value) => self.plain(name, value),
+        }
+    }
+
+    fn object(&mut self, name: &str, write: impl FnOnce(&mut Self)) {
+        self.plain(name, "{");
+        write(self);
+        self.0.push('}');
+    }
+
+    fn text(&mut self, name: &str, value: &str) {
+        self.plain(name, '"');
+        for char in value.chars() {
+            match char {
+                '"' | '\\' => self.0.extend(['\\', char]),
+                '\0'..='\x1f' => {
+                    let _ = write!(self.0, "\\u{:04x}", u32::from(char));
+                }
+                _ => self.0.push(char),
+            }
+        }
+        self.0.push('"');
     }
 }
 
@@ -321,7 +383,8 @@ impl Metrics {
 #[cfg(test)]
 mod tests {
     use openmetrics_parser::openmetrics::parse_openmetrics;
-    use serde_json::Value;
+    use proptest::prelude::*;
+    use serde_json::{Value, json};
 
     use super::*;
     use crate::uevent::Header;
@@ -404,7 +467,7 @@ version  0.1.0, pid 42, log level info
             let first = text.lines().next().unwrap();
             assert_eq!(
                 first,
-                r"state    running: pid 4711, since 2.3 s, add /devices/\xff\n (SEQNUM 7); paused after that"
+                r"state    running: pid 4711, since 2.300 s, add /devices/\xff\n (SEQNUM 7); paused after that"
             );
         });
     }
@@ -441,6 +504,27 @@ version  0.1.0, pid 42, log level info
                 assert_eq!(json["queue"]["limit_bytes"], 268_435_456);
             },
         );
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_survives_json(texts in prop::collection::vec(any::<String>(), 0..5)) {
+            let written = object(|json| {
+                json.object("texts", |json| {
+                    texts.iter().enumerate().for_each(|(i, text)| json.text(&i.to_string(), text));
+                });
+                json.optional("some", Some(1));
+                json.optional("none", None::<u8>);
+                json.object("empty", |_| {});
+            });
+            let read: Value = serde_json::from_str(&written).unwrap();
+            for (i, text) in texts.iter().enumerate() {
+                prop_assert_eq!(&read["texts"][i.to_string()], text);
+            }
+            prop_assert_eq!(&read["some"], 1);
+            prop_assert_eq!(&read["none"], &Value::Null);
+            prop_assert_eq!(&read["empty"], &json!({}));
+        }
     }
 
     #[test]

@@ -173,60 +173,94 @@ fn each_device(
 
 /// The same as [`trigger_all`]; then waits until the last event was acted on.
 fn trigger_and_wait(sys: &Path, groups: u32, size: Option<usize>) -> Result<(), Fatal> {
-    let (mut source, _) = Source::open_groups(groups, size.unwrap_or(run::RECEIVE_BUFFER))?;
-    let mut answers = Answers { buffer: vec![0; DATAGRAM_MAX], awaited: None, missed: false };
-    trigger_all(sys, |devpath| {
-        answers.awaited = Some(devpath.to_vec());
-        answers.take(&mut source);
-    })?;
+    let size = size.unwrap_or(run::RECEIVE_BUFFER);
+    let (kernel, _) = Source::open_kernel(size)?;
+    let (manager, _) = Source::open_groups(groups, size)?;
+    let buffer = vec![0; DATAGRAM_MAX];
+    let mut watch =
+        Watch { kernel, manager, buffer, last: Vec::new(), awaited: None, missed: false };
+    trigger_all(sys, |devpath| watch.triggered(devpath))?;
     let root = open_sysfs(sys)?;
-    while let Some(devpath) = &answers.awaited {
-        // What was missed may have been the answer: ask again.
-        if std::mem::take(&mut answers.missed)
-            && let Err(failed) = root.trigger(devpath, b"add")
-        {
-            log::warn!("cannot wait for the last device: {failed}");
+    loop {
+        // What was missed may have been what is awaited: ask again.
+        if std::mem::take(&mut watch.missed) {
+            let last = watch.last.clone();
+            match root.trigger(&last, b"add") {
+                Ok(()) => watch.triggered(&last),
+                Err(failed) => log::warn!("{failed}"),
+            }
+        }
+        if watch.awaited.is_none() {
             return Ok(());
         }
-        let mut polled = [PollFd::new(&source, PollFlags::IN)];
+        let mut polled = [PollFd::new(&watch.manager, PollFlags::IN)];
         retry_on_intr(|| poll(&mut polled, None))
             .map_err(|e| Fatal::system("wait for an event", e))?;
-        answers.take(&mut source);
+        watch.take_answers();
     }
-    Ok(())
 }
 
-/// What comes back from the device manager.
-struct Answers {
+/// Watches the events on their way through the device manager.
+struct Watch {
+    kernel: Source,
+    manager: Source,
     buffer: Vec<u8>,
-    /// The device whose event is to come back. Those before it come before.
+    /// The device that was triggered last.
+    last: Vec<u8>,
+    /// The SEQNUM of the last event that the kernel has sent for one; what was
+    /// sent before it is acted on before it. For devices of other network
+    /// namespaces the kernel sends none here.
     awaited: Option<Vec<u8>>,
-    /// Some were lost.
+    /// Something was lost.
     missed: bool,
 }
 
-impl Answers {
-    /// Takes those that have come. That is done as early as can be, so that
-    /// they do not pile up.
-    fn take(&mut self, source: &mut Source) {
-        loop {
-            match source.receive(&mut self.buffer) {
-                Received::Datagram(length) => {
-                    let event = Uevent::parse(&self.buffer[..length], Header::Optional);
-                    let Ok(event) = event else { continue };
-                    let devpath = event.last(b"DEVPATH").map(|path| path.to_bytes());
-                    if event.last(b"ACTION") == Some(c"add") && devpath == self.awaited.as_deref() {
-                        self.awaited = None;
-                    }
-                }
-                Received::Overrun => self.missed = true,
-                Received::Truncated | Received::Foreign(_) => {}
-                Received::Failed(error) => {
-                    log::warn!("cannot receive: {}", reason(&error));
-                    return;
-                }
-                Received::Empty | Received::EndOfInput | Received::Invalid(_) => return,
+impl Watch {
+    /// To be called after each trigger. The kernel has sent the event then; and
+    /// answers must not pile up.
+    fn triggered(&mut self, devpath: &[u8]) {
+        self.last = devpath.to_vec();
+        let Self { kernel, buffer, awaited, missed, .. } = self;
+        receive_all(kernel, buffer, missed, |event| {
+            let value = |key: &[u8]| event.last(key).map(|value| value.to_bytes());
+            if value(b"DEVPATH") == Some(devpath) && value(b"ACTION") == Some(b"add") {
+                *awaited = value(b"SEQNUM").map(<[u8]>::to_vec);
             }
+        });
+        self.take_answers();
+    }
+
+    fn take_answers(&mut self) {
+        let Self { manager, buffer, awaited, missed, .. } = self;
+        receive_all(manager, buffer, missed, |event| {
+            if event.last(b"SEQNUM").map(|value| value.to_bytes()) == awaited.as_deref() {
+                *awaited = None;
+            }
+        });
+    }
+}
+
+/// Shows `see` all events that are there.
+fn receive_all(
+    source: &mut Source,
+    buffer: &mut [u8],
+    missed: &mut bool,
+    mut see: impl FnMut(&Uevent<'_>),
+) {
+    loop {
+        match source.receive(buffer) {
+            Received::Datagram(length) => {
+                if let Ok(event) = Uevent::parse(&buffer[..length], Header::Optional) {
+                    see(&event);
+                }
+            }
+            Received::Overrun => *missed = true,
+            Received::Truncated | Received::Foreign(_) => {}
+            Received::Failed(error) => {
+                log::warn!("cannot receive: {}", reason(&error));
+                return;
+            }
+            Received::Empty | Received::EndOfInput | Received::Invalid(_) => return,
         }
     }
 }

@@ -1,6 +1,6 @@
 //! The update in place: another version of plugd goes on in the same process.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::linux::net::SocketAddrExt;
@@ -11,9 +11,11 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use rustix::net::SocketType;
+use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::Signal;
 use tempfile::TempDir;
 
+use crate::control::SetWhenDropped;
 use crate::harness::daemon::{Daemon, Finished, Plugd};
 use crate::harness::inject::{Injector, uevent};
 use crate::harness::{PATIENCE, eventually, ns, unix};
@@ -109,11 +111,13 @@ fn a_hundred_times_under_load_nothing_is_lost() {
                 }
                 n
             });
-            for _ in 0..100 {
-                copy.replace();
-                update();
+            {
+                let _end = SetWhenDropped(&done);
+                for _ in 0..100 {
+                    copy.replace();
+                    update();
+                }
             }
-            done.store(true, std::sync::atomic::Ordering::Relaxed);
             sender.join().unwrap()
         });
         let said = say(&["settle"]);
@@ -288,6 +292,38 @@ fn rules_with_a_mistake_are_refused() {
 
 /// Its version is asked for, then it does not start after all: as when memory
 /// is short, or somebody replaces it just then.
+/// Where events are written to that were acted on goes on, and what was closed
+/// as nobody reads it is no reason to fail.
+#[test]
+fn the_reader_of_events_notices_nothing() {
+    ns::alone(|| {
+        let copy = Copy::new();
+        let (reader, writer) = pipe_with(PipeFlags::CLOEXEC).unwrap();
+        let (events, receiver) = unix::pair(SocketType::SEQPACKET);
+        let plugd = Plugd::reading(receiver).program(&copy.file).args(["--output-fd", "9"]);
+        let mut daemon = plugd.fd(writer, 9).sh("echo $N >>$TMP/out").start();
+        let mut reader = File::from(reader);
+        for n in 1..=3 {
+            let event = uevent("add", "/x", &[&format!("N={n}")]);
+            unix::send(&events, &event);
+            let mut bytes = vec![0; event.len() + 1];
+            reader.read_exact(&mut bytes).unwrap();
+            assert_eq!(bytes, [&event[..], b"\0"].concat());
+            daemon.signal(Signal::USR2);
+            daemon.wait_for_logs("updated from version", n);
+        }
+        drop(reader);
+        unix::send(&events, &uevent("add", "/x", &["N=4"]));
+        daemon.wait_for_log("cannot write an event: it has no reader");
+        daemon.signal(Signal::USR2);
+        daemon.wait_for_logs("updated from version", 4);
+        unix::send(&events, &uevent("add", "/x", &["N=5"]));
+        assert_eq!(daemon.wait_for_lines("out", 5), ["1", "2", "3", "4", "5"]);
+        drop(events);
+        assert_eq!(daemon.wait_exit().code(), Some(0));
+    });
+}
+
 #[test]
 fn one_that_fails_at_the_last_moment_is_refused() {
     ns::alone(|| {

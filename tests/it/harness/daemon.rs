@@ -26,6 +26,7 @@ pub(crate) struct Plugd {
     blocked: Vec<i32>,
     prelude: Option<String>,
     stdin: Stdio,
+    stdout: Option<Stdio>,
     stderr: Option<Stdio>,
 }
 
@@ -41,6 +42,7 @@ impl Plugd {
             blocked: Vec::new(),
             prelude: None,
             stdin: Stdio::null(),
+            stdout: None,
             stderr: None,
         }
     }
@@ -108,6 +110,12 @@ impl Plugd {
         self
     }
 
+    /// Where its output goes instead of to [`Finished::stdout`], or nowhere.
+    pub(crate) fn stdout(mut self, stdout: impl Into<Stdio>) -> Self {
+        self.stdout = Some(stdout.into());
+        self
+    }
+
     /// Where its log goes instead of to [`Daemon::log`].
     pub(crate) fn stderr(mut self, stderr: impl Into<Stdio>) -> Self {
         self.stderr = Some(stderr.into());
@@ -134,7 +142,7 @@ impl Plugd {
             .env("TMP", tmp.path())
             .envs(self.env)
             .stdin(self.stdin)
-            .stdout(Stdio::null())
+            .stdout(self.stdout.unwrap_or_else(Stdio::null))
             .stderr(self.stderr.unwrap_or_else(Stdio::piped));
         let numbers = self.fds.iter().map(|(fd, number)| (fd.as_raw_fd(), *number)).collect();
         os::inherit(&mut command, numbers, self.blocked);
@@ -164,17 +172,18 @@ impl Plugd {
     }
 
     /// Runs it to its end, which has to come by itself.
-    pub(crate) fn finish(self) -> Finished {
+    pub(crate) fn finish(mut self) -> Finished {
         let tmp = tempfile::tempdir().unwrap();
+        self.stdout.get_or_insert_with(Stdio::piped);
         let (mut command, fds) = self.command(&tmp);
-        let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
+        let mut child = command.spawn().unwrap();
         drop(fds);
         let Some(status) = ns::wait(&mut child, PATIENCE) else {
             child.kill().unwrap();
             panic!("plugd does not end");
         };
         let (mut stdout, mut stderr) = (String::new(), String::new());
-        child.stdout.take().unwrap().read_to_string(&mut stdout).unwrap();
+        child.stdout.take().map(|mut pipe| pipe.read_to_string(&mut stdout).unwrap());
         child.stderr.take().map(|mut pipe| pipe.read_to_string(&mut stderr).unwrap());
         Finished { code: status.code(), stdout, stderr }
     }

@@ -1,0 +1,250 @@
+//! Events from netlink, and where they go then.
+
+use std::fs::{self, File};
+use std::io::Read;
+use std::os::fd::OwnedFd;
+
+use rustix::io::Errno;
+use rustix::net::netlink::SocketAddrNetlink;
+use rustix::net::{RecvFlags, SendFlags, recv, sendto};
+use rustix::pipe::{PipeFlags, fcntl_setpipe_size, pipe_with};
+use rustix::process::Signal;
+
+use super::{TELL, World, event};
+use crate::harness::daemon::Plugd;
+use crate::harness::inject::{self, Injector, NetlinkSocket, uevent};
+use crate::harness::{eventually, ns, unix};
+use crate::listen::have;
+
+/// The next datagram there, when it has come.
+fn receive(socket: &OwnedFd) -> Vec<u8> {
+    let mut buffer = vec![0; 8192];
+    let length = eventually("an event was passed on", || {
+        match recv(socket, &mut buffer[..], RecvFlags::empty()) {
+            Ok((length, _)) => Some(length),
+            Err(Errno::AGAIN) => None,
+            Err(error) => panic!("{error}"),
+        }
+    });
+    buffer.truncate(length);
+    buffer
+}
+
+/// Sends an event to a group, as a device manager does.
+fn pass_on(group: u32, event: &[u8]) {
+    let to = SocketAddrNetlink::new(0, group);
+    sendto(inject::socket(0), event, SendFlags::empty(), &to).unwrap();
+}
+
+#[test]
+fn readiness_is_told_when_events_are_not_lost_any_more() {
+    ns::inside(|| {
+        let world = World::new(TELL);
+        let (reader, writer) = pipe_with(PipeFlags::CLOEXEC).unwrap();
+        let mut daemon = world.mdevd().args(["-D", "9"]).fd(writer, 9).launch();
+        let mut text = String::new();
+        // To its end: it is closed, also in the commands.
+        File::from(reader).read_to_string(&mut text).unwrap();
+        assert_eq!(text, "\n");
+        Injector::new().send(&event(1)).unwrap();
+        assert_eq!(world.wait_for_lines("out", 1), ["1"]);
+        daemon.signal(Signal::TERM);
+        assert_eq!(daemon.wait_exit().code(), Some(0));
+    });
+}
+
+#[test]
+fn the_buffer_is_as_large_as_wanted() {
+    ns::inside(|| {
+        let daemon = World::new("").mdevd().args(["-v2", "-b", "32768"]).start();
+        daemon.wait_for_log("receive buffer: 65536 bytes (asked for 32768");
+    });
+}
+
+#[test]
+fn events_are_passed_on_when_they_were_acted_on() {
+    ns::inside(|| {
+        let world = World::new("-.* 0:0 660 *read x <$TMP/gate; echo $N >>$W/out\n");
+        let (reader, writer) = pipe_with(PipeFlags::CLOEXEC).unwrap();
+        let listener = inject::socket(0x4);
+        let other = inject::socket(0x8);
+        let mdevd = world.mdevd().args(["-o", "9", "-O", "12"]).fd(writer, 9);
+        let daemon = mdevd.start();
+        daemon.fifo("gate");
+        Injector::new().send(&event(1)).unwrap();
+        daemon.wait_for_child("sh");
+        let early = recv(&listener, &mut [0; 9][..], RecvFlags::empty());
+        assert_eq!(early.unwrap_err(), Errno::AGAIN);
+        daemon.release("gate");
+        let datagram = receive(&listener);
+        assert_eq!(world.lines("out"), ["1"], "it was passed on too early");
+        let start = [&event(1)[..], b"SEQNUM="].concat();
+        assert!(datagram.starts_with(&start), "{}", datagram.escape_ascii());
+        assert_eq!(receive(&other), datagram);
+        let mut written = vec![0; datagram.len() + 1];
+        File::from(reader).read_exact(&mut written).unwrap();
+        assert_eq!(written, [&datagram[..], b"\0"].concat());
+    });
+}
+
+/// As those whose command fails, or that no rule is for, and that have no
+/// ACTION; but not one that it was not done with.
+#[test]
+fn whatever_becomes_of_events_they_are_passed_on() {
+    ns::inside(|| {
+        let world = World::new(
+            "N=^1$;.* 0:0 660 *exit 1\n-N=^4$;.* 0:0 660 *echo >$W/out; sleep 100\n\
+             N=^4$;.* 0:0 660 *echo never >$W/out\n",
+        );
+        let listener = inject::socket(0x4);
+        let mut daemon = world.mdevd().args(["-v2", "-O", "4"]).start();
+        let injector = Injector::new();
+        for n in 1..=2 {
+            injector.send(&event(n)).unwrap();
+        }
+        injector.send(b"add@/devices/x\0N=3\0").unwrap();
+        injector.send(&event(4)).unwrap();
+        for n in 1..=3 {
+            let (datagram, field) = (receive(&listener), format!("\0N={n}\0"));
+            assert!(datagram.windows(5).any(|bytes| bytes == field.as_bytes()), "{n}");
+        }
+        world.wait_for_lines("out", 1);
+        daemon.signal(Signal::TERM);
+        daemon.wait_for_log("stopping when pid ");
+        daemon.signal(Signal::TERM);
+        assert_eq!(daemon.wait_exit().code(), Some(0));
+        assert_eq!(daemon.logged("not completed, from here on: run ").len(), 1);
+        let late = recv(&listener, &mut [0; 9][..], RecvFlags::empty());
+        assert_eq!(late.unwrap_err(), Errno::AGAIN);
+    });
+}
+
+#[test]
+fn what_would_come_back_is_not_rebroadcast() {
+    ns::inside(|| {
+        let world = World::new(TELL);
+        let listener = inject::socket(0x4);
+        let daemon = world.mdevd().args(["-O", "7", "-I", "3"]).start();
+        daemon.wait_for_log("not rebroadcast to the netlink groups of the mask 3");
+        Injector::new().send(&event(1)).unwrap();
+        receive(&listener);
+        assert_eq!(world.wait_for_lines("out", 1), ["1"]);
+        assert_eq!(daemon.logged("dropped"), []);
+    });
+}
+
+#[test]
+fn other_groups_can_be_read() {
+    ns::inside(|| {
+        let world = World::new(TELL);
+        let daemon = world.mdevd().args(["-v3", "-I", "4"]).start();
+        assert_eq!(NetlinkSocket::find(daemon.netlink().1).unwrap().groups, 4);
+        Injector::new().send(&event(1)).unwrap();
+        pass_on(4, &event(2));
+        assert_eq!(world.wait_for_lines("out", 1), ["2"]);
+
+        // The kernel's own group is the kernel's, even beside another.
+        let world = World::new(TELL);
+        let daemon = world.mdevd().args(["-v3", "-I", "5"]).start();
+        pass_on(1, &event(3));
+        pass_on(4, &event(4));
+        Injector::new().send(&event(5)).unwrap();
+        assert_eq!(world.wait_for_lines("out", 2), ["4", "5"]);
+        daemon.wait_for_log("dropped a foreign datagram");
+    });
+}
+
+/// A chain of two managers.
+#[test]
+fn a_manager_can_follow_another() {
+    ns::inside(|| {
+        let (first, second) = (World::new(TELL), World::new(TELL));
+        let _first = first.mdevd().args(["-O", "8"]).start();
+        let _second = second.mdevd().args(["-I", "8"]).start();
+        Injector::new().send(&event(1)).unwrap();
+        assert_eq!(second.wait_for_lines("out", 1), ["1"]);
+        assert_eq!(first.lines("out"), ["1"]);
+    });
+}
+
+#[test]
+fn a_reader_that_does_not_keep_up_is_left() {
+    ns::inside(|| {
+        let world = World::new("N=^9999$;.* 0:0 660 *echo $N >>$W/out\n");
+        let (reader, writer) = pipe_with(PipeFlags::CLOEXEC).unwrap();
+        fcntl_setpipe_size(&writer, 4096).unwrap();
+        let daemon = world.mdevd().args(["-o", "9"]).fd(writer, 9).start();
+        let inode = daemon.netlink().1;
+        Injector::new().paced((1..=200).map(event), inode);
+        daemon.wait_for_log("cannot write an event: its reader does not keep up");
+        // Whole events, and then the end.
+        let mut bytes = Vec::new();
+        File::from(reader).read_to_end(&mut bytes).unwrap();
+        assert!(bytes.ends_with(b"\0\0") && bytes.len() <= 4096);
+        Injector::new().send(&event(9999)).unwrap();
+        assert_eq!(world.wait_for_lines("out", 1), ["9999"], "it goes on");
+        assert_eq!(daemon.logged("cannot write").len(), 1);
+
+        let (reader, writer) = pipe_with(PipeFlags::CLOEXEC).unwrap();
+        drop(reader);
+        let daemon = World::new("").mdevd().args(["-o", "9"]).fd(writer, 9).start();
+        Injector::new().send(&event(1)).unwrap();
+        daemon.wait_for_log("cannot write an event: it has no reader");
+    });
+}
+
+/// plugd run can do it with a program too, for any socket.
+#[test]
+fn plugd_run_passes_events_on() {
+    ns::inside(|| {
+        let (events, receiver) = unix::pair(rustix::net::SocketType::SEQPACKET);
+        let (reader, writer) = pipe_with(PipeFlags::CLOEXEC).unwrap();
+        let listener = inject::socket(0x4);
+        let plugd = Plugd::reading(receiver).args(["--output-fd", "9", "--rebroadcast", "4"]);
+        let mut daemon = plugd.fd(writer, 9).sh("echo $N >>$TMP/out").start();
+        unix::send(&events, &event(1));
+        assert_eq!(receive(&listener), event(1));
+        assert_eq!(daemon.lines("out"), ["1"]);
+        drop(events);
+        daemon.wait_exit();
+        let mut bytes = Vec::new();
+        File::from(reader).read_to_end(&mut bytes).unwrap();
+        assert_eq!(bytes, [&event(1)[..], b"\0"].concat());
+    });
+}
+
+#[test]
+fn an_unprivileged_manager_says_that_it_cannot_rebroadcast() {
+    if !have("a daemon without privileges", "setpriv") {
+        return;
+    }
+    ns::inside(|| {
+        let (events, receiver) = unix::pair(rustix::net::SocketType::SEQPACKET);
+        let program = Plugd::new().program("setpriv").args(["--bounding-set=-all"]);
+        let plugd = program.args([env!("CARGO_BIN_EXE_plugd"), "run", "--control=none", "--fd=3"]);
+        let plugd = plugd.args(["--rebroadcast", "4"]).sh("echo $N >>$TMP/out");
+        let daemon = plugd.fd(receiver, 3).start();
+        for n in 1..=20 {
+            unix::send(&events, &event(n));
+        }
+        daemon.wait_for_log("cannot rebroadcast an event: Operation not permitted");
+        assert_eq!(daemon.wait_for_lines("out", 20).len(), 20);
+        assert!(daemon.logged("cannot rebroadcast").len() <= 10, "it repeats itself");
+    });
+}
+
+#[test]
+fn the_environment_has_the_event() {
+    ns::inside(|| {
+        let world = World::new("-.* 0:0 660 *env | sort >$W/new; mv $W/new $W/out\n");
+        let _daemon = world.mdevd().env("OWN", "kept").start();
+        Injector::new().send(&uevent("add", "/devices/x", &["DEVNAME=d/x", "A=1"])).unwrap();
+        let lines = world.wait_for_lines("out", 5);
+        for line in ["OWN=kept", "MDEV=d/x", "ACTION=add", "DEVNAME=d/x", "A=1"] {
+            assert!(lines.iter().any(|l| l == line), "{line}: {lines:?}");
+        }
+        // They run in the directory of nodes.
+        let pwd = format!("PWD={}", fs::canonicalize(world.path("dev")).unwrap().display());
+        assert!(lines.contains(&pwd), "{lines:?}");
+    });
+}
