@@ -16,7 +16,10 @@ const SLEEP: [&str; 2] = ["sleep", "1000"];
 /// The environment of a child that sleeps, each variable once.
 fn environment(daemon: &Daemon) -> BTreeMap<Vec<u8>, Vec<u8>> {
     let child = daemon.wait_for_child("sleep");
-    let bytes = fs::read(format!("/proc/{child}/environ")).unwrap();
+    // The kernel names the process before it has an environment (execve's way).
+    let bytes = eventually("the child has an environment", || {
+        Some(fs::read(format!("/proc/{child}/environ")).unwrap()).filter(|bytes| !bytes.is_empty())
+    });
     let mut environment = BTreeMap::new();
     for variable in bytes.strip_suffix(b"\0").unwrap().split(|&b| b == 0) {
         let equals = variable.iter().position(|&b| b == b'=').unwrap();
