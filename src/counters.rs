@@ -25,17 +25,35 @@ pub struct Counters {
     pub overruns: u64,
     /// Datagrams dropped, by kind.
     pub dropped: [u64; Dropped::ALL.len()],
+    /// Events left out, as a scan had overtaken them.
+    pub stale: u64,
+    /// Times that all devices were looked for.
+    pub scans: u64,
+    /// Events that made up for what was missed: removals, additions, changes.
+    pub replayed: [u64; 3],
+    /// How long the last time took that this was done.
+    pub recovery: Duration,
 }
 
 impl fmt::Display for Counters {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { received, handled, failed, timed_out, retried, overruns, dropped } = self;
+        let Self { received, handled, failed, timed_out, retried, overruns, dropped, .. } = self;
+        let Self { stale, scans, replayed: [removed, added, changed], recovery, .. } = self;
         write!(
             f,
             "received {received}, handled {handled}, failed {failed} (timed out {timed_out}), \
              retried {retried}, overruns {overruns}"
         )?;
-        Dropped::ALL.iter().zip(dropped).try_for_each(|(kind, count)| write!(f, ", {kind} {count}"))
+        Dropped::ALL
+            .iter()
+            .zip(dropped)
+            .try_for_each(|(kind, count)| write!(f, ", {kind} {count}"))?;
+        write!(
+            f,
+            ", stale {stale}, scans {scans} (the last one {} ms), replayed {removed} removals, \
+             {added} additions, {changed} changes",
+            recovery.as_millis()
+        )
     }
 }
 
@@ -103,7 +121,8 @@ mod tests {
         assert_eq!(
             counters.to_string(),
             "received 3, handled 0, failed 0 (timed out 0), retried 0, overruns 0, \
-             foreign 0, truncated 1, malformed 2"
+             foreign 0, truncated 1, malformed 2, stale 0, scans 0 (the last one 0 ms), \
+             replayed 0 removals, 0 additions, 0 changes"
         );
     }
 }

@@ -12,7 +12,9 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use crate::counters::Counters;
+use crate::inventory::Trust;
 use crate::machine::{Retry, Stage, State, Stop, Time};
+use crate::recovery::Cause;
 
 /// Tells the next plugd where its predecessor's state is: `PID:FD`.
 pub const VARIABLE: &str = "PLUGD_HANDOVER";
@@ -53,13 +55,25 @@ pub struct Handover {
     pub open_files: Option<(u64, u64)>,
     /// Where events are written that were acted on.
     pub output: Option<RawFd>,
+    /// What is known of devices: the state file, mapped and locked.
+    pub state_file: Option<RawFd>,
+    /// Or a file in memory, to be read.
+    pub inventory: Option<RawFd>,
+    /// How far that can be trusted.
+    pub trust: Trust,
+    /// What was being made up for; that is begun anew.
+    pub unfinished: Option<Cause>,
+    /// An event that waits until the one in hand has been acted on, and the socket
+    /// that it came from.
+    pub held_back: Option<(usize, Vec<u8>)>,
 }
 
 /// An event that is being acted on.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct InHand {
-    /// Which of the sockets it came from.
-    pub source: usize,
+    /// Which of the sockets it came from; `None`: it makes up for one that was
+    /// missed.
+    pub source: Option<usize>,
     /// The bytes received.
     pub datagram: Vec<u8>,
     /// How many of its steps have been carried out.
@@ -95,6 +109,7 @@ impl Handover {
         let clients = self.clients.iter().map(|client| client.fd);
         let child = self.child.map(|(pidfd, _)| pidfd);
         let few = child.into_iter().chain(self.listener).chain(self.output);
+        let few = few.chain(self.state_file).chain(self.inventory);
         self.sources.iter().copied().chain(few).chain(clients)
     }
 
@@ -124,15 +139,19 @@ impl Handover {
                 line("retrying", &[&pause.as_nanos(), &optional(missing_since), &until.as_nanos()])
             }
         }
-        let Counters { received, handled, failed, timed_out, retried, overruns, dropped } =
+        let Counters { received, handled, failed, timed_out, retried, overruns, dropped, .. } =
+            &self.counters;
+        let Counters { stale, scans, replayed: [removed, added, changed], recovery, .. } =
             &self.counters;
         let [foreign, truncated, malformed] = dropped;
         line("events", &[received, handled, failed, timed_out, retried]);
         line("lost", &[overruns, foreign, truncated, malformed]);
+        line("replays", &[stale, scans, removed, added, changed, &recovery.as_nanos()]);
         self.sources.iter().for_each(|fd| line("source", &[fd]));
         if let Some(InHand { source, datagram, steps_done, failed, since }) = &self.event {
             let failed = u8::from(*failed);
-            line("event", &[source, steps_done, &failed, &since.as_nanos(), &hex(datagram)]);
+            let source = or_dash(*source);
+            line("event", &[&source, steps_done, &failed, &since.as_nanos(), &hex(datagram)]);
         }
         if let Some((pidfd, pid)) = &self.child {
             line("child", &[pidfd, pid]);
@@ -150,8 +169,25 @@ impl Handover {
         if let Some((soft, hard)) = &self.open_files {
             line("open-files", &[soft, hard]);
         }
-        if let Some(fd) = self.output {
-            line("output", &[&fd]);
+        for (key, fd) in [
+            ("output", self.output),
+            ("state-file", self.state_file),
+            ("inventory", self.inventory),
+        ] {
+            if let Some(fd) = fd {
+                line(key, &[&fd]);
+            }
+        }
+        match self.trust {
+            Trust::Unscanned => line("trust", &[&"unscanned"]),
+            Trust::Lossy => line("trust", &[&"lossy"]),
+            Trust::Scanned { last } => line("trust", &[&"scanned", &or_dash(last)]),
+        }
+        if let Some(cause) = self.unfinished {
+            line("unfinished", &[&cause]);
+        }
+        if let Some((source, datagram)) = &self.held_back {
+            line("held-back", &[source, &hex(datagram)]);
         }
         text
     }
@@ -175,6 +211,11 @@ impl Handover {
             log_level: None,
             open_files: None,
             output: None,
+            state_file: None,
+            inventory: None,
+            trust: Trust::Unscanned,
+            unfinished: None,
+            held_back: None,
         };
         let mut lines = text.lines();
         if lines.next() != Some(MAGIC) {
@@ -230,9 +271,18 @@ impl Handover {
                     *count = values.number()?;
                 }
             }
+            "replays" => {
+                let counters = &mut self.counters;
+                counters.stale = values.number()?;
+                counters.scans = values.number()?;
+                for count in &mut counters.replayed {
+                    *count = values.number()?;
+                }
+                counters.recovery = values.time()?;
+            }
             "source" => self.sources.push(values.number()?),
             "event" => {
-                let (source, steps_done) = (values.number()?, values.number()?);
+                let (source, steps_done) = (values.optional()?, values.number()?);
                 let (failed, since) = (values.flag()?, values.time()?);
                 let datagram = values.bytes()?;
                 self.event = Some(InHand { source, datagram, steps_done, failed, since });
@@ -248,6 +298,18 @@ impl Handover {
             }
             "log-level" => self.log_level = Some(values.word()?.to_owned()),
             "output" => self.output = Some(values.number()?),
+            "state-file" => self.state_file = Some(values.number()?),
+            "inventory" => self.inventory = Some(values.number()?),
+            "trust" => {
+                self.trust = match values.word()? {
+                    "unscanned" => Trust::Unscanned,
+                    "lossy" => Trust::Lossy,
+                    "scanned" => Trust::Scanned { last: values.optional()? },
+                    _ => return None,
+                }
+            }
+            "unfinished" => self.unfinished = Some(Cause::of(values.word()?)?),
+            "held-back" => self.held_back = Some((values.number()?, values.bytes()?)),
             "open-files" => self.open_files = Some((values.number()?, values.number()?)),
             _ => {}
         }
@@ -272,8 +334,12 @@ fn stop_name(stop: Stop) -> &'static str {
     }
 }
 
+fn or_dash(value: Option<impl ToString>) -> String {
+    value.map_or_else(|| "-".into(), |value| value.to_string())
+}
+
 fn optional(time: Option<Time>) -> String {
-    time.map_or_else(|| "-".into(), |time| time.as_nanos().to_string())
+    or_dash(time.map(|time| time.as_nanos()))
 }
 
 /// With something before it, so that there is a word even for no bytes.
@@ -305,11 +371,16 @@ impl<'a> Values<'a> {
         Some(Duration::from_nanos(self.number()?))
     }
 
-    fn optional_time(&mut self) -> Option<Option<Duration>> {
+    /// A number, or `-` for none.
+    fn optional<T: FromStr>(&mut self) -> Option<Option<T>> {
         match self.word()? {
             "-" => Some(None),
-            text => Some(Some(Duration::from_nanos(text.parse().ok()?))),
+            text => Some(Some(text.parse().ok()?)),
         }
+    }
+
+    fn optional_time(&mut self) -> Option<Option<Duration>> {
+        Some(self.optional()?.map(Duration::from_nanos))
     }
 
     fn bytes(&mut self) -> Option<Vec<u8>> {
@@ -367,7 +438,7 @@ mod tests {
 
     prop_compose! {
         fn in_hand()(
-            (source, steps_done, failed) in any::<(usize, usize, bool)>(),
+            (source, steps_done, failed) in any::<(Option<usize>, usize, bool)>(),
             datagram in bytes(),
             since in time(),
         ) -> InHand {
@@ -378,12 +449,21 @@ mod tests {
     prop_compose! {
         fn handover()(
             (state, started, paused) in (state(), time(), any::<bool>()),
-            (counts, dropped) in any::<([u64; 6], [u64; 3])>(),
+            (counts, dropped, stale, scans, replayed)
+                in any::<([u64; 6], [u64; 3], u64, u64, [u64; 3])>(),
             sources in prop::collection::vec(0..i32::MAX, 0..3),
             (event, child) in (in_hand(), any::<(i32, i32)>()),
             clients in prop::collection::vec(client(), 0..3),
             (listener, output, open_files, log_level)
                 in any::<(Option<i32>, Option<i32>, Option<(u64, u64)>, Option<bool>)>(),
+            (state_file, inventory, last, held_back)
+                in any::<(Option<i32>, Option<i32>, Option<u64>, Option<(usize, Vec<u8>)>)>(),
+            recovery in time(),
+            unfinished in proptest::option::of(prop_oneof![
+                Just(Cause::Coldplug), Just(Cause::Restart), Just(Cause::Overrun),
+                Just(Cause::Rescan),
+            ]),
+            trust in 0..3,
         ) -> Handover {
             let [received, handled, failed, timed_out, retried, overruns] = counts;
             Handover {
@@ -392,7 +472,8 @@ mod tests {
                 state,
                 paused,
                 counters: Counters {
-                    received, handled, failed, timed_out, retried, overruns, dropped,
+                    received, handled, failed, timed_out, retried, overruns, dropped, stale,
+                    scans, replayed, recovery,
                 },
                 sources,
                 event: (state != State::Reading).then_some(event),
@@ -402,6 +483,15 @@ mod tests {
                 log_level: log_level.map(|_| "debug".into()),
                 open_files,
                 output,
+                state_file,
+                inventory,
+                trust: match trust {
+                    0 => Trust::Unscanned,
+                    1 => Trust::Lossy,
+                    _ => Trust::Scanned { last },
+                },
+                unfinished,
+                held_back,
             }
         }
     }

@@ -6,9 +6,11 @@
 //! so that it causes no wake-ups and its events wait in the kernel.
 //!
 //! What it is asked, by signals and on the control socket, is in `orders`; how
-//! it becomes another version of itself in `update`.
+//! it makes up for what it missed in `recover`; how it becomes another version
+//! of itself in `update`.
 
 mod orders;
+mod recover;
 mod update;
 
 use std::collections::VecDeque;
@@ -26,10 +28,11 @@ use crate::engine::{Engine, Hands, Outcome};
 use crate::environment::Environment;
 use crate::error::reason;
 use crate::handover::InHand;
+use crate::inventory::Verdict;
 use crate::machine::{Action, Input, Limits, Machine, Reason, State, Time};
 use crate::netlink::{DATAGRAM_MAX, Received, Source};
 use crate::notify::Notifier;
-use crate::plan::{Plan, Step, Steps};
+use crate::plan::{Step, Steps};
 use crate::presence::Presence;
 use crate::rebroadcast::Outlets;
 use crate::settle::Requests;
@@ -38,6 +41,8 @@ use crate::status;
 use crate::sys::Spawner;
 use crate::uevent::{Header, Malformed, Uevent, short};
 
+use self::recover::{Recovered, Recovery};
+pub use self::recover::{Settings, Start};
 use self::update::Update;
 pub use self::update::{inherited, is_rehearsal};
 
@@ -75,6 +80,8 @@ pub struct Setup {
     pub may_update: bool,
     /// Where events go that were acted on.
     pub outlets: Outlets,
+    /// How it makes up for what it missed.
+    pub recovery: Settings,
 }
 
 /// The daemon at work.
@@ -104,6 +111,7 @@ pub struct Daemon {
     /// What has happened and was not yet told to the machine.
     inbox: VecDeque<Input>,
     outlets: Outlets,
+    recovery: Recovery,
     counters: Counters,
     limiters: Limiters,
     started: Instant,
@@ -120,6 +128,8 @@ pub struct Daemon {
 #[derive(Debug)]
 struct Watched {
     source: Source,
+    /// The kernel's uevents come from it.
+    is_kernels: bool,
     /// It may have something to read.
     ready: bool,
     /// The last attempt to receive failed.
@@ -171,6 +181,8 @@ impl Watch {
 enum Next {
     /// Act on a datagram from the source with this index, of that many bytes.
     Datagram(usize, usize),
+    /// Act on an event of that many bytes that makes up for one that was missed.
+    Replay(usize),
     /// Read the configuration again.
     Reload,
     /// End.
@@ -179,8 +191,8 @@ enum Next {
 
 /// An event being acted on.
 struct Deed<'e> {
-    /// Which socket it came from.
-    source: usize,
+    /// Which socket it came from; `None`: it makes up for one that was missed.
+    source: Option<usize>,
     /// When.
     since: Time,
     datagram: &'e [u8],
@@ -206,14 +218,20 @@ impl Daemon {
     /// Those of epoll_create1(2), epoll_ctl(2), pipe2(2) and sigaction(2).
     pub fn new(setup: Setup) -> io::Result<Self> {
         let Setup { sources, limits, manner, mut control, .. } = setup;
-        let Setup { notifier, presence, engine, may_update, outlets, .. } = setup;
+        let Setup { notifier, presence, engine, may_update, outlets, recovery, .. } = setup;
         let poll = Poll::new()?;
         let signals = Signals::handle(manner.orders().map(|(signal, _)| signal))?;
         register(poll.registry(), &signals, &Watch::Signals)?;
         if let Some(control) = &mut control {
             control.register(poll.registry(), CONTROL_TOKENS)?;
         }
-        let watched = |source| Watched { source, ready: true, failed: false, ended: false };
+        let watched = |source: Source| Watched {
+            is_kernels: source.is_kernels(),
+            source,
+            ready: true,
+            failed: false,
+            ended: false,
+        };
         Ok(Self {
             poll,
             events: Events::with_capacity(64),
@@ -233,6 +251,7 @@ impl Daemon {
             machine: Machine::new(limits),
             inbox: VecDeque::new(),
             outlets,
+            recovery: Recovery::new(recovery),
             counters: Counters::default(),
             limiters: Limiters::default(),
             started: Instant::now(),
@@ -263,7 +282,8 @@ impl Daemon {
         if let Some(InHand { source, datagram, steps_done, failed, since }) = self.resumed.take() {
             // It was read before: what comes of it if the new version reads it
             // otherwise has no steps left.
-            let header = self.sources.get(source).map_or(Header::Optional, |w| w.source.header());
+            let watched = source.and_then(|source| self.sources.get(source));
+            let header = watched.map_or(Header::Required, |watched| watched.source.header());
             let event = &Uevent::parse(&datagram, header).unwrap_or(Uevent::EMPTY);
             let (plan, hands) = engine.plan(event);
             let mut steps = plan.steps();
@@ -271,22 +291,39 @@ impl Daemon {
             let (datagram, refused) = (&datagram[..], None);
             self.go_on(Deed { source, since, datagram, event, steps, failed, refused, hands })?;
         }
-        let mut buffer = vec![0; DATAGRAM_MAX];
+        let (mut buffer, mut first) = (vec![0; DATAGRAM_MAX], Vec::new());
         loop {
-            match self.read(&mut buffer)? {
-                Next::Datagram(source, length) => {
-                    let datagram = &buffer[..length];
-                    match Uevent::parse(datagram, self.sources[source].source.header()) {
-                        Ok(event) => {
-                            self.counters.received += 1;
-                            let (plan, hands) = engine.plan(&event);
-                            self.act(source, datagram, &event, &plan, hands)?;
-                        }
-                        Err(malformed) => self.drop_malformed(malformed),
+            let (source, datagram) = match self.read(&mut buffer)? {
+                Next::Datagram(source, length) => (Some(source), &buffer[..length]),
+                Next::Replay(length) => (None, &buffer[..length]),
+                Next::Reload => {
+                    self.reload_now(engine);
+                    continue;
+                }
+                Next::End => break,
+            };
+            let header =
+                source.map_or(Header::Required, |source| self.sources[source].source.header());
+            let event = match Uevent::parse(datagram, header) {
+                Ok(event) => event,
+                Err(malformed) => {
+                    self.drop_malformed(malformed);
+                    continue;
+                }
+            };
+            match source.map_or(Verdict::Act, |source| self.judge(source, &event, &mut first)) {
+                Verdict::Act => {
+                    self.counters.received += u64::from(source.is_some());
+                    self.act(engine, source, datagram, &event)?;
+                }
+                Verdict::RemoveFirst => {
+                    self.recovery.hold_back(source, datagram);
+                    if let Ok(event) = Uevent::parse(&first, Header::Required) {
+                        self.counters.replayed[0] += 1;
+                        self.act(engine, None, &first, &event)?;
                     }
                 }
-                Next::Reload => self.reload_now(engine),
-                Next::End => break,
+                Verdict::Stale | Verdict::StaleIfListed => self.pass_over(source, &event),
             }
         }
         self.notifier.stopping();
@@ -317,15 +354,27 @@ impl Daemon {
                 self.turn(None, None)?;
                 continue;
             }
-            let Some(index) = self.next_ready() else {
-                self.watch_sources();
-                self.turn(None, None)?;
-                continue;
-            };
             if self.reads_left == 0 {
                 self.turn(Some(Duration::ZERO), None)?;
                 continue;
             }
+            if let Some((source, length)) = self.recovery.take_held_back(buffer) {
+                return Ok(Next::Datagram(source, length));
+            }
+            let ready = self.next_ready();
+            match self.recover(ready.is_none(), buffer) {
+                Recovered::Proceed => {}
+                Recovered::Again => {
+                    self.reads_left -= 1;
+                    continue;
+                }
+                Recovered::Event(length) => return Ok(Next::Replay(length)),
+            }
+            let Some(index) = ready else {
+                self.watch_sources();
+                self.turn(None, None)?;
+                continue;
+            };
             self.reads_left -= 1;
             self.turn_of = index + 1;
             if let Some(length) = self.receive(index, buffer) {
@@ -343,12 +392,18 @@ impl Daemon {
         let now = self.now();
         let watched = &mut self.sources[index];
         let failed_before = std::mem::take(&mut watched.failed);
-        match watched.source.receive(buffer) {
+        let received = watched.source.receive(buffer);
+        if watched.is_kernels && !matches!(received, Received::Empty) {
+            self.recovery.took_one();
+        }
+        match received {
             Received::Datagram(length) => return Some(length),
             Received::Empty => {
                 watched.ready = false;
-                self.requests.found_empty(index);
-                self.answer_requests();
+                if self.recovery.is_quiet() {
+                    self.requests.found_empty(index);
+                    self.answer_requests();
+                }
             }
             Received::Overrun => {
                 self.counters.overruns += 1;
@@ -357,6 +412,7 @@ impl Daemon {
                      ({} so far); going on with those that are queued",
                     self.counters.overruns
                 );
+                self.note_overrun(index);
             }
             Received::Foreign(sender) => {
                 self.drop_datagram(Dropped::Foreign, &format_args!("sent by {sender}"));
@@ -400,6 +456,22 @@ impl Daemon {
         self.answer_requests();
     }
 
+    /// Leaves out an event that a scan has overtaken.
+    fn pass_over(&mut self, source: Option<usize>, event: &Uevent<'_>) {
+        log::debug!("{event}: passed over, as it was acted on already or is over");
+        self.counters.received += 1;
+        self.counters.stale += 1;
+        self.note_acted_on(source, event);
+    }
+
+    /// Tells those who wait for it.
+    fn note_acted_on(&mut self, source: Option<usize>, event: &Uevent<'_>) {
+        // Before that, events may be missing that were sent earlier.
+        let settles = source.filter(|_| self.recovery.is_quiet());
+        self.requests.acted_on(settles, event);
+        self.answer_requests();
+    }
+
     fn drop_malformed(&mut self, malformed: Malformed) {
         self.drop_datagram(Dropped::Malformed, &format_args!("{malformed}"));
     }
@@ -415,13 +487,16 @@ impl Daemon {
     /// Carries out the plan for an event, as the machine says.
     fn act(
         &mut self,
-        source: usize,
+        engine: &mut Engine,
+        source: Option<usize>,
         datagram: &[u8],
         event: &Uevent<'_>,
-        plan: &Plan<'_>,
-        hands: Option<&mut Hands>,
     ) -> io::Result<()> {
+        let (plan, hands) = engine.plan(event);
         self.unwatch_sources();
+        if self.is_tracked(source) {
+            self.recovery.begin(event);
+        }
         let (steps, since) = (plan.steps(), self.now());
         let (failed, refused) = (false, None);
         let deed = Deed { source, since, datagram, event, steps, failed, refused, hands };
@@ -464,7 +539,12 @@ impl Daemon {
             };
         }
         match deed.step() {
-            None => self.outlets.pass_on(deed.datagram, self.now()),
+            None => {
+                if self.is_tracked(deed.source) {
+                    self.recovery.finish(event, deed.source.is_none());
+                }
+                self.outlets.pass_on(deed.datagram, self.now());
+            }
             Some(step) => {
                 deed.failed = true;
                 log::error!("{event}: not completed, from here on: {step}");
@@ -475,9 +555,13 @@ impl Daemon {
         } else {
             self.counters.handled += 1;
         }
-        self.requests.acted_on(deed.source, event);
-        self.answer_requests();
+        self.note_acted_on(deed.source, event);
         Ok(())
+    }
+
+    /// Whether events from there tell which devices there are.
+    fn is_tracked(&self, source: Option<usize>) -> bool {
+        source.is_none_or(|source| self.sources[source].is_kernels)
     }
 
     /// Begins the step at hand.
@@ -639,6 +723,7 @@ impl Daemon {
             self.control.as_ref().and_then(Server::deadline),
             self.requests.deadline(),
             self.update.deadline(),
+            self.recovery.deadline(),
         ];
         let deadline = deadlines.into_iter().flatten().min();
         let until_deadline = deadline.map(|at| at.saturating_sub(self.now()));

@@ -261,6 +261,15 @@ impl Source {
         address.map_or(0, |address| address.groups())
     }
 
+    /// Whether this is where the kernel sends its uevents.
+    pub fn is_kernels(&self) -> bool {
+        let uevents = Some(Protocol::KOBJECT_UEVENT.number());
+        self.kind == Kind::Netlink
+            && self.groups() & KERNEL_GROUP != 0
+            && sockopt::socket_protocol(&self.fd)
+                .is_ok_and(|protocol| protocol.map(|p| p.as_raw().get()) == uevents)
+    }
+
     /// Whether a datagram from here has to begin with a header.
     pub fn header(&self) -> Header {
         match self.kind {

@@ -147,16 +147,18 @@ impl<I: Copy + PartialEq> Requests<I> {
         }
     }
 
-    /// An event from this socket has been acted on, to its end.
-    pub fn acted_on(&mut self, socket: usize, event: &Uevent<'_>) {
+    /// An event has been acted on, to its end. `socket` is where it came from, if
+    /// all that came from there before it has been acted on too.
+    pub fn acted_on(&mut self, socket: Option<usize>, event: &Uevent<'_>) {
         if self.requests.is_empty() {
             return;
         }
         let number = event.last(b"SEQNUM").and_then(|text| text.to_str().ok()?.parse::<u64>().ok());
         for request in &mut self.requests {
             request.met |= request.want.met_by(event);
-            if request.last.is_some() && number > request.last && !request.unsettled.is_empty() {
-                request.unsettled.retain(|&unsettled| unsettled != socket);
+            let later = request.last.is_some() && number > request.last;
+            if socket.is_some() && later && !request.unsettled.is_empty() {
+                request.unsettled.retain(|&unsettled| Some(unsettled) != socket);
                 request.look = request.unsettled.is_empty();
             }
         }

@@ -22,6 +22,10 @@ pub struct Status<'a> {
     pub queue: Queue,
     /// What was counted.
     pub counters: Counters,
+    /// What was missed is being made up for.
+    pub recovering: bool,
+    /// How many devices are known.
+    pub devices: usize,
     /// What decides.
     pub engine: &'a Engine,
     /// Since the daemon was started; updates do not count.
@@ -117,7 +121,9 @@ impl Status<'_> {
 
     /// A JSON object, in one line.
     pub fn json(&self) -> String {
-        let Counters { received, handled, failed, timed_out, retried, overruns, dropped } =
+        let Counters { received, handled, failed, timed_out, retried, overruns, dropped, .. } =
+            self.counters;
+        let Counters { stale, scans, replayed: [removed, added, changed], recovery, .. } =
             self.counters;
         let pid = match self.activity {
             Activity::Running { pid, .. } => Some(pid),
@@ -153,8 +159,18 @@ impl Status<'_> {
                 json.plain("failed", failed);
                 json.plain("timed_out", timed_out);
                 json.plain("retried", retried);
+                json.plain("stale", stale);
             });
             json.plain("overruns", overruns);
+            json.object("recovery", |json| {
+                json.plain("active", self.recovering);
+                json.plain("scans", scans);
+                json.plain("removed", removed);
+                json.plain("added", added);
+                json.plain("changed", changed);
+                json.plain("seconds", Seconds(recovery));
+            });
+            json.plain("devices", self.devices);
             json.object("dropped", |json| {
                 for (kind, count) in Dropped::ALL.iter().zip(dropped) {
                     json.plain(&kind.to_string(), count);
@@ -204,8 +220,15 @@ impl Status<'_> {
         metrics.family("plugd_queue_limit_bytes", "gauge", "bytes", help);
         metrics.sample("plugd_queue_limit_bytes", &[], self.queue.limit);
 
-        let Counters { received, handled, failed, timed_out, retried, overruns, dropped } =
+        let Counters { received, handled, failed, timed_out, retried, overruns, dropped, .. } =
             self.counters;
+        let Counters { stale, scans, replayed: [removed, added, changed], recovery, .. } =
+            self.counters;
+        metrics.family("plugd_devices", "gauge", "", "Devices that are known.");
+        metrics.sample("plugd_devices", &[], self.devices);
+        let help = "How long it took last to look for all devices and act on what was missed.";
+        metrics.family("plugd_recovery_seconds", "gauge", "seconds", help);
+        metrics.sample("plugd_recovery_seconds", &[], Seconds(recovery));
         let mut counter = |name: &str, help: &str, value| {
             metrics.family(name, "counter", "", help);
             metrics.sample(&format!("{name}_total"), &[], value);
@@ -215,12 +238,19 @@ impl Status<'_> {
         counter("plugd_events_failed", "Events acted on without success.", failed);
         counter("plugd_events_timed_out", "Events whose program took too long.", timed_out);
         counter("plugd_retries", "Attempts to start a program that were repeated.", retried);
+        counter("plugd_events_stale", "Events left out, overtaken by a scan.", stale);
+        counter("plugd_scans", "Times that all devices were looked for.", scans);
         counter("plugd_overruns", "Overruns of the kernel's receive buffer.", overruns);
         counter(
             "plugd_kernel_drops",
             "Datagrams that the kernel dropped for want of room.",
             self.queue.drops,
         );
+        let help = "Events made up for what was missed, by their action.";
+        metrics.family("plugd_events_replayed", "counter", "", help);
+        for (action, count) in [("remove", removed), ("add", added), ("change", changed)] {
+            metrics.sample("plugd_events_replayed_total", &[("action", action)], count);
+        }
         let help = "Datagrams that were read and are no events, by what is wrong with them.";
         metrics.family("plugd_datagrams_dropped", "counter", "", help);
         for (kind, count) in Dropped::ALL.iter().zip(dropped) {
@@ -249,7 +279,9 @@ impl fmt::Display for Status<'_> {
             f.write_str("; paused after that")?;
         }
         let Queue { bytes, limit, drops } = self.queue;
-        let Counters { received, handled, failed, timed_out, retried, overruns, dropped } =
+        let Counters { received, handled, failed, timed_out, retried, overruns, dropped, .. } =
+            self.counters;
+        let Counters { stale, scans, replayed: [removed, added, changed], recovery, .. } =
             self.counters;
         let seconds = self.uptime.as_secs();
         let (days, hours, minutes) = (seconds / 86400, seconds / 3600 % 24, seconds / 60 % 60);
@@ -260,6 +292,14 @@ impl fmt::Display for Status<'_> {
              ({timed_out} timed out), {retried} retried"
         )?;
         writeln!(f, "lost     {overruns} overruns, {drops} drops")?;
+        let now = if self.recovering { "under way, " } else { "" };
+        writeln!(
+            f,
+            "replayed {now}{removed} removals, {added} additions, {changed} changes, of {scans} scans \
+             (the last one {} s); {stale} events stale",
+            Seconds(recovery)
+        )?;
+        writeln!(f, "devices  {} known", self.devices)?;
         f.write_str("dropped ")?;
         for (i, (kind, count)) in Dropped::ALL.iter().zip(dropped).enumerate() {
             write!(f, "{} {count} {kind}", if i == 0 { "" } else { "," })?;
@@ -404,6 +444,10 @@ mod tests {
             retried: 2,
             overruns: 1,
             dropped: [10, 11, u64::MAX],
+            stale: 6,
+            scans: 7,
+            replayed: [13, 14, 15],
+            recovery: Duration::from_millis(16),
         }
     }
 
@@ -415,6 +459,8 @@ mod tests {
             stopping: false,
             queue: Queue { bytes: 832, limit: 268_435_456, drops: 12 },
             counters: counters(),
+            recovering: false,
+            devices: 17,
             engine: &engine,
             uptime: Duration::from_millis(90_061_500),
             pid: 42,
@@ -435,6 +481,8 @@ mod tests {
             stopping: false,
             queue: Queue::default(),
             counters: counters(),
+            recovering: false,
+            devices: 17,
             engine: &engine,
             uptime: Duration::ZERO,
             pid: 42,
@@ -454,6 +502,8 @@ mod tests {
 queue    832 bytes of 256 MiB
 events   9 received, 5 handled, 4 failed (3 timed out), 2 retried
 lost     1 overruns, 12 drops
+replayed 13 removals, 14 additions, 15 changes, of 7 scans (the last one 0.016 s); 6 events stale
+devices  17 known
 dropped  10 foreign, 11 truncated, 18446744073709551615 malformed
 engine   handler /bin/\"\\\n\xff\xc3\xa9
 uptime   1 d 01:01:01

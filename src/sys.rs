@@ -9,7 +9,7 @@ use std::ffi::{CStr, c_char, c_int, c_void};
 use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
-use std::ptr;
+use std::ptr::{self, NonNull};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::io::{Errno, FdFlags};
@@ -494,6 +494,69 @@ fn socket_option<const N: usize>(
         return Err(io::Error::last_os_error());
     }
     Ok((value, usize::try_from(length).unwrap_or(0) / size_of::<u32>()))
+}
+
+/// A file in memory: what is written here is in the file, and stays there when
+/// the process ends in whatever way.
+#[derive(Debug, Default)]
+pub struct Mapping {
+    /// Page-aligned; dangling if there are no bytes.
+    start: Option<NonNull<u8>>,
+    length: usize,
+}
+
+impl Mapping {
+    /// Maps the first `length` bytes of a file that is open for reading and
+    /// writing, and has as many. The caller sees to it that no other process
+    /// writes or truncates it, by permissions and by locking it: whoever can do
+    /// that all the same can as well write to the memory of this process.
+    ///
+    /// # Errors
+    /// Those of mmap(2).
+    pub(crate) fn of(file: BorrowedFd<'_>, length: usize) -> io::Result<Self> {
+        if length == 0 {
+            return Ok(Self::default());
+        }
+        // SAFETY: the kernel chooses an address range that nothing else uses.
+        let start = unsafe {
+            libc::mmap(
+                ptr::null_mut(),
+                length,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_SHARED,
+                file.as_raw_fd(),
+                0,
+            )
+        };
+        if start == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(Self { start: NonNull::new(start.cast()), length })
+    }
+
+    /// The bytes.
+    pub(crate) fn bytes(&self) -> &[u8] {
+        let Some(start) = self.start else { return &[] };
+        // SAFETY: that many bytes are mapped there for as long as this lives,
+        // and changed by nobody but through a mutable borrow of it.
+        unsafe { std::slice::from_raw_parts(start.as_ptr(), self.length) }
+    }
+
+    /// The bytes, to be changed.
+    pub(crate) fn bytes_mut(&mut self) -> &mut [u8] {
+        let Some(start) = self.start else { return &mut [] };
+        // SAFETY: as above, and this is the only borrow.
+        unsafe { std::slice::from_raw_parts_mut(start.as_ptr(), self.length) }
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        if let Some(start) = self.start {
+            // SAFETY: it was mapped by `of`, and no borrow of it is left.
+            unsafe { libc::munmap(start.as_ptr().cast(), self.length) };
+        }
+    }
 }
 
 /// Blocks all signals that can be: what comes now waits, across execve(2) too,

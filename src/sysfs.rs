@@ -14,7 +14,7 @@ use std::path::Path;
 use std::vec;
 
 use rustix::buffer::spare_capacity;
-use rustix::fs::{FileType, OFlags, RawDir, readlinkat_raw};
+use rustix::fs::{FileType, OFlags, RawDir, fstat, readlinkat_raw};
 use rustix::io::{Errno, read, retry_on_intr, write};
 
 use crate::beneath::{Beneath, Failed, Why, check, strip_root};
@@ -76,7 +76,7 @@ impl Sysfs {
             .map_err(|why| Failed::new("trigger an event by", &path, why))
     }
 
-    /// Finds all devices, and begins to look at them.
+    /// Finds all devices.
     ///
     /// They are found by the links in /sys/bus and /sys/class, where every
     /// device is that an event can come of: a third of the system calls that
@@ -85,7 +85,7 @@ impl Sysfs {
     ///
     /// # Errors
     /// If there is neither a directory for buses nor one for classes.
-    pub fn scan(&self) -> Result<Scan<'_>, Failed> {
+    pub fn list(&self) -> Result<Listing, Failed> {
         let mut gathering = Gathering::default();
         let buses = gathering.subsystems(&self.below, b"bus", b"/devices");
         let classes = gathering.subsystems(&self.below, b"class", b"");
@@ -99,29 +99,109 @@ impl Sysfs {
                 Err(error) => gathering.failed.push(Failed::new("list devices in", path, error)),
             }
         }
-        let Gathering { mut devices, text, failed, .. } = gathering;
-        // Parents before their children, and of a device found twice the bus first.
+        let Gathering { mut devices, text, failed } = gathering;
+        // Of a device found twice the bus comes first.
         devices.sort_unstable_by(|a, b| {
-            text[a.path.clone()]
-                .cmp(&text[b.path.clone()])
-                .then(a.subsystem.start.cmp(&b.subsystem.start))
+            (a.rank, &text[a.path.clone()], a.subsystem.start).cmp(&(
+                b.rank,
+                &text[b.path.clone()],
+                b.subsystem.start,
+            ))
         });
         devices.dedup_by(|b, a| text[a.path.clone()] == text[b.path.clone()]);
-        Ok(Scan {
-            sys: &self.below,
-            devices: devices.into_iter(),
-            text,
-            failed: failed.into_iter(),
-            variables: Vec::with_capacity(8192),
-            event: Vec::with_capacity(4096),
-        })
+        Ok(Listing { devices, text, failed })
     }
+
+    /// Finds all devices, and begins to look at them.
+    ///
+    /// # Errors
+    /// As those of [`Sysfs::list`].
+    pub fn scan(&self) -> Result<Scan<'_>, Failed> {
+        let mut listing = self.list()?;
+        let failed = std::mem::take(&mut listing.failed).into_iter();
+        Ok(Scan { sys: self, listing, next: 0, failed, reader: Reader::default() })
+    }
+
+    /// Whether there is certainly nothing at the path of a device.
+    pub fn is_gone(&self, devpath: &[u8]) -> bool {
+        let Ok(name) = strip_root(devpath) else { return true };
+        matches!(self.below.open(name, OFlags::PATH), Err(Errno::NOENT | Errno::NOTDIR))
+    }
+
+    /// Whether there is a bus or a class of that name, whose devices are listed.
+    pub fn lists(&self, subsystem: &[u8]) -> bool {
+        check(subsystem).is_ok()
+            && [&b"class/"[..], b"bus/"]
+                .into_iter()
+                .any(|kind| self.below.open(&[kind, subsystem].concat(), OFlags::PATH).is_ok())
+    }
+
+    /// The inode number of a device's file `uevent`: another device that comes to
+    /// the same path later has another one (fs/kernfs/dir.c).
+    pub fn incarnation(&self, devpath: &[u8]) -> Option<u64> {
+        let path = [devpath, b"/uevent"].concat();
+        let file = self.below.open(strip_root(&path).ok()?, OFlags::PATH).ok()?;
+        Some(fstat(&file).ok()?.st_ino)
+    }
+
+    /// The SEQNUM of the last event that the kernel has sent.
+    pub fn last_event(&self) -> Option<u64> {
+        let file = self.below.open(b"kernel/uevent_seqnum", OFlags::RDONLY).ok()?;
+        let mut text = Vec::new();
+        append_file(&file, &mut text).ok()?;
+        std::str::from_utf8(&text).ok()?.trim_end().parse().ok()
+    }
+}
+
+/// All devices that there were, parents before their children; those made of
+/// other devices come last.
+#[derive(Debug)]
+pub struct Listing {
+    devices: Vec<Found>,
+    text: Vec<u8>,
+    /// What could not be listed.
+    pub failed: Vec<Failed>,
+}
+
+impl Listing {
+    /// How many devices.
+    pub fn len(&self) -> usize {
+        self.devices.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.devices.is_empty()
+    }
+
+    /// The DEVPATH of one, by its index.
+    pub fn path(&self, index: usize) -> &[u8] {
+        &self.text[self.devices[index].path.clone()]
+    }
+
+    /// The name of its bus or class.
+    pub fn subsystem(&self, index: usize) -> &[u8] {
+        &self.text[self.devices[index].subsystem.clone()]
+    }
+}
+
+/// What is made of other devices, or of others beside it, is listed after them:
+/// arrays and mapped disks after disks, and the control node of a sound card,
+/// which tells that the card is complete, after its other nodes.
+fn rank(path: &[u8]) -> u8 {
+    const LATE: [&[u8]; 2] = [b"/devices/virtual/block/md", b"/devices/virtual/block/dm-"];
+    if LATE.iter().any(|late| path.starts_with(late)) {
+        return 1;
+    }
+    u8::from(path.split(|&b| b == b'/').any(|component| component.starts_with(b"controlC")))
 }
 
 /// A device that was found.
 #[derive(Debug)]
 struct Found {
-    /// Relative to the root of sysfs.
+    /// When its turn is.
+    rank: u8,
+    /// Its DEVPATH.
     path: Range<usize>,
     /// The name of its bus or class.
     subsystem: Range<usize>,
@@ -189,9 +269,11 @@ impl Gathering {
             }
             if device.starts_with(b"devices/") && check(device).is_ok() && target.len() < LINK_MAX {
                 let start = self.text.len();
+                self.text.push(b'/');
                 self.text.extend_from_slice(device);
                 let path = start..self.text.len();
-                self.devices.push(Found { path, subsystem: subsystem.clone() });
+                let rank = rank(&self.text[path.clone()]);
+                self.devices.push(Found { rank, path, subsystem: subsystem.clone() });
             }
         }
         Ok(())
@@ -201,17 +283,14 @@ impl Gathering {
 /// Longer than the path of any device: it would not fit into an event.
 const LINK_MAX: usize = 4096;
 
-/// A walk through all devices, parents before their children.
+/// A walk through all devices, in the order of their [`Listing`].
 #[derive(Debug)]
 pub struct Scan<'a> {
-    sys: &'a Beneath,
-    devices: vec::IntoIter<Found>,
-    /// What the ranges are of.
-    text: Vec<u8>,
+    sys: &'a Sysfs,
+    listing: Listing,
+    next: usize,
     failed: vec::IntoIter<Failed>,
-    /// What is in a file `uevent`; before that, its path.
-    variables: Vec<u8>,
-    event: Vec<u8>,
+    reader: Reader,
 }
 
 impl Scan<'_> {
@@ -226,33 +305,77 @@ impl Scan<'_> {
         if let Some(failed) = self.failed.next() {
             return Some(Err(failed));
         }
-        loop {
-            let Found { path, subsystem } = self.devices.next()?;
-            match self.read_device(path.clone(), subsystem) {
-                Err(Errno::NOENT | Errno::NODEV) => {}
-                Ok(()) => return Some(Ok(&self.event)),
-                Err(error) => {
-                    let path = [b"/", &self.text[path]].concat();
-                    return Some(Err(Failed::new("read device", &path, error)));
-                }
+        while self.next < self.listing.len() {
+            let index = self.next;
+            self.next += 1;
+            match self.reader.read(self.sys, &self.listing, index, "add") {
+                Err(error) => return Some(Err(error)),
+                Ok(false) => {}
+                Ok(true) => return Some(Ok(&self.reader.event)),
             }
+        }
+        None
+    }
+}
+
+/// Reads devices back as events.
+#[derive(Debug)]
+pub struct Reader {
+    /// What is in a file `uevent`; before that, its path.
+    variables: Vec<u8>,
+    /// The datagram of the event, without a SEQNUM.
+    pub event: Vec<u8>,
+    /// The inode number of the file `uevent` that it was read from.
+    pub incarnation: u64,
+}
+
+impl Default for Reader {
+    fn default() -> Self {
+        let (variables, event) = (Vec::with_capacity(8192), Vec::with_capacity(4096));
+        Self { variables, event, incarnation: 0 }
+    }
+}
+
+impl Reader {
+    /// Reads a device as the event that the kernel would send for it now, with
+    /// this action. Returns whether it is there.
+    ///
+    /// # Errors
+    /// If its file cannot be read.
+    pub fn read(
+        &mut self,
+        sys: &Sysfs,
+        listing: &Listing,
+        index: usize,
+        action: &str,
+    ) -> Result<bool, Failed> {
+        let path = listing.path(index);
+        match self.make_event(&sys.below, path, listing.subsystem(index), action.as_bytes()) {
+            Ok(()) => Ok(true),
+            Err(Errno::NOENT | Errno::NODEV) => Ok(false),
+            Err(error) => Err(Failed::new("read device", path, error)),
         }
     }
 
-    /// Makes the event of a device.
-    fn read_device(&mut self, path: Range<usize>, subsystem: Range<usize>) -> Result<(), Errno> {
-        let (path, subsystem) = (&self.text[path], &self.text[subsystem]);
+    fn make_event(
+        &mut self,
+        sys: &Beneath,
+        path: &[u8],
+        subsystem: &[u8],
+        action: &[u8],
+    ) -> Result<(), Errno> {
         self.variables.clear();
         self.variables.extend_from_slice(path);
         self.variables.extend_from_slice(b"/uevent");
-        let file = self.sys.open(&self.variables, OFlags::RDONLY)?;
+        let file = sys.open(&self.variables[1..], OFlags::RDONLY)?;
+        self.incarnation = fstat(&file)?.st_ino;
         self.variables.clear();
         append_file(&file, &mut self.variables)?;
         if self.variables.contains(&0) {
             return Err(Errno::BADMSG);
         }
         self.event.clear();
-        for part in [b"add@/", path, b"\0ACTION=add\0DEVPATH=/", path] {
+        for part in [action, b"@", path, b"\0ACTION=", action, b"\0DEVPATH=", path] {
             self.event.extend_from_slice(part);
         }
         for part in [b"\0SUBSYSTEM=", subsystem, b"\0"] {

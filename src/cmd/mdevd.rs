@@ -14,9 +14,10 @@ use crate::signals::Manner;
 use crate::{logging, sys};
 
 use super::options::{self, BYTES, GROUPS};
+use super::recovery_options::{Coldplug, State};
 use super::rules::{self, Files};
 use super::run::{self, Options, Work};
-use super::{Command, Request, mdevd_coldplug};
+use super::{Command, Request};
 
 pub(super) const COMMAND: Command = Command {
     name: "mdevd",
@@ -112,9 +113,10 @@ fn main(parser: lexopt::Parser, log_name: &'static str) -> Result<Request, Fatal
         Input::Stdin => open_stdin()?,
         Input::Netlink => run::open_source(asked.intake, options.receive_buffer_size)?,
     };
+    options.sys = sys_root;
     if asked.coldplug {
-        // What comes of it waits in the kernel.
-        mdevd_coldplug::trigger_all(&sys_root, |_| {})?;
+        options.recovery.coldplug = Some(Coldplug::Kernel);
+        options.recovery.state = State::None;
     }
     let counters = run::serve(&options, &mut engine, vec![source], prepared, None)?;
     if asked.input == Input::Stdin && counters.dropped[Dropped::Malformed as usize] > 0 {

@@ -16,6 +16,7 @@ mod mdevd_netlink;
 mod netlink_datagram_socket_listen;
 mod options;
 mod plug_and_play_event_handler;
+mod recovery_options;
 mod rules;
 mod run;
 

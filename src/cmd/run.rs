@@ -4,7 +4,7 @@ use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io;
 use std::os::fd::{OwnedFd, RawFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use lexopt::Arg::{Long, Short, Value};
@@ -29,12 +29,14 @@ use crate::notify::Notifier;
 use crate::plan::Program;
 use crate::presence::Presence;
 use crate::rebroadcast::{Multicast, Outlets, Output};
+use crate::recovery::Changes;
 use crate::signals::Manner;
 use crate::status;
 use crate::{logging, sys};
 
 use super::daemon_options::{DaemonOption, DaemonOptions, Prepared};
 use super::options::{self, BYTES, GROUPS, HIGH_FD, SECONDS};
+use super::recovery_options::{CHANGES, Coldplug, RecoveryOptions, State};
 use super::rules::{self, Files};
 use super::{Command, Request, quoted};
 
@@ -69,12 +71,25 @@ Where events come from:
                                   Without, this is checked where the socket has
                                   SO_PASSCRED and the user namespace has a root
 
+What about devices that are there already, or that were missed:
+      --coldplug                  at the start, act on all devices that are there;
+                                  after a restart, on those that are not the same
+      --coldplug=kernel           have the kernel tell of them instead of reading
+                                  /sys, for programs beside plugd that listen
+      --state FILE                keep there what is known of devices, for the next
+                                  start; or none [/run/plugd/NAME.state with
+                                  --coldplug, NAME as in --control]
+      --replay-change WHICH       after events were lost, act also on the devices
+                                  that were there before and are still: yes, no,
+                                  or only those of these SUBSYSTEMs, with commas
+                                  between them [yes]
+      --sys DIR                   where sysfs is [/sys]
+
 Where the rules are and what they act on (without PROG):
       --conf FILE                 the rules; FILE.d/*.conf come after them
                                   [/etc/mdev.conf]. If there are none, nodes are
                                   made as root's with mode 0660, nothing else
       --dev DIR                   where device nodes go [/dev]
-      --sys DIR                   where sysfs is [/sys]
       --firmware DIR              where firmware comes from [/lib/firmware]
   -n, --dry-run                   print what would be done, and do nothing
 
@@ -127,7 +142,8 @@ Signals:
   HUP         read the rules anew; if there is a mistake in them, it is told and
               the old ones stay (there is nothing to reload for a PROG)
   USR1        write the counters to the log
-  ALRM        rescan (not yet)
+  ALRM        rescan: compare the devices that are there with those that are
+              known, and act on the difference
   USR2        update: go on as the program that is in plugd's file now
 
 Examples:
@@ -166,6 +182,9 @@ pub(super) struct Options {
     /// Gets a newline when plugd is ready.
     pub(super) notify_fd: Option<RawFd>,
     pub(super) daemon: DaemonOptions,
+    pub(super) recovery: RecoveryOptions,
+    /// Where sysfs is.
+    pub(super) sys: PathBuf,
     pub(super) work: Work,
 }
 
@@ -199,6 +218,8 @@ impl Options {
             control_mode: Mode::RUSR | Mode::WUSR,
             notify_fd: None,
             daemon: DaemonOptions::default(),
+            recovery: RecoveryOptions::default(),
+            sys: "/sys".into(),
             work,
         }
     }
@@ -257,6 +278,26 @@ fn parse(mut parser: lexopt::Parser) -> Result<Result<Options, Request>, Fatal> 
                 options.limits.kill_after =
                     options::value(&mut parser, "--kill-after", SECONDS, options::seconds)?;
             }
+            Long("coldplug") => {
+                options.recovery.coldplug = Some(match parser.optional_value() {
+                    None => Coldplug::Scan,
+                    Some(how) if how == "kernel" => Coldplug::Kernel,
+                    Some(how) => {
+                        let how = quoted(&how);
+                        return Err(Fatal::Usage(format!("--coldplug={how}: expected kernel")));
+                    }
+                });
+            }
+            Long("state") => {
+                let file = parser.value()?;
+                options.recovery.state =
+                    if file == "none" { State::None } else { State::File(file.into()) };
+            }
+            Long("replay-change") => {
+                let option = "--replay-change";
+                options.recovery.changes =
+                    options::value(&mut parser, option, CHANGES, Changes::parse)?;
+            }
             Long("conf") => files.conf = parser.value()?.into(),
             Long("dev") => files.dev = parser.value()?.into(),
             Long("sys") => files.sys = parser.value()?.into(),
@@ -301,7 +342,11 @@ fn parse(mut parser: lexopt::Parser) -> Result<Result<Options, Request>, Fatal> 
             },
         }
     }
+    options.sys = files.sys.clone();
     options.work = program.unwrap_or(Work::Rules { files, dry_run });
+    if dry_run {
+        options.recovery.state = State::None;
+    }
     Ok(Ok(options))
 }
 
@@ -412,6 +457,12 @@ pub(super) fn serve(
         Work::Rules { files, dry_run: false } => Some(open_directory(&files.dev)?),
         Work::Rules { .. } | Work::Program(..) => None,
     };
+    let engine_status = engine_status(options, engine);
+    let judges = options.manner != Manner::Nosh;
+    let (address, sys_root) = (options.control.as_ref(), &options.sys);
+    let recovery = &options.recovery;
+    let recovery =
+        recovery.settings(sys_root, address, &engine_status, judges, handover.as_ref())?;
     let mut started = prepared.start()?;
     if let Some(dev) = dev {
         fchdir(dev).map_err(|e| Fatal::system("go to the directory of nodes", e))?;
@@ -424,11 +475,12 @@ pub(super) fn serve(
         notifier,
         presence: match &options.work {
             Work::Rules { files, .. } => Presence::below(&files.sys, &files.dev),
-            Work::Program(..) => Presence::below(Path::new("/sys"), Path::new("/dev")),
+            Work::Program(..) => Presence::below(&options.sys, Path::new("/dev")),
         },
-        engine: engine_status(options, engine),
+        engine: engine_status,
         may_update: may_update(options),
         outlets,
+        recovery,
     })
     .map_err(|e| Fatal::system("set up the event loop", e))?;
     if let Some(handover) = handover {

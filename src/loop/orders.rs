@@ -37,7 +37,10 @@ impl Daemon {
             Order::Stop => self.stop(),
             Order::Reload => self.reload(),
             Order::Report => Reply::ok(self.counters.to_string()),
-            Order::Rescan => Reply::no("plugd does not rescan yet"),
+            Order::Rescan => match self.begin_rescan() {
+                Ok(()) => Reply::ok("looking for all devices"),
+                Err(why) => Reply::no(format!("nothing to rescan: {why}")),
+            },
             Order::Update => match self.begin_update() {
                 Ok(text) => Reply::ok(text),
                 Err(text) => Reply::no(format!("not updated: {text}")),
@@ -112,6 +115,7 @@ impl Daemon {
         for id in control.take_lost() {
             self.requests.remove(id);
             self.update.forget(id);
+            self.recovery.forget(id);
             self.reloaders.retain(|reloader| *reloader != id);
         }
         if let Some(limit) = control.open_files() {
@@ -166,7 +170,14 @@ impl Daemon {
                 self.reloaders.push(id);
                 return None;
             }
-            Command::Rescan => self.obey(Order::Rescan, &by("rescan")),
+            Command::Rescan => {
+                let reply = self.obey(Order::Rescan, &by("rescan"));
+                if reply.outcome == Outcome::Ok {
+                    self.recovery.tell(id);
+                    return None;
+                }
+                reply
+            }
             Command::Stop => self.obey(Order::Stop, &by("stop")),
             Command::Update => {
                 let reply = self.obey(Order::Update, &by("update"));
@@ -225,6 +236,8 @@ impl Daemon {
             stopping: stopping || self.inbox.contains(&Input::Stop),
             queue,
             counters: self.counters,
+            recovering: !self.recovery.is_quiet(),
+            devices: self.recovery.inventory.len(),
             engine: &self.engine,
             uptime: now,
             pid: std::process::id(),

@@ -31,6 +31,7 @@ use crate::handover::{self, Handover, InHand, Unreadable};
 use crate::logging;
 use crate::machine::{State, Stop, Time};
 use crate::rebroadcast::Output;
+use crate::state_file::Store;
 use crate::sys;
 
 use super::{Daemon, Deed, Watch, register};
@@ -232,7 +233,11 @@ impl Daemon {
 
     /// Returns only if that fails.
     fn become_new(&mut self, deed: Option<&Deed<'_>>) -> io::Error {
-        let handover = self.hand_over(deed);
+        let copy = match self.copy_inventory() {
+            Ok(copy) => copy,
+            Err(error) => return error,
+        };
+        let handover = self.hand_over(deed, copy.as_ref());
         let Err(error) = self.execute(&handover);
         if let Err(error) = sys::keep_across_exec(handover.fds(), false) {
             log::error!("cannot set file descriptors close-on-exec: {}", reason(&error));
@@ -261,12 +266,14 @@ impl Daemon {
         Err(sys::execute(&file, strings(&arguments), strings(&environment)))
     }
 
-    fn hand_over(&self, deed: Option<&Deed<'_>>) -> Handover {
+    fn hand_over(&self, deed: Option<&Deed<'_>>, copy: Option<&File>) -> Handover {
         let (level, chosen) = logging::current();
         let open = || self.sources.iter().filter(|watched| !watched.ended);
+        // Those that have ended are not handed over.
+        let open_before =
+            |source| self.sources[..source].iter().filter(|watched| !watched.ended).count();
         let event = deed.map(|deed| InHand {
-            // Those that have ended are not handed over.
-            source: self.sources[..deed.source].iter().filter(|watched| !watched.ended).count(),
+            source: deed.source.map(open_before),
             datagram: deed.datagram.to_vec(),
             steps_done: deed.steps.done(),
             failed: deed.failed,
@@ -287,7 +294,28 @@ impl Daemon {
             log_level: chosen.then(|| level.into()),
             open_files: control.and_then(Server::open_files),
             output: self.outlets.output.as_ref().and_then(Output::between_events),
+            state_file: match self.recovery.inventory.storage() {
+                Store::File(file) => Some(file.as_raw_fd()),
+                Store::Memory(_) => None,
+            },
+            inventory: copy.map(AsRawFd::as_raw_fd),
+            trust: self.recovery.trust,
+            unfinished: self.recovery.unfinished(),
+            held_back: self
+                .recovery
+                .held_back
+                .as_ref()
+                .map(|(source, datagram)| (open_before(*source), datagram.clone())),
         }
+    }
+
+    /// What is known of devices, in a file in memory, if it is in none already.
+    fn copy_inventory(&self) -> io::Result<Option<File>> {
+        let Store::Memory(bytes) = self.recovery.inventory.storage() else { return Ok(None) };
+        let memory = rustix::fs::memfd_create("plugd-inventory", MemfdFlags::CLOEXEC)?;
+        let mut memory = File::from(memory);
+        memory.write_all(bytes)?;
+        Ok(Some(memory))
     }
 
     /// Goes on where the plugd before this one was. The sockets for events,
@@ -306,6 +334,8 @@ impl Daemon {
             self.child = Some(child);
         }
         self.machine.resume(handover.state, handover.paused);
+        self.recovery.resume(handover.trust, handover.unfinished);
+        self.recovery.held_back = handover.held_back;
         self.counters = handover.counters;
         self.resumed = handover.event;
         self.notifier.was_ready();

@@ -17,7 +17,7 @@ fn event(fields: &str) -> Vec<u8> {
 
 fn acted_on(requests: &mut Requests<u32>, socket: usize, fields: &str) {
     let datagram = event(fields);
-    requests.acted_on(socket, &Uevent::parse(&datagram, Header::Required).unwrap());
+    requests.acted_on(Some(socket), &Uevent::parse(&datagram, Header::Required).unwrap());
 }
 
 fn answers(requests: &mut Requests<u32>) -> Vec<(u32, Answer)> {

@@ -1,0 +1,155 @@
+//! What a daemon does about the devices that are there already and those that it
+//! missed, as the command line says; and the file in which it keeps what it knows.
+
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf, absolute};
+
+use crate::control::Address;
+use crate::error::{Fatal, reason};
+use crate::handover::Handover;
+use crate::inventory::{self, Inventory, Unusable, World};
+use crate::r#loop::{Settings, Start};
+use crate::recovery::{Cause, Changes};
+use crate::state_file::{self, StateFile, Store};
+use crate::{status, sys};
+
+/// The directory of state files that nobody chose.
+const DIRECTORY: &str = "/run/plugd";
+
+/// What [`Changes::parse`] reads.
+pub(super) const CHANGES: &str = "yes, no, or names of subsystems with commas between them";
+
+/// How the devices that are there at the start are found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Coldplug {
+    /// By reading /sys.
+    Scan,
+    /// By asking the kernel to tell of them.
+    Kernel,
+}
+
+/// Where a daemon keeps what it knows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum State {
+    /// In a file below /run, if there is a coldplug.
+    Default,
+    /// In no file.
+    None,
+    /// Here. What it tells is compared at the start.
+    File(PathBuf),
+}
+
+/// What the command line says of it.
+#[derive(Debug)]
+pub(super) struct RecoveryOptions {
+    pub(super) coldplug: Option<Coldplug>,
+    pub(super) state: State,
+    pub(super) changes: Changes,
+}
+
+impl Default for RecoveryOptions {
+    fn default() -> Self {
+        Self { coldplug: None, state: State::Default, changes: Changes::All }
+    }
+}
+
+impl RecoveryOptions {
+    /// Opens the state file, or takes over what the plugd before this one knew,
+    /// and decides what to do at the start. What fails is told, and the daemon does
+    /// without.
+    ///
+    /// # Errors
+    /// Those of getcwd(2).
+    pub(super) fn settings(
+        &self,
+        sys: &Path,
+        control: Option<&Address>,
+        engine: &status::Engine,
+        judges: bool,
+        handover: Option<&Handover>,
+    ) -> Result<Settings, Fatal> {
+        let engine = [engine.kind.as_bytes(), b"\0", &engine.file].concat();
+        let world = World { boot: state_file::boot(), engine: inventory::hash(&engine) };
+        let fresh = |coldplug| match coldplug {
+            None => Start::Nothing,
+            Some(Coldplug::Scan) => Start::Scan(Cause::Coldplug),
+            Some(Coldplug::Kernel) => Start::Trigger,
+        };
+        let (store, known) = match handover {
+            Some(handover) => (taken_over(handover), true),
+            None => (self.open(control).map(Store::File), false),
+        };
+        let loaded = store.map(|store| Inventory::load(store, world));
+        let (inventory, start) = match loaded {
+            None => (Inventory::new(Store::Memory(Vec::new()), world), fresh(self.coldplug)),
+            Some(Ok(inventory)) if known => (inventory, Start::Nothing),
+            Some(Ok(inventory)) => {
+                log::info!("{} devices are known from before", inventory.len());
+                (inventory, Start::Scan(Cause::Restart))
+            }
+            Some(Err((why, store))) => {
+                match why {
+                    Unusable::Empty => {}
+                    why => log::warn!("what is known of devices is not used: {why}"),
+                }
+                let coldplug = self.coldplug.unwrap_or(Coldplug::Scan);
+                (Inventory::new(store, world), fresh(Some(coldplug)))
+            }
+        };
+        let sys = absolute(sys).map_err(|e| Fatal::system("find the working directory", e))?;
+        Ok(Settings { sys, inventory, start, changes: self.changes.clone(), judges })
+    }
+
+    /// Opens the state file, if there is to be one.
+    fn open(&self, control: Option<&Address>) -> Option<StateFile> {
+        let path = match (&self.state, self.coldplug) {
+            (State::None, _) | (State::Default, None) => return None,
+            (State::File(path), _) => path.clone(),
+            (State::Default, Some(_)) => {
+                let path = default_path(control);
+                state_file::make_directory(&path);
+                path
+            }
+        };
+        let shown = path.as_os_str().as_bytes().escape_ascii();
+        match StateFile::open(&path) {
+            Ok(file) => Some(file),
+            Err(error) => {
+                log::warn!(
+                    "no state is kept in {shown}: {}; after a restart all devices are acted on",
+                    reason(&error)
+                );
+                None
+            }
+        }
+    }
+}
+
+/// A file for each daemon, as it has a control socket of its own.
+fn default_path(control: Option<&Address>) -> PathBuf {
+    let name = match control {
+        None => b"plugd".to_vec(),
+        Some(Address::Abstract(name)) => name.clone(),
+        Some(Address::Path(path)) => path.file_name().unwrap_or_default().as_bytes().to_vec(),
+    };
+    let name: String = name.escape_ascii().map(char::from).collect();
+    Path::new(DIRECTORY).join(name.replace('/', "-") + ".state")
+}
+
+/// What the plugd before this one knew.
+fn taken_over(handover: &Handover) -> Option<Store> {
+    let read = |fd| -> io::Result<Store> {
+        let mut file = std::fs::File::from(sys::adopt(fd)?);
+        let mut bytes = Vec::new();
+        io::Seek::rewind(&mut file)?;
+        io::Read::read_to_end(&mut file, &mut bytes)?;
+        Ok(Store::Memory(bytes))
+    };
+    let store = match (handover.state_file, handover.inventory) {
+        (Some(fd), _) => sys::adopt(fd).and_then(StateFile::adopt).map(Store::File),
+        (None, Some(fd)) => read(fd),
+        (None, None) => return None,
+    };
+    store.map_err(|e| log::warn!("what is known of devices is lost: {}", reason(&e))).ok()
+}

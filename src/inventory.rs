@@ -1,0 +1,540 @@
+//! The devices that have been acted on, and who they are: what there is to
+//! compare with what is there.
+//!
+//! Pure: it lives in bytes that somebody else keeps, in memory or in a file
+//! that is mapped there and outlives the process. So every change is made in an
+//! order in which the bytes mean something at any moment: a process that is
+//! killed between two stores leaves either what was or what is. What is about
+//! to be acted on is noted before, as not settled, and settled after: an act
+//! may be repeated by the next process, but none is forgotten.
+//!
+//! The bytes: a header that leads to a region; a region of records, one after
+//! the other, which only grows until it is full; then what is alive of it is
+//! copied to another region, and the header leads there.
+#![forbid(unsafe_code)]
+
+pub mod identity;
+mod judgment;
+
+use std::fmt;
+use std::sync::atomic::{Ordering, compiler_fence};
+
+use hashbrown::HashTable;
+
+use crate::uevent::Uevent;
+
+use identity::Tracked;
+pub use judgment::{Trust, Verdict};
+
+/// Where the bytes are.
+pub trait Storage {
+    /// All of them.
+    fn bytes(&self) -> &[u8];
+    /// All of them, to be changed.
+    fn bytes_mut(&mut self) -> &mut [u8];
+    /// Makes them as many; new ones are 0.
+    fn resize(&mut self, length: usize);
+}
+
+impl Storage for Vec<u8> {
+    fn bytes(&self) -> &[u8] {
+        self
+    }
+
+    fn bytes_mut(&mut self) -> &mut [u8] {
+        self
+    }
+
+    fn resize(&mut self, length: usize) {
+        self.resize(length, 0);
+        self.shrink_to(length);
+    }
+}
+
+/// What an inventory is of: it means nothing in another world.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct World {
+    /// Which boot of the machine (/proc/sys/kernel/random/boot_id).
+    pub boot: [u8; 36],
+    /// What acted on the devices: a hash of the engine's kind and file.
+    pub engine: u64,
+}
+
+/// Why bytes are no inventory to go on with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unusable {
+    /// There are none.
+    Empty,
+    /// It was written by a version of plugd that has another format.
+    Version,
+    /// It was written before the machine was started.
+    Boot,
+    /// Another program or other rules acted on the devices.
+    Engine,
+    /// It makes no sense.
+    Damaged,
+}
+
+impl fmt::Display for Unusable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Empty => "it is empty",
+            Self::Version => "it is of another version of plugd",
+            Self::Boot => "it is of another boot",
+            Self::Engine => "another program or other rules acted on the devices",
+            Self::Damaged => "it is damaged",
+        })
+    }
+}
+
+/// A device that is known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Known<'a> {
+    /// Its DEVPATH.
+    pub path: &'a [u8],
+    /// See [`identity`].
+    pub identity: &'a [u8],
+    /// The inode number of its file `uevent`, if it was looked up; else 0. The
+    /// kernel gives a new one to whatever comes after it at the same path.
+    pub incarnation: u64,
+    /// What was last begun for it was also finished.
+    pub settled: bool,
+}
+
+const MAGIC: &[u8; 8] = b"plugdinv";
+const VERSION: u64 = 1;
+
+/// Offsets in the header, in bytes.
+const AT_VERSION: usize = 8;
+const AT_REGION: usize = 16;
+const AT_ENGINE: usize = 24;
+const AT_BOOT: usize = 32;
+const HEADER: usize = 72;
+
+/// Offsets in a region: its size and how much of it is used, both with this head.
+const AT_CAPACITY: usize = 0;
+const AT_USED: usize = 8;
+const REGION_HEAD: usize = 16;
+/// No region is smaller.
+const REGION_MIN: usize = 4096 - HEADER;
+
+/// Offsets in a record: lengths, state, a checksum of what never changes.
+const AT_PATH_LENGTH: usize = 0;
+const AT_IDENTITY_LENGTH: usize = 2;
+const AT_STATE: usize = 4;
+const AT_SUM: usize = 8;
+const AT_INCARNATION: usize = 16;
+const RECORD_HEAD: usize = 24;
+
+/// States of a record.
+const DEAD: u8 = 0;
+const BEGUN: u8 = 1;
+const SETTLED: u8 = 2;
+
+/// Everything is aligned to that many bytes, so that no store is torn.
+const ALIGNMENT: usize = 8;
+
+/// The inventory.
+pub struct Inventory<S> {
+    storage: S,
+    /// Where the region begins.
+    region: usize,
+    /// Bytes of the records in it that are not dead.
+    alive: usize,
+    /// Offsets of these records, in units of the alignment, by their paths.
+    index: HashTable<u32>,
+    /// The identity in an event.
+    scratch: Vec<u8>,
+}
+
+impl<S: Storage> Inventory<S> {
+    /// An empty one.
+    pub fn new(mut storage: S, world: World) -> Self {
+        let bytes = storage.bytes_mut();
+        // Whatever was there is invalid from here on.
+        bytes.iter_mut().take(MAGIC.len()).for_each(|byte| *byte = 0);
+        compiler_fence(Ordering::SeqCst);
+        storage.resize(0);
+        storage.resize(HEADER + REGION_MIN);
+        let bytes = storage.bytes_mut();
+        put(bytes, AT_VERSION, VERSION);
+        put(bytes, AT_REGION, HEADER as u64);
+        put(bytes, AT_ENGINE, world.engine);
+        bytes[AT_BOOT..AT_BOOT + 36].copy_from_slice(&world.boot);
+        put(bytes, HEADER + AT_CAPACITY, REGION_MIN as u64);
+        put(bytes, HEADER + AT_USED, REGION_HEAD as u64);
+        compiler_fence(Ordering::SeqCst);
+        bytes[..MAGIC.len()].copy_from_slice(MAGIC);
+        Self {
+            storage,
+            region: HEADER,
+            alive: 0,
+            index: HashTable::new(),
+            scratch: Vec::with_capacity(256),
+        }
+    }
+
+    /// The one that somebody else left.
+    ///
+    /// # Errors
+    /// Says why it is none, or not for this world, and gives the storage back.
+    pub fn load(storage: S, world: World) -> Result<Self, (Unusable, S)> {
+        let mut inventory = Self {
+            storage,
+            region: 0,
+            alive: 0,
+            index: HashTable::new(),
+            scratch: Vec::with_capacity(256),
+        };
+        match inventory.read(world) {
+            Ok(()) => Ok(inventory),
+            Err(unusable) => Err((unusable, inventory.storage)),
+        }
+    }
+
+    fn read(&mut self, world: World) -> Result<(), Unusable> {
+        let bytes = self.storage.bytes();
+        if bytes.is_empty() {
+            return Err(Unusable::Empty);
+        }
+        if bytes.len() < HEADER + REGION_HEAD || &bytes[..MAGIC.len()] != MAGIC {
+            return Err(Unusable::Damaged);
+        }
+        if get(bytes, AT_VERSION) != VERSION {
+            return Err(Unusable::Version);
+        }
+        if bytes[AT_BOOT..AT_BOOT + 36] != world.boot {
+            return Err(Unusable::Boot);
+        }
+        if get(bytes, AT_ENGINE) != world.engine {
+            return Err(Unusable::Engine);
+        }
+        let region = usize::try_from(get(bytes, AT_REGION)).unwrap_or(usize::MAX);
+        if region < HEADER || region > bytes.len() - REGION_HEAD || region % ALIGNMENT != 0 {
+            return Err(Unusable::Damaged);
+        }
+        let capacity = usize::try_from(get(bytes, region + AT_CAPACITY)).unwrap_or(usize::MAX);
+        let used = usize::try_from(get(bytes, region + AT_USED)).unwrap_or(usize::MAX);
+        if capacity > bytes.len() - region || used > capacity || used < REGION_HEAD {
+            return Err(Unusable::Damaged);
+        }
+        self.region = region;
+        let (mut at, end) = (region + REGION_HEAD, region + used);
+        while at < end {
+            let bytes = self.storage.bytes();
+            if end - at < RECORD_HEAD || end - at < record_size(bytes, at) {
+                return Err(Unusable::Damaged);
+            }
+            let sum = checksum(path_at(bytes, at), identity_at(bytes, at));
+            if get(bytes, at + AT_SUM) != sum || bytes[at + AT_STATE] > SETTLED {
+                return Err(Unusable::Damaged);
+            }
+            let size = record_size(bytes, at);
+            if bytes[at + AT_STATE] != DEAD {
+                // Of two, the older one was about to be declared dead.
+                if let Some(older) = self.find(path_at(bytes, at)) {
+                    self.kill(older);
+                }
+                self.enter(at);
+            }
+            at += size;
+        }
+        Ok(())
+    }
+
+    /// Where it lives.
+    pub fn storage(&self) -> &S {
+        &self.storage
+    }
+
+    /// How many devices it has.
+    pub fn len(&self) -> usize {
+        self.index.len()
+    }
+
+    /// Whether it has none.
+    pub fn is_empty(&self) -> bool {
+        self.index.is_empty()
+    }
+
+    /// All of them, in no order.
+    pub fn iter(&self) -> impl Iterator<Item = Known<'_>> {
+        self.index.iter().map(|&unit| self.known(offset(unit)))
+    }
+
+    /// The one at this path, if it is known.
+    pub fn get(&self, path: &[u8]) -> Option<Known<'_>> {
+        self.find(path).map(|at| self.known(at))
+    }
+
+    /// To be called before an event is acted on.
+    pub fn begin(&mut self, event: &Uevent<'_>) {
+        let Some(tracked) = Tracked::of(event) else { return };
+        let Tracked { action, path, old_path } = tracked;
+        let held = self.find(path);
+        match (action, held) {
+            (b"add", _) => self.note(event, &tracked, held),
+            (b"remove", Some(at)) => self.set_state(at, BEGUN),
+            (b"move", _) => {
+                if let Some(at) = old_path.and_then(|old| self.find(old)).or(held) {
+                    self.set_state(at, BEGUN);
+                }
+            }
+            // An event of any kind but these tells who the device is now.
+            (_, Some(_)) => self.note(event, &tracked, held),
+            (_, None) => {}
+        }
+    }
+
+    /// To be called after it has been acted on.
+    pub fn finish(&mut self, event: &Uevent<'_>) {
+        let Some(Tracked { action, path, old_path }) = Tracked::of(event) else { return };
+        match (action, old_path) {
+            (b"remove", _) => self.remove(path),
+            (b"move", Some(old_path)) => self.relocate(event, old_path, path),
+            _ => {
+                if let Some(at) = self.find(path) {
+                    self.set_state(at, SETTLED);
+                }
+            }
+        }
+    }
+
+    /// What the incarnation of a device is, now that it is known for sure.
+    pub fn set_incarnation(&mut self, path: &[u8], incarnation: u64) {
+        if let Some(at) = self.find(path) {
+            put(self.storage.bytes_mut(), at + AT_INCARNATION, incarnation);
+        }
+    }
+
+    /// Begins with the identity that the event tells, in place of the record
+    /// at `held`.
+    fn note(&mut self, event: &Uevent<'_>, tracked: &Tracked<'_>, held: Option<usize>) {
+        let Tracked { action, path, .. } = *tracked;
+        let mut identity = std::mem::take(&mut self.scratch);
+        let bytes = self.storage.bytes();
+        match held.filter(|_| action != b"add") {
+            None => identity::write(event, &mut identity),
+            Some(at) => identity::update(event, identity_at(bytes, at), &mut identity),
+        }
+        match held {
+            Some(at) if identity_at(self.storage.bytes(), at) == identity => {
+                self.set_state(at, BEGUN);
+            }
+            _ => self.replace(path, &identity, BEGUN),
+        }
+        self.scratch = identity;
+    }
+
+    /// The device, and all below it, are elsewhere now.
+    fn relocate(&mut self, event: &Uevent<'_>, old: &[u8], new: &[u8]) {
+        let held = self.find(old).or_else(|| self.find(new));
+        let held = held.map(|at| identity_at(self.storage.bytes(), at).to_vec());
+        let below: Vec<Vec<u8>> = self
+            .iter()
+            .filter_map(|known| known.path.strip_prefix(old)?.strip_prefix(b"/"))
+            .map(<[u8]>::to_vec)
+            .collect();
+        for rest in below {
+            let (from, to) = ([old, b"/", &rest].concat(), [new, b"/", &rest].concat());
+            let Some(at) = self.find(&from) else { continue };
+            let bytes = self.storage.bytes();
+            let (identity, state) = (identity_at(bytes, at).to_vec(), bytes[at + AT_STATE]);
+            let incarnation = get(bytes, at + AT_INCARNATION);
+            self.replace(&to, &identity, state);
+            self.set_incarnation(&to, incarnation);
+            self.remove(&from);
+        }
+        if let Some(held) = held {
+            let mut identity = std::mem::take(&mut self.scratch);
+            identity::update(event, &held, &mut identity);
+            self.replace(new, &identity, SETTLED);
+            self.scratch = identity;
+        }
+        if old != new {
+            self.remove(old);
+        }
+    }
+
+    /// Puts a record in place of the one with that path, if there is one.
+    fn replace(&mut self, path: &[u8], identity: &[u8], state: u8) {
+        let (Ok(path_length), Ok(identity_length)) =
+            (u16::try_from(path.len()), u16::try_from(identity.len()))
+        else {
+            return;
+        };
+        let size = (RECORD_HEAD + path.len() + identity.len()).next_multiple_of(ALIGNMENT);
+        self.make_room(size);
+        let older = self.find(path);
+        let bytes = self.storage.bytes_mut();
+        let used = self.region + AT_USED;
+        let at = self.region + to_usize(get(bytes, used));
+        let record = &mut bytes[at..at + size];
+        record.fill(0);
+        record[AT_PATH_LENGTH..][..2].copy_from_slice(&path_length.to_ne_bytes());
+        record[AT_IDENTITY_LENGTH..][..2].copy_from_slice(&identity_length.to_ne_bytes());
+        record[AT_STATE] = state;
+        record[RECORD_HEAD..][..path.len()].copy_from_slice(path);
+        record[RECORD_HEAD + path.len()..][..identity.len()].copy_from_slice(identity);
+        put(record, AT_SUM, checksum(path, identity));
+        compiler_fence(Ordering::SeqCst);
+        put(bytes, used, (at + size - self.region) as u64);
+        compiler_fence(Ordering::SeqCst);
+        if let Some(older) = older {
+            self.kill(older);
+        }
+        self.enter(at);
+    }
+
+    fn remove(&mut self, path: &[u8]) {
+        if let Some(at) = self.find(path) {
+            self.kill(at);
+        }
+    }
+
+    /// Sees to it that a record of that size fits in the region.
+    fn make_room(&mut self, size: usize) {
+        let bytes = self.storage.bytes();
+        let capacity = to_usize(get(bytes, self.region + AT_CAPACITY));
+        if to_usize(get(bytes, self.region + AT_USED)) + size <= capacity {
+            return;
+        }
+        let needed = REGION_HEAD + self.alive + size;
+        let new_capacity =
+            (needed + needed / 2).next_multiple_of(4096).max(HEADER + REGION_MIN) - HEADER;
+        let old = self.region;
+        let new = if HEADER + new_capacity <= old { HEADER } else { old + capacity };
+        if self.storage.bytes().len() < new + new_capacity {
+            self.storage.resize(new + new_capacity);
+        }
+        let mut offsets: Vec<usize> = self.index.iter().map(|&unit| offset(unit)).collect();
+        offsets.sort_unstable();
+        let bytes = self.storage.bytes_mut();
+        let mut end = new + REGION_HEAD;
+        self.index.clear();
+        for at in offsets {
+            let size = record_size(bytes, at);
+            bytes.copy_within(at..at + size, end);
+            insert(&mut self.index, bytes, end);
+            end += size;
+        }
+        put(bytes, new + AT_CAPACITY, new_capacity as u64);
+        put(bytes, new + AT_USED, (end - new) as u64);
+        compiler_fence(Ordering::SeqCst);
+        put(bytes, AT_REGION, new as u64);
+        compiler_fence(Ordering::SeqCst);
+        self.region = new;
+        if new < old {
+            self.storage.resize(new + new_capacity);
+        }
+    }
+
+    fn find(&self, path: &[u8]) -> Option<usize> {
+        let bytes = self.storage.bytes();
+        let same = |&unit: &u32| path_at(bytes, offset(unit)) == path;
+        self.index.find(hash(path), same).map(|&unit| offset(unit))
+    }
+
+    /// Makes a record one that can be found.
+    fn enter(&mut self, at: usize) {
+        let bytes = self.storage.bytes();
+        insert(&mut self.index, bytes, at);
+        self.alive += record_size(bytes, at);
+    }
+
+    fn kill(&mut self, at: usize) {
+        self.set_state(at, DEAD);
+        let bytes = self.storage.bytes();
+        let found = self.index.find_entry(hash(path_at(bytes, at)), |&unit| offset(unit) == at);
+        if let Ok(found) = found {
+            found.remove();
+            self.alive -= record_size(bytes, at);
+        }
+    }
+
+    fn set_state(&mut self, at: usize, state: u8) {
+        compiler_fence(Ordering::SeqCst);
+        self.storage.bytes_mut()[at + AT_STATE] = state;
+        compiler_fence(Ordering::SeqCst);
+    }
+
+    fn known(&self, at: usize) -> Known<'_> {
+        let bytes = self.storage.bytes();
+        Known {
+            path: path_at(bytes, at),
+            identity: identity_at(bytes, at),
+            incarnation: get(bytes, at + AT_INCARNATION),
+            settled: bytes[at + AT_STATE] == SETTLED,
+        }
+    }
+}
+
+impl<S> fmt::Debug for Inventory<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Inventory").field("devices", &self.index.len()).finish_non_exhaustive()
+    }
+}
+
+fn insert(index: &mut HashTable<u32>, bytes: &[u8], at: usize) {
+    // 32 GiB of devices would not fit in any /sys.
+    let Ok(unit) = u32::try_from(at / ALIGNMENT) else { return };
+    let rehash = |&unit: &u32| hash(path_at(bytes, offset(unit)));
+    index.insert_unique(hash(path_at(bytes, at)), unit, rehash);
+}
+
+fn offset(unit: u32) -> usize {
+    unit as usize * ALIGNMENT
+}
+
+fn length_at(bytes: &[u8], at: usize) -> usize {
+    usize::from(u16::from_ne_bytes([bytes[at], bytes[at + 1]]))
+}
+
+fn record_size(bytes: &[u8], at: usize) -> usize {
+    let lengths = length_at(bytes, at + AT_PATH_LENGTH) + length_at(bytes, at + AT_IDENTITY_LENGTH);
+    (RECORD_HEAD + lengths).next_multiple_of(ALIGNMENT)
+}
+
+fn path_at(bytes: &[u8], at: usize) -> &[u8] {
+    &bytes[at + RECORD_HEAD..][..length_at(bytes, at + AT_PATH_LENGTH)]
+}
+
+fn identity_at(bytes: &[u8], at: usize) -> &[u8] {
+    let start = at + RECORD_HEAD + length_at(bytes, at + AT_PATH_LENGTH);
+    &bytes[start..][..length_at(bytes, at + AT_IDENTITY_LENGTH)]
+}
+
+fn get(bytes: &[u8], at: usize) -> u64 {
+    let mut word = [0; 8];
+    word.copy_from_slice(&bytes[at..at + 8]);
+    u64::from_ne_bytes(word)
+}
+
+fn put(bytes: &mut [u8], at: usize, value: u64) {
+    bytes[at..at + 8].copy_from_slice(&value.to_ne_bytes());
+}
+
+fn to_usize(value: u64) -> usize {
+    usize::try_from(value).unwrap_or(usize::MAX)
+}
+
+fn checksum(path: &[u8], identity: &[u8]) -> u64 {
+    hash(path).rotate_left(7) ^ hash(identity) ^ (path.len() as u64) << 32
+}
+
+/// A hash of bytes, fast and good enough for a table and against damage.
+pub fn hash(bytes: &[u8]) -> u64 {
+    const ODD: u64 = 0x9e37_79b9_7f4a_7c15;
+    let mix = |hash: u64, word: u64| (hash ^ word).wrapping_mul(ODD).rotate_left(29);
+    let mut chunks = bytes.chunks_exact(8);
+    let mut hash = bytes.len() as u64;
+    for chunk in &mut chunks {
+        hash = mix(hash, get(chunk, 0));
+    }
+    let mut rest = [0; 8];
+    rest[..chunks.remainder().len()].copy_from_slice(chunks.remainder());
+    mix(mix(hash, u64::from_ne_bytes(rest)), 0)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,116 @@
+//! Who a device is: the variables that tell it from another one that has, or
+//! had, the same path.
+//!
+//! An identity is these variables, `KEY=VALUE` with a NUL after each, in the
+//! order of their table: two are the same if their bytes are. With them a
+//! `remove` can be made of a device that went unseen.
+#![forbid(unsafe_code)]
+
+use crate::uevent::{Field, Uevent};
+
+/// The variables, in their order.
+const KEYS: [&[u8]; 13] = [
+    b"SUBSYSTEM",
+    b"MAJOR",
+    b"MINOR",
+    b"DEVNAME",
+    b"DEVTYPE",
+    b"PARTN",
+    b"DISKSEQ",
+    b"INTERFACE",
+    b"IFINDEX",
+    b"BUSNUM",
+    b"DEVNUM",
+    b"PRODUCT",
+    b"MODALIAS",
+];
+
+/// Those of the variables that are left out where they are longer than this:
+/// the devices that have such are told apart by their path.
+const LONG: [&[u8]; 2] = [b"PRODUCT", b"MODALIAS"];
+const LONG_MAX: usize = 100;
+
+/// An event of a device, of which there can be something to know.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Tracked<'a> {
+    /// Its ACTION.
+    pub action: &'a [u8],
+    /// Its DEVPATH.
+    pub path: &'a [u8],
+    /// Its DEVPATH_OLD: where the device was before a `move`.
+    pub old_path: Option<&'a [u8]>,
+}
+
+impl<'a> Tracked<'a> {
+    /// If it is one. What has no subsystem, or is not below /sys/devices, such as
+    /// modules and drivers, is none.
+    pub fn of(event: &Uevent<'a>) -> Option<Self> {
+        let (mut action, mut path, mut old_path, mut subsystem) = (None, None, None, false);
+        for field in event.fields() {
+            let value = || Some(field.value().to_bytes());
+            match field.key() {
+                b"ACTION" => action = value(),
+                b"DEVPATH" => path = value(),
+                b"DEVPATH_OLD" => old_path = value(),
+                b"SUBSYSTEM" => subsystem = true,
+                _ => {}
+            }
+        }
+        let path = path.filter(|path| path.starts_with(b"/devices/") && subsystem)?;
+        Some(Self { action: action?, path, old_path })
+    }
+}
+
+/// Writes the identity that an event tells, in place of what is there.
+pub fn write(event: &Uevent<'_>, identity: &mut Vec<u8>) {
+    update(event, b"", identity);
+}
+
+/// The same, for a device that was `known` by another identity: what the event
+/// does not tell has not changed.
+pub fn update(event: &Uevent<'_>, known: &[u8], identity: &mut Vec<u8>) {
+    let mut found: [Option<Field<'_>>; KEYS.len()] = [None; KEYS.len()];
+    for field in event.fields() {
+        if let Some(index) = KEYS.iter().position(|key| *key == field.key()) {
+            found[index] = Some(field);
+        }
+    }
+    identity.clear();
+    for (key, field) in KEYS.into_iter().zip(found) {
+        match field {
+            Some(field) if LONG.contains(&key) && field.value().count_bytes() > LONG_MAX => {}
+            Some(field) => identity.extend_from_slice(field.whole().to_bytes_with_nul()),
+            None => {
+                if let Some(value) = value(known, key) {
+                    for part in [key, b"=", value, b"\0"] {
+                        identity.extend_from_slice(part);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// The value of a variable in an identity.
+pub fn value<'a>(identity: &'a [u8], key: &[u8]) -> Option<&'a [u8]> {
+    identity.split(|&b| b == 0).find_map(|field| field.strip_prefix(key)?.strip_prefix(b"="))
+}
+
+/// The value of a variable that is a number.
+pub fn number(identity: &[u8], key: &[u8]) -> Option<u64> {
+    std::str::from_utf8(value(identity, key)?).ok()?.parse().ok()
+}
+
+/// Whether an event that tells `told` may be of the device that is `known`, and
+/// not of one that was at its path before. Sequence numbers of disks only grow.
+pub fn may_be_of(told: &[u8], known: &[u8]) -> bool {
+    let differs = |key: &[u8]| match (value(told, key), value(known, key)) {
+        (Some(told), Some(known)) => told != known,
+        _ => false,
+    };
+    let older = match (number(told, b"DISKSEQ"), number(known, b"DISKSEQ")) {
+        (Some(told), Some(known)) => told < known,
+        _ => false,
+    };
+    !older && ![&b"MAJOR"[..], b"MINOR", b"IFINDEX"].into_iter().any(differs)
+}

@@ -1,0 +1,377 @@
+use super::*;
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+
+use proptest::prelude::*;
+
+use crate::uevent::Header;
+
+const WORLD: World = World { boot: *b"01234567-89ab-cdef-0123-456789abcdef", engine: 7 };
+
+/// Remembers what its bytes were before each change of them: what would be left
+/// if the process were killed there.
+#[derive(Default)]
+struct Witness {
+    bytes: Vec<u8>,
+    seen: RefCell<Vec<Vec<u8>>>,
+}
+
+impl Storage for Witness {
+    fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    fn bytes_mut(&mut self) -> &mut [u8] {
+        self.seen.get_mut().push(self.bytes.clone());
+        &mut self.bytes
+    }
+
+    fn resize(&mut self, length: usize) {
+        self.seen.get_mut().push(self.bytes.clone());
+        self.bytes.resize(length, 0);
+    }
+}
+
+/// What is known, in another form: by path the identity, and whether it is settled.
+type Model = BTreeMap<String, (String, bool)>;
+
+fn model<S: Storage>(inventory: &Inventory<S>) -> Model {
+    let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
+    let known = inventory.iter().map(|k| (text(k.path), (text(k.identity), k.settled)));
+    let model: Model = known.collect();
+    assert_eq!(model.len(), inventory.len(), "a path is known twice");
+    model
+}
+
+fn datagram(action: &str, path: &str, fields: &str) -> Vec<u8> {
+    format!("{action}@{path}\0ACTION={action}\0DEVPATH={path}\0SUBSYSTEM=s\0{fields}").into_bytes()
+}
+
+fn event(datagram: &[u8]) -> Uevent<'_> {
+    Uevent::parse(datagram, Header::Required).unwrap()
+}
+
+fn act<S: Storage>(inventory: &mut Inventory<S>, action: &str, path: &str, fields: &str) {
+    let datagram = datagram(action, path, fields);
+    inventory.begin(&event(&datagram));
+    inventory.finish(&event(&datagram));
+}
+
+fn empty() -> Inventory<Vec<u8>> {
+    Inventory::new(Vec::new(), WORLD)
+}
+
+#[test]
+fn devices_come_change_and_go() {
+    let mut inventory = empty();
+    act(&mut inventory, "add", "/devices/x", "MAJOR=7\0MINOR=1\0DRIVER=d\0");
+    let identity = b"SUBSYSTEM=s\0MAJOR=7\0MINOR=1\0";
+    let known = inventory.get(b"/devices/x").unwrap();
+    assert_eq!((known.identity, known.settled, known.incarnation), (&identity[..], true, 0));
+    inventory.set_incarnation(b"/devices/x", 42);
+    assert_eq!(inventory.get(b"/devices/x").unwrap().incarnation, 42);
+
+    act(&mut inventory, "change", "/devices/x", "DISKSEQ=5\0");
+    let changed = inventory.get(b"/devices/x").unwrap();
+    let identity = b"SUBSYSTEM=s\0MAJOR=7\0MINOR=1\0DISKSEQ=5\0";
+    assert_eq!(changed.identity, &identity[..], "what it does not tell stays");
+
+    act(&mut inventory, "remove", "/devices/x", "");
+    assert!(inventory.is_empty());
+    act(&mut inventory, "change", "/devices/x", "");
+    act(&mut inventory, "bind", "/devices/x", "");
+    assert!(inventory.is_empty(), "nobody knows what it was before");
+}
+
+#[test]
+fn what_is_no_device_is_not_kept() {
+    let mut inventory = empty();
+    act(&mut inventory, "add", "/module/x", "");
+    act(&mut inventory, "add", "/bus/usb/drivers/x", "");
+    let bare = b"add@/devices/x\0ACTION=add\0DEVPATH=/devices/x\0";
+    inventory.begin(&event(bare));
+    inventory.finish(&event(bare));
+    assert!(inventory.is_empty());
+}
+
+#[test]
+fn an_act_is_noted_before_and_after() {
+    let mut inventory = empty();
+    let add = datagram("add", "/devices/x", "");
+    inventory.begin(&event(&add));
+    assert!(!inventory.get(b"/devices/x").unwrap().settled);
+    inventory.finish(&event(&add));
+    assert!(inventory.get(b"/devices/x").unwrap().settled);
+    for action in ["remove", "change", "move"] {
+        let datagram = datagram(action, "/devices/x", "");
+        inventory.begin(&event(&datagram));
+        assert!(!inventory.get(b"/devices/x").unwrap().settled, "{action}");
+    }
+}
+
+#[test]
+fn a_device_moves_with_all_below_it() {
+    let mut inventory = empty();
+    for path in ["/devices/net/a", "/devices/net/a/queues/rx", "/devices/net/ab"] {
+        act(&mut inventory, "add", path, "IFINDEX=3\0INTERFACE=a\0");
+    }
+    inventory.set_incarnation(b"/devices/net/a/queues/rx", 9);
+    act(&mut inventory, "move", "/devices/net/b", "DEVPATH_OLD=/devices/net/a\0INTERFACE=b\0");
+    let paths: Vec<String> = model(&inventory).into_keys().collect();
+    assert_eq!(paths, ["/devices/net/ab", "/devices/net/b", "/devices/net/b/queues/rx"]);
+    let moved = inventory.get(b"/devices/net/b").unwrap();
+    assert_eq!(moved.identity, b"SUBSYSTEM=s\0INTERFACE=b\0IFINDEX=3\0");
+    assert_eq!(inventory.get(b"/devices/net/b/queues/rx").unwrap().incarnation, 9);
+    assert!(moved.settled);
+    // One that is not known stays so.
+    act(&mut inventory, "move", "/devices/net/d", "DEVPATH_OLD=/devices/net/c\0");
+    assert_eq!(inventory.len(), 3);
+}
+
+#[test]
+fn another_world_is_told() {
+    let mut inventory = empty();
+    act(&mut inventory, "add", "/devices/x", "");
+    let bytes = inventory.storage.clone();
+    let load = |bytes: Vec<u8>, world| Inventory::load(bytes, world).map_err(|(why, _)| why);
+    assert_eq!(load(bytes.clone(), WORLD).unwrap().len(), 1);
+    assert_eq!(load(Vec::new(), WORLD).unwrap_err(), Unusable::Empty);
+    let boot = World { boot: [b'x'; 36], ..WORLD };
+    assert_eq!(load(bytes.clone(), boot).unwrap_err(), Unusable::Boot);
+    let engine = World { engine: 8, ..WORLD };
+    assert_eq!(load(bytes.clone(), engine).unwrap_err(), Unusable::Engine);
+    let mut other = bytes.clone();
+    other[AT_VERSION] = 2;
+    assert_eq!(load(other, WORLD).unwrap_err(), Unusable::Version);
+    for at in [0, AT_REGION, HEADER + AT_USED, HEADER + REGION_HEAD + RECORD_HEAD + 3] {
+        let mut damaged = bytes.clone();
+        damaged[at] ^= 0x55;
+        assert_eq!(load(damaged, WORLD).unwrap_err(), Unusable::Damaged, "byte {at}");
+    }
+}
+
+#[test]
+fn memory_is_bounded() {
+    const DEVICES: usize = 50_000;
+    let mut inventory = empty();
+    let paths =
+        |i: usize| format!("/devices/pci0000:00/0000:00:1f.2/ata1/host0/target/block/sd{i}");
+    let fields = "MAJOR=259\0MINOR=12345\0DEVNAME=sdxyz\0DEVTYPE=disk\0DISKSEQ=123456\0";
+    for i in 0..DEVICES {
+        act(&mut inventory, "add", &paths(i), fields);
+    }
+    let total = inventory.storage.capacity() + inventory.index.allocation_size();
+    assert!(total / DEVICES <= 400, "{} bytes a device", total / DEVICES);
+    // However long they come and go.
+    for i in 0..4 * DEVICES {
+        act(&mut inventory, "remove", &paths(i % DEVICES), "");
+        act(&mut inventory, "add", &paths(i % DEVICES), fields);
+    }
+    let total = inventory.storage.capacity() + inventory.index.allocation_size();
+    assert!(total / DEVICES <= 400, "{} bytes a device", total / DEVICES);
+}
+
+#[derive(Debug, Clone)]
+struct Step {
+    action: &'static str,
+    path: u8,
+    other: u8,
+    minor: u8,
+    finished: bool,
+}
+
+prop_compose! {
+    fn step()(
+        action in prop_oneof![Just("add"), Just("remove"), Just("change"), Just("move")],
+        (path, other) in (0..12_u8, 0..12_u8),
+        minor in 0..3_u8,
+        finished in prop::bool::weighted(0.9),
+    ) -> Step {
+        Step { action, path, other, minor, finished }
+    }
+}
+
+fn path(number: u8) -> String {
+    match number {
+        0..4 => format!("/devices/{number}"),
+        4..8 => format!("/devices/{}/{}", number - 4, "long".repeat(40)),
+        _ => format!("/devices/{}/b/{number}", number - 8),
+    }
+}
+
+/// What a step leads to, told without bytes.
+fn expect(model: &mut Model, step: &Step, fields: &str) {
+    let new = path(step.path);
+    let identity = format!("SUBSYSTEM=s\0{fields}");
+    match step.action {
+        "add" => drop(model.insert(new, (identity, step.finished))),
+        "remove" if step.finished => drop(model.remove(&new)),
+        "change" if model.contains_key(&new) => drop(model.insert(new, (identity, step.finished))),
+        "move" if step.finished => {
+            let old = path(step.other);
+            let known = model.contains_key(&old) || model.contains_key(&new);
+            let below: Vec<String> =
+                model.keys().filter(|p| p.starts_with(&format!("{old}/"))).cloned().collect();
+            for from in below {
+                let to = new.clone() + &from[old.len()..];
+                let device = model.remove(&from).unwrap();
+                model.insert(to, device);
+            }
+            if known {
+                model.remove(&old);
+                model.insert(new, (identity, true));
+            }
+        }
+        "move" => {
+            let old = path(step.other);
+            let at = if model.contains_key(&old) { old } else { new };
+            if let Some(device) = model.get_mut(&at) {
+                device.1 = false;
+            }
+        }
+        _ => {
+            if let Some(device) = model.get_mut(&new) {
+                device.1 = false;
+            }
+        }
+    }
+}
+
+proptest! {
+    #[test]
+    fn it_is_what_a_map_would_be_and_is_read_back(
+        steps in prop::collection::vec(step(), 1..300),
+    ) {
+        let mut inventory = empty();
+        let mut expected = Model::new();
+        for step in &steps {
+            // A device cannot move below itself, or into the place of what it is in.
+            let (new, old) = (path(step.path), path(step.other));
+            if step.action == "move" && (new.starts_with(&old) || old.starts_with(&new)) {
+                continue;
+            }
+            let fields = format!("MINOR={}\0", step.minor);
+            let old = format!("{fields}DEVPATH_OLD={}\0", path(step.other));
+            let fields_told = if step.action == "move" { &old } else { &fields };
+            let datagram = datagram(step.action, &path(step.path), fields_told);
+            inventory.begin(&event(&datagram));
+            if step.finished {
+                inventory.finish(&event(&datagram));
+            }
+            expect(&mut expected, step, &fields);
+            prop_assert_eq!(&model(&inventory), &expected, "after {:?}", step);
+        }
+        let bytes = inventory.storage.clone();
+        let again = Inventory::load(bytes, WORLD).map_err(|(why, _)| why).unwrap();
+        prop_assert_eq!(model(&again), expected);
+    }
+
+    /// Killed at any moment, it is what it was before or after, but for the
+    /// device in hand, which may be not settled.
+    #[test]
+    fn a_kill_at_any_moment_leaves_what_was_or_what_is(
+        steps in prop::collection::vec(step(), 1..60),
+    ) {
+        let mut inventory = Inventory::new(Witness::default(), WORLD);
+        for step in steps.iter().filter(|step| step.action != "move") {
+            let before = model(&inventory);
+            inventory.storage.seen.get_mut().clear();
+            let fields = format!("MINOR={}\0", step.minor);
+            let datagram = datagram(step.action, &path(step.path), &fields);
+            inventory.begin(&event(&datagram));
+            inventory.finish(&event(&datagram));
+            let after = model(&inventory);
+            let snapshots = inventory.storage.seen.take();
+            for bytes in snapshots {
+                let left = Inventory::load(bytes, WORLD).map_err(|(why, _)| why).unwrap();
+                let mut left = model(&left);
+                let device = left.remove(&path(step.path));
+                let (mut was, mut is) = (before.clone(), after.clone());
+                let (was_device, is_device) =
+                    (was.remove(&path(step.path)), is.remove(&path(step.path)));
+                prop_assert_eq!(&left, &was);
+                prop_assert_eq!(&left, &is);
+                let identity = |d: &Option<(String, bool)>| d.as_ref().map(|d| d.0.clone());
+                let known = identity(&device);
+                prop_assert!(known == identity(&was_device) || known == identity(&is_device));
+                if known != identity(&was_device) && was_device.is_some() && known.is_none() {
+                    prop_assert_eq!(step.action, "remove");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn no_bytes_are_too_strange(mut bytes: Vec<u8>, flips: Vec<(usize, u8)>) {
+        let _ = Inventory::load(bytes.clone(), WORLD);
+        let mut inventory = empty();
+        for number in 0..8 {
+            act(&mut inventory, "add", &path(number), "MAJOR=1\0");
+        }
+        bytes = inventory.storage;
+        for (at, value) in flips {
+            let at = at % bytes.len();
+            bytes[at] = value;
+        }
+        if let Ok(mut inventory) = Inventory::load(bytes, WORLD) {
+            for number in 0..12 {
+                act(&mut inventory, "add", &path(number), "MAJOR=2\0");
+            }
+            assert!(inventory.len() >= 12);
+        }
+    }
+}
+
+/// Each of these is a sentence of the module `judgment`.
+#[test]
+fn events_are_judged_by_what_is_known() {
+    let mut inventory = empty();
+    act(&mut inventory, "add", "/devices/x", "MAJOR=7\0MINOR=1\0DISKSEQ=5\0");
+    let scanned = Trust::Scanned { last: Some(100) };
+    let same = "MAJOR=7\0MINOR=1\0DISKSEQ=5\0";
+    let cases = [
+        // Before any scan each event is passed on as it came.
+        (Trust::Unscanned, "add", "/devices/x", same, 50, Verdict::Act),
+        (Trust::Unscanned, "add", "/devices/x", "MAJOR=8\0", 50, Verdict::Act),
+        (Trust::Unscanned, "remove", "/devices/y", "", 50, Verdict::Act),
+        // After a loss, what went unseen is removed.
+        (Trust::Lossy, "add", "/devices/x", same, 50, Verdict::Act),
+        (Trust::Lossy, "add", "/devices/x", "MAJOR=7\0MINOR=2\0", 50, Verdict::RemoveFirst),
+        (Trust::Lossy, "remove", "/devices/y", "", 50, Verdict::Act),
+        (Trust::Lossy, "remove", "/devices/x", "MAJOR=8\0", 50, Verdict::Act),
+        // After a scan, what is known or over is left out.
+        (scanned, "add", "/devices/x", same, 50, Verdict::Stale),
+        (scanned, "add", "/devices/x", same, 150, Verdict::Stale),
+        (scanned, "add", "/devices/x", "MAJOR=8\0", 50, Verdict::Stale),
+        (scanned, "add", "/devices/x", "MAJOR=8\0", 150, Verdict::RemoveFirst),
+        (scanned, "add", "/devices/y", "MAJOR=8\0", 50, Verdict::Act),
+        (scanned, "remove", "/devices/x", same, 50, Verdict::Act),
+        (scanned, "remove", "/devices/x", "", 50, Verdict::Act),
+        (scanned, "remove", "/devices/x", "MAJOR=8\0", 50, Verdict::Stale),
+        (scanned, "remove", "/devices/x", "DISKSEQ=4\0", 50, Verdict::Stale),
+        (scanned, "remove", "/devices/x", "DISKSEQ=6\0", 50, Verdict::Act),
+        (scanned, "remove", "/devices/y", "", 50, Verdict::StaleIfListed),
+        (scanned, "change", "/devices/x", same, 50, Verdict::Act),
+        (scanned, "change", "/devices/x", "MINOR=8\0", 50, Verdict::Stale),
+        (scanned, "change", "/devices/x", "DISKSEQ=6\0", 150, Verdict::Act),
+        (scanned, "change", "/devices/y", "", 50, Verdict::StaleIfListed),
+        (scanned, "change", "/devices/y", "", 150, Verdict::Act),
+        // Somebody asked for it; or it is no device.
+        (
+            scanned,
+            "add",
+            "/devices/x",
+            "MAJOR=7\0MINOR=1\0DISKSEQ=5\0SYNTH_UUID=0\0",
+            50,
+            Verdict::Act,
+        ),
+        (scanned, "remove", "/module/x", "", 50, Verdict::Act),
+    ];
+    for (trust, action, path, fields, number, verdict) in cases {
+        let datagram = datagram(action, path, &format!("{fields}SEQNUM={number}\0"));
+        let judged = inventory.judge(&event(&datagram), trust);
+        assert_eq!(judged, verdict, "{trust:?} {action} {path} {fields:?} {number}");
+    }
+    let unnumbered = datagram("change", "/devices/y", "");
+    assert_eq!(inventory.judge(&event(&unnumbered), scanned), Verdict::Act);
+}

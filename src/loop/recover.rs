@@ -1,0 +1,845 @@
+//! How the daemon makes up for what it missed: at its start, after an overrun,
+//! and when it is asked to. [`crate::recovery`] and [`crate::inventory`] decide;
+//! here is what they are told, and what becomes of it.
+//!
+//! After an overrun, what was queued at that moment is acted on first. From then
+//! on, unless the kernel's count of drops moves again, the events that wait have
+//! no gaps: so those that come after the scan can be judged by it. Removals and
+//! additions are then replayed while nothing is read; changes take turns with
+//! the events that come. At the end the count of drops tells whether it was in
+//! vain. The kernel does not tell of each drop: after the first one it is silent
+//! until the queue was empty (netlink_overrun in net/netlink/af_netlink.c).
+
+use std::collections::HashSet;
+use std::fs;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use rustix::io::Errno;
+use rustix::net::netdevice::index_to_name;
+
+use crate::beneath::{Failed, Why};
+use crate::control::server;
+use crate::control::wire::Reply;
+use crate::inventory::identity::{self, Tracked};
+use crate::inventory::{Inventory, Trust, Verdict};
+use crate::machine::Time;
+use crate::recovery::{self, Cause, Changes, Pace};
+use crate::state_file::Store;
+use crate::sys;
+use crate::sysfs::{Listing, Reader, Sysfs};
+use crate::uevent::Uevent;
+
+use super::Daemon;
+
+/// How many devices are looked at before something else gets its turn.
+const AT_ONCE: usize = 128;
+
+/// No datagram takes less of the receive buffer, in bytes.
+const LEAST_COST: u64 = 512;
+
+/// No event of the kernel's takes more.
+const GREATEST_COST: u64 = 4608;
+
+/// How many devices may wait for their incarnation to be looked up.
+const FRESH_MAX: usize = 4096;
+
+/// What there is to begin with.
+#[derive(Debug)]
+pub struct Settings {
+    /// Where sysfs is, from any working directory.
+    pub sys: PathBuf,
+    /// What is known.
+    pub inventory: Inventory<Store>,
+    /// What to do first.
+    pub start: Start,
+    /// Of which devices a change is replayed.
+    pub changes: Changes,
+    /// Whether events are left out that a scan has overtaken.
+    pub judges: bool,
+}
+
+/// What is done before the first event is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Start {
+    /// Nothing.
+    Nothing,
+    /// The devices that are there are compared with those that are known.
+    Scan(Cause),
+    /// The kernel is asked to tell of all devices.
+    Trigger,
+}
+
+/// How far the daemon is with making up for what it missed.
+#[derive(Debug)]
+pub(super) struct Recovery {
+    sys: PathBuf,
+    pub(super) inventory: Inventory<Store>,
+    changes: Changes,
+    judges: bool,
+    /// At first the kernel is asked to tell of all devices.
+    triggers: bool,
+    pub(super) trust: Trust,
+    phase: Phase,
+    pace: Pace,
+    /// The kernel's count of drops at the moment since when there is no gap, if
+    /// it has not moved.
+    baseline: u64,
+    /// Events were lost since, or the whole is to be done again.
+    again: bool,
+    /// /sys could not be read, and that was told.
+    unreadable: bool,
+    fresh: Fresh,
+    /// The incarnation of the device whose replayed event is in hand.
+    incarnation: u64,
+    /// An event that has to wait until another one was acted on.
+    pub(super) held_back: Option<(usize, Vec<u8>)>,
+    /// Who is to be told when it is done.
+    clients: Vec<server::Id>,
+}
+
+#[derive(Debug)]
+enum Phase {
+    /// There is nothing to make up for.
+    Quiet,
+    /// So many datagrams were queued when events were lost.
+    Draining {
+        cause: Cause,
+        left: u64,
+    },
+    /// The storm lasts, or /sys cannot be read.
+    Waiting {
+        cause: Cause,
+        until: Time,
+    },
+    Triggering(Box<Triggering>),
+    Replaying(Box<Replay>),
+}
+
+/// The kernel is being asked to tell of all devices.
+#[derive(Debug)]
+struct Triggering {
+    sys: Sysfs,
+    listing: Listing,
+    next: usize,
+    /// What its events are known by.
+    uuid: String,
+    asked: u64,
+    came: u64,
+    refused: u64,
+    first_refusal: Option<Failed>,
+    began: Time,
+}
+
+/// The difference between what is there and what is known, being acted on.
+#[derive(Debug)]
+struct Replay {
+    cause: Cause,
+    sys: Sysfs,
+    listing: Listing,
+    /// Indices of the listing, in the order of paths.
+    by_path: Vec<u32>,
+    reader: Reader,
+    /// The last event before the scan.
+    last: Option<u64>,
+    stage: Stage,
+    /// Devices that are others now.
+    changed: HashSet<Vec<u8>>,
+    /// Those that are to be removed, the first last.
+    gone: Vec<Vec<u8>>,
+    /// Those whose addition was begun, and that no scan finds.
+    unlisted: Vec<Vec<u8>>,
+    added: Vec<usize>,
+    kept: Vec<usize>,
+    /// Nothing failed to be read.
+    complete: bool,
+    /// It is the turn of an event that comes.
+    live: bool,
+    /// So many datagrams were queued when the additions were done.
+    left: u64,
+    /// Removed, added, changed.
+    tally: [u64; 3],
+    began: Time,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    /// Who is at the paths that are known?
+    Compare(usize),
+    Remove,
+    Resume,
+    Add(usize),
+    Change(usize),
+    /// Is still there what was added? It may have been about to go, its last
+    /// event sent before the scan.
+    Verify(usize),
+}
+
+/// Devices that came by events, whose incarnations are not known yet. What is
+/// looked up is right if the queue is empty before and after.
+#[derive(Debug, Default)]
+struct Fresh {
+    devices: Vec<(Box<[u8]>, u64)>,
+    measured: bool,
+}
+
+/// What comes next.
+pub(super) enum Recovered {
+    /// An event from a socket, if there is one.
+    Proceed,
+    /// Something has changed; nothing has come of it yet.
+    Again,
+    /// That many bytes of the buffer are an event to act on.
+    Event(usize),
+}
+
+impl Recovery {
+    pub(super) fn new(settings: Settings) -> Self {
+        let Settings { sys, inventory, start, changes, judges } = settings;
+        let phase = match start {
+            Start::Nothing => Phase::Quiet,
+            Start::Scan(cause) => Phase::Waiting { cause, until: Duration::ZERO },
+            Start::Trigger => Phase::Waiting { cause: Cause::Coldplug, until: Duration::ZERO },
+        };
+        Self {
+            sys,
+            inventory,
+            changes,
+            judges,
+            triggers: start == Start::Trigger,
+            trust: Trust::Unscanned,
+            phase,
+            pace: Pace::new(),
+            baseline: 0,
+            again: false,
+            unreadable: false,
+            fresh: Fresh::default(),
+            incarnation: 0,
+            held_back: None,
+            clients: Vec::new(),
+        }
+    }
+
+    /// Whether all that was missed is made up for, as far as is known.
+    pub(super) fn is_quiet(&self) -> bool {
+        matches!(self.phase, Phase::Quiet) && self.held_back.is_none()
+    }
+
+    /// What the next plugd has to do once more.
+    pub(super) fn unfinished(&self) -> Option<Cause> {
+        match &self.phase {
+            Phase::Quiet => None,
+            Phase::Draining { cause, .. } | Phase::Waiting { cause, .. } => Some(*cause),
+            Phase::Triggering(_) => Some(Cause::Coldplug),
+            Phase::Replaying(replay) => Some(replay.cause),
+        }
+    }
+
+    /// Goes on where another one was.
+    pub(super) fn resume(&mut self, trust: Trust, unfinished: Option<Cause>) {
+        self.trust = trust;
+        self.phase = match unfinished {
+            None => Phase::Quiet,
+            Some(cause) => Phase::Waiting { cause, until: Duration::ZERO },
+        };
+    }
+
+    /// When to go on, at the latest.
+    pub(super) fn deadline(&self) -> Option<Time> {
+        match &self.phase {
+            Phase::Waiting { until, .. } => Some(*until),
+            Phase::Quiet | Phase::Draining { .. } | Phase::Triggering(_) | Phase::Replaying(_) => {
+                None
+            }
+        }
+    }
+
+    /// A datagram was taken from the queue.
+    pub(super) fn took_one(&mut self) {
+        self.fresh.measured = false;
+        match &mut self.phase {
+            Phase::Draining { left, .. } => *left = left.saturating_sub(1),
+            Phase::Replaying(replay) => replay.left = replay.left.saturating_sub(1),
+            Phase::Quiet | Phase::Waiting { .. } | Phase::Triggering(_) => {}
+        }
+    }
+
+    /// The event in `datagram` has to wait until another one was acted on.
+    pub(super) fn hold_back(&mut self, source: Option<usize>, datagram: &[u8]) {
+        self.held_back = source.map(|source| (source, datagram.to_vec()));
+    }
+
+    /// Puts the event that has waited into the buffer.
+    pub(super) fn take_held_back(&mut self, buffer: &mut [u8]) -> Option<(usize, usize)> {
+        let (source, datagram) = self.held_back.take()?;
+        buffer.get_mut(..datagram.len())?.copy_from_slice(&datagram);
+        Some((source, datagram.len()))
+    }
+
+    /// This client is to be told when it is done.
+    pub(super) fn tell(&mut self, id: server::Id) {
+        self.clients.push(id);
+    }
+
+    pub(super) fn forget(&mut self, id: server::Id) {
+        self.clients.retain(|client| *client != id);
+    }
+
+    /// Notes that an event is about to be acted on.
+    pub(super) fn begin(&mut self, event: &Uevent<'_>) {
+        self.inventory.begin(event);
+    }
+
+    /// Notes that it was acted on; `replayed` if it came of a comparison.
+    pub(super) fn finish(&mut self, event: &Uevent<'_>, replayed: bool) {
+        self.inventory.finish(event);
+        let incarnation = std::mem::take(&mut self.incarnation);
+        let Some(tracked) = Tracked::of(event).filter(|t| t.action == b"add") else { return };
+        if replayed {
+            self.inventory.set_incarnation(tracked.path, incarnation);
+        } else if matches!(self.inventory.storage(), Store::File(_))
+            && self.fresh.devices.len() < FRESH_MAX
+        {
+            self.fresh.devices.push((tracked.path.into(), 0));
+        }
+        if let Phase::Triggering(triggering) = &mut self.phase {
+            let uuid = event.last(b"SYNTH_UUID").map(|uuid| uuid.to_bytes());
+            triggering.came += u64::from(uuid == Some(triggering.uuid.as_bytes()));
+        }
+    }
+}
+
+impl Daemon {
+    /// Whether there is a socket for the kernel's uevents, without which nothing
+    /// can be missed.
+    pub(super) fn has_kernel_source(&self) -> bool {
+        self.sources.iter().any(|watched| watched.is_kernels)
+    }
+
+    /// What is to be done with an event from the source with this index. If
+    /// another one goes before it, that is written to `first`.
+    pub(super) fn judge(
+        &mut self,
+        source: usize,
+        event: &Uevent<'_>,
+        first: &mut Vec<u8>,
+    ) -> Verdict {
+        if !self.sources[source].is_kernels || !self.recovery.judges {
+            return Verdict::Act;
+        }
+        let recovery = &mut self.recovery;
+        match recovery.inventory.judge(event, recovery.trust) {
+            Verdict::StaleIfListed => {
+                let subsystem = event.last(b"SUBSYSTEM").unwrap_or_default().to_bytes();
+                match Sysfs::open(&recovery.sys) {
+                    Ok(sys) if sys.lists(subsystem) => Verdict::Stale,
+                    _ => Verdict::Act,
+                }
+            }
+            Verdict::RemoveFirst => {
+                let path = event.last(b"DEVPATH").unwrap_or_default().to_bytes();
+                let Some(known) = recovery.inventory.get(path) else { return Verdict::Act };
+                recovery::write_event(first, "remove", path, known.identity);
+                let last = match recovery.trust {
+                    Trust::Scanned { last } => last,
+                    Trust::Unscanned | Trust::Lossy => None,
+                };
+                recovery::mark(first, Cause::Overrun, last);
+                Verdict::RemoveFirst
+            }
+            verdict => verdict,
+        }
+    }
+
+    /// The kernel dropped events.
+    pub(super) fn note_overrun(&mut self, source: usize) {
+        if !self.sources[source].is_kernels {
+            return;
+        }
+        let now = self.now();
+        let recovery = &mut self.recovery;
+        recovery.trust = Trust::Lossy;
+        recovery.again = true;
+        if matches!(recovery.phase, Phase::Quiet) {
+            let until = recovery.pace.next(now);
+            recovery.phase = Phase::Waiting { cause: Cause::Overrun, until };
+        }
+    }
+
+    /// Somebody wants the devices to be compared.
+    ///
+    /// # Errors
+    /// Why that cannot be.
+    pub(super) fn begin_rescan(&mut self) -> Result<(), &'static str> {
+        if !self.has_kernel_source() {
+            return Err("there is no socket for the kernel's events");
+        }
+        let (now, recovery) = (self.now(), &mut self.recovery);
+        match &mut recovery.phase {
+            Phase::Quiet => {
+                recovery.phase = Phase::Waiting { cause: Cause::Rescan, until: now };
+            }
+            Phase::Waiting { until, .. } => *until = now.min(*until),
+            Phase::Draining { .. } => {}
+            // What it has seen may be of before.
+            Phase::Triggering(_) | Phase::Replaying(_) => recovery.again = true,
+        }
+        self.mark_sources_ready();
+        Ok(())
+    }
+
+    /// Goes on with what is to be made up for; `idle` if all sockets are empty.
+    pub(super) fn recover(&mut self, idle: bool, buffer: &mut [u8]) -> Recovered {
+        match std::mem::replace(&mut self.recovery.phase, Phase::Quiet) {
+            Phase::Quiet => self.look_up_fresh(idle),
+            Phase::Waiting { cause, until } if until > self.now() => {
+                self.recovery.phase = Phase::Waiting { cause, until };
+                Recovered::Proceed
+            }
+            Phase::Waiting { cause, .. } => {
+                let (queued, drops) = self.queue();
+                self.recovery.baseline = drops;
+                self.recovery.again = false;
+                let left = match cause {
+                    // What is queued may wait: there is no gap before it.
+                    Cause::Coldplug | Cause::Restart => 0,
+                    Cause::Overrun | Cause::Rescan => queued / LEAST_COST + 1,
+                };
+                self.recovery.phase = Phase::Draining { cause, left };
+                Recovered::Again
+            }
+            Phase::Draining { cause, left } if left > 0 && !idle => {
+                self.recovery.phase = Phase::Draining { cause, left };
+                Recovered::Proceed
+            }
+            Phase::Draining { cause, .. } => {
+                if std::mem::take(&mut self.recovery.triggers) {
+                    self.begin_triggering(cause);
+                } else {
+                    self.begin_replay(cause);
+                }
+                Recovered::Again
+            }
+            Phase::Triggering(triggering) if idle => {
+                self.trigger(triggering);
+                Recovered::Again
+            }
+            Phase::Triggering(triggering) => {
+                self.recovery.phase = Phase::Triggering(triggering);
+                Recovered::Proceed
+            }
+            Phase::Replaying(replay) => self.replay(replay, idle, buffer),
+        }
+    }
+
+    /// How much waits in the kernel, in bytes, and how many drops it has counted.
+    fn queue(&self) -> (u64, u64) {
+        let memory = self.sources.iter().filter(|watched| watched.is_kernels);
+        let memory = memory.filter_map(|watched| sys::socket_memory(&watched.source).ok());
+        memory.fold((0, 0), |(queued, drops), memory| {
+            (queued + u64::from(memory.queued), drops + u64::from(memory.drops))
+        })
+    }
+
+    fn begin_replay(&mut self, cause: Cause) {
+        let Some((sys, mut listing, last)) = self.list(cause) else { return };
+        let failed = std::mem::take(&mut listing.failed);
+        let mut by_path: Vec<u32> =
+            (0..listing.len()).filter_map(|index| index.try_into().ok()).collect();
+        by_path.sort_unstable_by(|&a, &b| listing.path(a as usize).cmp(listing.path(b as usize)));
+        self.recovery.phase = Phase::Replaying(Box::new(Replay {
+            cause,
+            sys,
+            listing,
+            by_path,
+            reader: Reader::default(),
+            last,
+            stage: Stage::Compare(0),
+            changed: HashSet::new(),
+            gone: Vec::new(),
+            unlisted: Vec::new(),
+            added: Vec::new(),
+            kept: Vec::new(),
+            complete: failed.is_empty(),
+            live: false,
+            left: 0,
+            tally: [0; 3],
+            began: self.now(),
+        }));
+    }
+
+    /// Lists all devices; with the number of the last event before. If that
+    /// cannot be done, it is tried again later.
+    fn list(&mut self, cause: Cause) -> Option<(Sysfs, Listing, Option<u64>)> {
+        self.counters.scans += 1;
+        let root = &self.recovery.sys;
+        let listed = Sysfs::open(root)
+            .map_err(|error| Failed::new("open", root.as_os_str().as_encoded_bytes(), error))
+            // Whatever happens from here on has a greater number.
+            .and_then(|sys| Ok((sys.last_event(), sys.list()?, sys)));
+        match listed {
+            Ok((last, listing, sys)) => {
+                self.recovery.unreadable = false;
+                listing.failed.iter().for_each(|failed| log::warn!("{failed}"));
+                Some((sys, listing, last))
+            }
+            Err(failed) => {
+                if !std::mem::replace(&mut self.recovery.unreadable, true) {
+                    log::warn!("{failed}; devices that were missed ({cause}) are looked for later");
+                }
+                let now = self.now();
+                self.recovery.pace.ended(now);
+                let until = self.recovery.pace.next(now);
+                self.recovery.phase = Phase::Waiting { cause, until };
+                None
+            }
+        }
+    }
+
+    fn replay(&mut self, mut replay: Box<Replay>, idle: bool, buffer: &mut [u8]) -> Recovered {
+        let stage = replay.stage;
+        let made = match stage {
+            Stage::Compare(next) => {
+                self.compare(&mut replay, next);
+                false
+            }
+            Stage::Remove => self.next_removal(&mut replay),
+            Stage::Resume => self.next_unlisted(&mut replay),
+            Stage::Add(next) => self.next_addition(&mut replay, next),
+            Stage::Change(next) if next < replay.kept.len() => {
+                if std::mem::take(&mut replay.live) && !idle {
+                    self.recovery.phase = Phase::Replaying(replay);
+                    return Recovered::Proceed;
+                }
+                replay.live = true;
+                self.next_change(&mut replay, next)
+            }
+            Stage::Change(_) if !idle && replay.left > 0 => {
+                self.recovery.phase = Phase::Replaying(replay);
+                return Recovered::Proceed;
+            }
+            Stage::Change(_) => {
+                replay.stage = Stage::Verify(0);
+                false
+            }
+            Stage::Verify(next) if next >= replay.added.len() => {
+                self.end_replay(&replay);
+                return Recovered::Again;
+            }
+            Stage::Verify(next) => self.verify(&mut replay, next),
+        };
+        let mut outcome = Recovered::Again;
+        if made {
+            let event = &mut replay.reader.event;
+            recovery::mark(event, replay.cause, replay.last);
+            match buffer.get_mut(..event.len()) {
+                Some(space) => {
+                    space.copy_from_slice(event);
+                    let kind = match stage {
+                        Stage::Remove | Stage::Verify(_) => 0,
+                        Stage::Change(_) => 2,
+                        Stage::Compare(_) | Stage::Resume | Stage::Add(_) => 1,
+                    };
+                    replay.tally[kind] += 1;
+                    self.counters.replayed[kind] += 1;
+                    outcome = Recovered::Event(event.len());
+                }
+                None => {
+                    log::warn!("a device says more than fits into an event: {} bytes", event.len())
+                }
+            }
+        }
+        self.recovery.phase = Phase::Replaying(replay);
+        outcome
+    }
+
+    /// Finds those among the known devices that are others now; in the end, those
+    /// that are gone.
+    fn compare(&mut self, replay: &mut Replay, next: usize) {
+        let known = &self.recovery.inventory;
+        let end = if known.is_empty() { replay.listing.len() } else { next + AT_ONCE };
+        let end = end.min(replay.listing.len());
+        let mut told = Vec::new();
+        for index in next..end {
+            let path = replay.listing.path(index);
+            let Some(held) = known.get(path) else { continue };
+            match replay.reader.read(&replay.sys, &replay.listing, index, "add") {
+                Ok(true) => {}
+                // Its `remove` is queued, or it is found to be gone later.
+                Ok(false) => continue,
+                Err(failed) => {
+                    log::warn!("{failed}");
+                    replay.complete = false;
+                    continue;
+                }
+            }
+            let Some(event) = parse(&replay.reader.event) else { continue };
+            identity::write(&event, &mut told);
+            let other_one = ![0, replay.reader.incarnation].contains(&held.incarnation);
+            if held.identity != told || other_one {
+                replay.changed.insert(path.to_vec());
+            }
+        }
+        replay.stage = Stage::Compare(end);
+        if end < replay.listing.len() {
+            return;
+        }
+        let Replay { listing, by_path, sys, changed, gone, unlisted, .. } = replay;
+        let listed = |path: &[u8]| {
+            by_path.binary_search_by(|&index| listing.path(index as usize).cmp(path)).is_ok()
+        };
+        *gone =
+            recovery::gone(known, changed, |path, identity| match recovery::interface(identity) {
+                Some(interface) => self.has_interface(interface),
+                None => listed(path) || !sys.is_gone(path) || self.is_of_interface(path),
+            });
+        if replay.cause == Cause::Restart {
+            let begun = known.iter().filter(|device| !device.settled && !listed(device.path));
+            let begun = begun.filter(|device| !sys.is_gone(device.path));
+            *unlisted = begun.map(|device| device.path.to_vec()).collect();
+        }
+        replay.stage = Stage::Remove;
+    }
+
+    /// Whether this network interface is where events come from.
+    fn has_interface(&self, (name, index): (&[u8], u32)) -> bool {
+        let mut sources = self.sources.iter().filter(|watched| watched.is_kernels);
+        let found = sources.next().map(|watched| index_to_name(&watched.source, index));
+        match found {
+            Some(Ok(found)) => found.as_bytes() == name,
+            Some(Err(Errno::NODEV | Errno::NXIO)) => false,
+            // Not to be found out: /sys is to be believed.
+            Some(Err(_)) | None => true,
+        }
+    }
+
+    /// Whether this is something below a network interface that is there, but
+    /// perhaps in no /sys that can be seen.
+    fn is_of_interface(&self, path: &[u8]) -> bool {
+        let ends = path.iter().enumerate().filter(|&(_, &byte)| byte == b'/');
+        ends.filter_map(|(end, _)| self.recovery.inventory.get(&path[..end]))
+            .filter_map(|device| recovery::interface(device.identity))
+            .any(|interface| self.has_interface(interface))
+    }
+
+    fn next_removal(&mut self, replay: &mut Replay) -> bool {
+        let Some(path) = replay.gone.pop() else {
+            replay.stage = Stage::Resume;
+            return false;
+        };
+        let Some(known) = self.recovery.inventory.get(&path) else { return false };
+        recovery::write_event(&mut replay.reader.event, "remove", &path, known.identity);
+        true
+    }
+
+    fn next_unlisted(&mut self, replay: &mut Replay) -> bool {
+        let Some(path) = replay.unlisted.pop() else {
+            replay.stage = Stage::Add(0);
+            return false;
+        };
+        let Some(known) = self.recovery.inventory.get(&path) else { return false };
+        recovery::write_event(&mut replay.reader.event, "add", &path, known.identity);
+        true
+    }
+
+    fn next_addition(&mut self, replay: &mut Replay, next: usize) -> bool {
+        let end = (next + AT_ONCE).min(replay.listing.len());
+        for index in next..end {
+            replay.stage = Stage::Add(index + 1);
+            let held = self.recovery.inventory.get(replay.listing.path(index));
+            // Nobody knows whether it is the same one all the time.
+            let doubtful = replay.cause == Cause::Restart;
+            if held.is_some_and(|held| held.settled && !(doubtful && held.incarnation == 0)) {
+                if replay.cause.replays_changes()
+                    && self.recovery.changes.include(replay.listing.subsystem(index))
+                {
+                    replay.kept.push(index);
+                }
+                continue;
+            }
+            if self.read_device(replay, index, "add") {
+                replay.added.push(index);
+                self.recovery.incarnation = replay.reader.incarnation;
+                return true;
+            }
+        }
+        if end == replay.listing.len() {
+            let trust =
+                if replay.complete { Trust::Scanned { last: replay.last } } else { Trust::Lossy };
+            self.recovery.trust = trust;
+            replay.left = self.queue().0 / LEAST_COST + 1;
+            replay.stage = Stage::Change(0);
+            self.mark_sources_ready();
+        }
+        false
+    }
+
+    /// Reads a device as an event, if it is there and one of ours.
+    fn read_device(&self, replay: &mut Replay, index: usize, action: &str) -> bool {
+        match replay.reader.read(&replay.sys, &replay.listing, index, action) {
+            Ok(true) => {}
+            Ok(false) => return false,
+            Err(failed) => {
+                log::warn!("{failed}");
+                replay.complete = false;
+                return false;
+            }
+        }
+        let Some(event) = parse(&replay.reader.event) else { return false };
+        let mut told = Vec::new();
+        identity::write(&event, &mut told);
+        recovery::interface(&told).is_none_or(|interface| self.has_interface(interface))
+    }
+
+    fn next_change(&mut self, replay: &mut Replay, next: usize) -> bool {
+        replay.stage = Stage::Change(next + 1);
+        let index = replay.kept[next];
+        let is_known = |daemon: &Self| {
+            daemon.recovery.inventory.get(replay.listing.path(index)).is_some_and(|d| d.settled)
+        };
+        // An event has come meanwhile that tells that it is gone.
+        is_known(self) && self.read_device(replay, index, "change")
+    }
+
+    fn verify(&mut self, replay: &mut Replay, next: usize) -> bool {
+        let end = (next + AT_ONCE).min(replay.added.len());
+        for position in next..end {
+            replay.stage = Stage::Verify(position + 1);
+            let path = replay.listing.path(replay.added[position]);
+            if let Some(known) = self.recovery.inventory.get(path) {
+                if replay.sys.is_gone(path) {
+                    recovery::write_event(&mut replay.reader.event, "remove", path, known.identity);
+                    return true;
+                }
+            }
+        }
+        false
+    }
+
+    fn end_replay(&mut self, replay: &Replay) {
+        let (now, [removed, added, changed]) = (self.now(), replay.tally);
+        let took = now.saturating_sub(replay.began);
+        self.counters.recovery = took;
+        let text = format!(
+            "{}: {} devices; {added} added, {removed} removed, {changed} changed, in {} ms",
+            replay.cause,
+            replay.listing.len(),
+            took.as_millis()
+        );
+        log::info!("{text}");
+        self.end_recovery(&text);
+    }
+
+    /// Finds out whether that is all.
+    fn end_recovery(&mut self, text: &str) {
+        let (now, (_, drops)) = (self.now(), self.queue());
+        let recovery = &mut self.recovery;
+        recovery.pace.ended(now);
+        if recovery.again || drops != recovery.baseline {
+            recovery.trust = Trust::Lossy;
+            let until = recovery.pace.next(now);
+            recovery.phase = Phase::Waiting { cause: Cause::Overrun, until };
+        } else {
+            recovery.phase = Phase::Quiet;
+        }
+        let clients = std::mem::take(&mut recovery.clients);
+        // Who waits for all to be settled is told when the sockets are found empty.
+        self.mark_sources_ready();
+        let Some(control) = &mut self.control else { return };
+        clients.into_iter().for_each(|id| control.reply(id, &Reply::ok(text), now));
+    }
+
+    /// Has the kernel send an event for every device.
+    fn begin_triggering(&mut self, cause: Cause) {
+        let Some((sys, listing, _)) = self.list(cause) else { return };
+        let uuid = fs::read_to_string("/proc/sys/kernel/random/uuid").unwrap_or_default();
+        self.recovery.phase = Phase::Triggering(Box::new(Triggering {
+            sys,
+            listing,
+            next: 0,
+            uuid: uuid.trim_end().to_owned(),
+            asked: 0,
+            came: 0,
+            refused: 0,
+            first_refusal: None,
+            began: self.now(),
+        }));
+    }
+
+    /// Asks for as many events as fit for sure, now that the queue is empty.
+    fn trigger(&mut self, mut triggering: Box<Triggering>) {
+        let limits = self.sources.iter().filter(|watched| watched.is_kernels);
+        let limits = limits.filter_map(|watched| sys::socket_memory(&watched.source).ok());
+        let limit = limits.map(|memory| u64::from(memory.limit)).min().unwrap_or(0);
+        let batch = usize::try_from(limit / 2 / GREATEST_COST).unwrap_or(1).clamp(1, AT_ONCE);
+        let end = (triggering.next + batch).min(triggering.listing.len());
+        if triggering.next == end {
+            return self.end_triggering(*triggering);
+        }
+        let Triggering { sys, listing, uuid, .. } = &*triggering;
+        let trigger = format!("add {uuid}");
+        let (mut asked, mut refused, mut first) = (0, 0, None);
+        for index in triggering.next..end {
+            match sys.trigger(listing.path(index), trigger.trim_end().as_bytes()) {
+                Ok(()) => asked += 1,
+                Err(Failed { why: Why::System(Errno::NOENT | Errno::NODEV), .. }) => {}
+                Err(failed) => {
+                    refused += 1;
+                    first.get_or_insert(failed);
+                }
+            }
+        }
+        triggering.next = end;
+        triggering.asked += asked;
+        triggering.refused += refused;
+        triggering.first_refusal = triggering.first_refusal.take().or(first);
+        self.recovery.phase = Phase::Triggering(triggering);
+        self.mark_sources_ready();
+    }
+
+    fn end_triggering(&mut self, triggering: Triggering) {
+        let Triggering { asked, came, refused, first_refusal, began, .. } = triggering;
+        if let Some(first) = first_refusal {
+            log::warn!("{refused} devices are not told of by the kernel; the first one: {first}");
+            // Those are found by reading.
+            self.begin_replay(Cause::Coldplug);
+            return;
+        }
+        let took = self.now().saturating_sub(began);
+        self.counters.recovery = took;
+        let text = format!(
+            "coldplug: had the kernel tell of {asked} devices, {came} events came, in {} ms",
+            took.as_millis()
+        );
+        log::info!("{text}");
+        self.end_recovery(&text);
+    }
+
+    /// Looks up the incarnations of devices that came by events.
+    fn look_up_fresh(&mut self, idle: bool) -> Recovered {
+        let Recovery { fresh, sys, inventory, .. } = &mut self.recovery;
+        if !idle || fresh.devices.is_empty() {
+            return Recovered::Proceed;
+        }
+        if fresh.measured {
+            // Nothing has come since.
+            for (path, incarnation) in fresh.devices.drain(..) {
+                inventory.set_incarnation(&path, incarnation);
+            }
+            return Recovered::Proceed;
+        }
+        fresh.measured = true;
+        let sys = Sysfs::open(sys);
+        for (path, incarnation) in &mut fresh.devices {
+            let found = sys.as_ref().ok().and_then(|sys| sys.incarnation(path));
+            *incarnation = found.unwrap_or(0);
+        }
+        // To be found empty once more.
+        self.mark_sources_ready();
+        Recovered::Again
+    }
+}
+
+fn parse(event: &[u8]) -> Option<Uevent<'_>> {
+    Uevent::parse(event, crate::uevent::Header::Required).ok()
+}

@@ -1,0 +1,165 @@
+//! Where the inventory of devices lives: in memory, or in a file that outlives
+//! the daemon, mapped, so that keeping it costs no system call.
+//!
+//! Owns the file, locked (flock(2)): nobody else of plugd's has it at the same
+//! time. All its space is allocated before it is used: a full file system is
+//! an error then, and no SIGBUS later.
+
+use std::fs::{self, DirBuilder};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::unix::fs::DirBuilderExt;
+use std::path::Path;
+
+use rustix::fs::{
+    CWD, FallocateFlags, FileType, FlockOperation, Mode, OFlags, fallocate, flock, fstat,
+    ftruncate, openat,
+};
+use rustix::io::{Errno, retry_on_intr};
+use rustix::process::geteuid;
+
+use crate::error::reason;
+use crate::inventory::Storage;
+use crate::sys::Mapping;
+
+/// The storage of an inventory.
+#[derive(Debug)]
+pub enum Store {
+    /// Gone with the process.
+    Memory(Vec<u8>),
+    /// In a file.
+    File(StateFile),
+}
+
+/// A file, open, locked and mapped.
+#[derive(Debug)]
+pub struct StateFile {
+    fd: OwnedFd,
+    mapping: Mapping,
+}
+
+impl StateFile {
+    /// Opens the file, or makes it with mode 0600.
+    ///
+    /// # Errors
+    /// If it cannot be opened for writing, is a link or no regular file, belongs
+    /// to somebody else or can be written by others, or another process has locked
+    /// it.
+    pub fn open(path: &Path) -> io::Result<Self> {
+        let flags = OFlags::RDWR
+            | OFlags::CREATE
+            | OFlags::CLOEXEC
+            | OFlags::NOFOLLOW
+            | OFlags::NOCTTY
+            | OFlags::NONBLOCK;
+        let fd = match openat(CWD, path, flags, Mode::RUSR | Mode::WUSR) {
+            Err(Errno::LOOP) => return Err(io::Error::other("it is a symbolic link")),
+            result => result?,
+        };
+        let status = fstat(&fd)?;
+        if FileType::from_raw_mode(status.st_mode) != FileType::RegularFile {
+            return Err(io::Error::other("it is no regular file"));
+        }
+        if status.st_uid != geteuid().as_raw() || status.st_mode & 0o022 != 0 {
+            return Err(io::Error::other("it is somebody else's, or others may write it"));
+        }
+        match flock(&fd, FlockOperation::NonBlockingLockExclusive) {
+            Err(Errno::WOULDBLOCK) => {
+                return Err(io::Error::other("another process has locked it"));
+            }
+            result => result?,
+        }
+        Self::adopt(fd)
+    }
+
+    /// Goes on with one that was opened before, locked.
+    ///
+    /// # Errors
+    /// Those of mmap(2).
+    pub fn adopt(fd: OwnedFd) -> io::Result<Self> {
+        let length = usize::try_from(fstat(&fd)?.st_size).map_err(io::Error::other)?;
+        let mapping = Mapping::of(fd.as_fd(), length)?;
+        let mut file = Self { fd, mapping };
+        if length > 0 {
+            // Somebody may have punched holes into it.
+            file.try_resize(length)?;
+        }
+        Ok(file)
+    }
+
+    fn try_resize(&mut self, length: usize) -> io::Result<()> {
+        let size = u64::try_from(length).map_err(io::Error::other)?;
+        if length < self.mapping.bytes().len() {
+            // What is mapped is in the file at any moment.
+            self.mapping = Mapping::of(self.fd.as_fd(), length)?;
+            return Ok(ftruncate(&self.fd, size)?);
+        }
+        ftruncate(&self.fd, size)?;
+        match retry_on_intr(|| fallocate(&self.fd, FallocateFlags::empty(), 0, size.max(1))) {
+            // Such a file system has to do without.
+            Ok(()) | Err(Errno::OPNOTSUPP) => {}
+            Err(error) => return Err(error.into()),
+        }
+        self.mapping = Mapping::of(self.fd.as_fd(), length)?;
+        Ok(())
+    }
+}
+
+impl AsRawFd for StateFile {
+    fn as_raw_fd(&self) -> RawFd {
+        self.fd.as_raw_fd()
+    }
+}
+
+impl Storage for Store {
+    fn bytes(&self) -> &[u8] {
+        match self {
+            Self::Memory(bytes) => bytes,
+            Self::File(file) => file.mapping.bytes(),
+        }
+    }
+
+    fn bytes_mut(&mut self) -> &mut [u8] {
+        match self {
+            Self::Memory(bytes) => bytes,
+            Self::File(file) => file.mapping.bytes_mut(),
+        }
+    }
+
+    /// A file that cannot be as long is given up, and left empty: it would tell
+    /// the next daemon of devices as they were.
+    fn resize(&mut self, length: usize) {
+        let file = match self {
+            Self::Memory(bytes) => return Storage::resize(bytes, length),
+            Self::File(file) => file,
+        };
+        let mut bytes = Vec::new();
+        if let Err(error) = file.try_resize(length) {
+            log::warn!(
+                "the state file cannot be kept: {}; after a restart all devices are acted on",
+                reason(&error)
+            );
+            bytes.extend_from_slice(file.mapping.bytes());
+            Storage::resize(&mut bytes, length);
+            // With its mapping gone before.
+            file.mapping = Mapping::default();
+            let _ = ftruncate(&file.fd, 0);
+            *self = Self::Memory(bytes);
+        }
+    }
+}
+
+/// Makes the directory of a state file that nobody chose, if it is not there.
+pub fn make_directory(file: &Path) {
+    if let Some(directory) = file.parent().filter(|directory| !directory.exists()) {
+        // What is wrong is told when the file is opened.
+        let _ = DirBuilder::new().mode(0o755).create(directory);
+    }
+}
+
+/// Which boot of the machine this is: what the kernel says, and 0 bytes where
+/// that is not as expected.
+pub fn boot() -> [u8; 36] {
+    let text = fs::read("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    text.get(..36).and_then(|id| id.try_into().ok()).unwrap_or([0; 36])
+}
