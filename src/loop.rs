@@ -130,6 +130,8 @@ struct Watched {
     source: Source,
     /// The kernel's uevents come from it.
     is_kernels: bool,
+    /// Among them those of interfaces that are in no /sys here.
+    from_everywhere: bool,
     /// It may have something to read.
     ready: bool,
     /// The last attempt to receive failed.
@@ -227,6 +229,7 @@ impl Daemon {
         }
         let watched = |source: Source| Watched {
             is_kernels: source.is_kernels(),
+            from_everywhere: source.listens_to_all_namespaces(),
             source,
             ready: true,
             failed: false,
@@ -494,7 +497,7 @@ impl Daemon {
     ) -> io::Result<()> {
         let (plan, hands) = engine.plan(event);
         self.unwatch_sources();
-        if self.is_tracked(source) {
+        if self.is_tracked(source, event) {
             self.recovery.begin(event);
         }
         let (steps, since) = (plan.steps(), self.now());
@@ -540,7 +543,7 @@ impl Daemon {
         }
         match deed.step() {
             None => {
-                if self.is_tracked(deed.source) {
+                if self.is_tracked(deed.source, event) {
                     self.recovery.finish(event, deed.source.is_none());
                 }
                 self.outlets.pass_on(deed.datagram, self.now());
@@ -559,9 +562,15 @@ impl Daemon {
         Ok(())
     }
 
-    /// Whether events from there tell which devices there are.
-    fn is_tracked(&self, source: Option<usize>) -> bool {
-        source.is_none_or(|source| self.sources[source].is_kernels)
+    /// Whether an event from there tells which devices there are.
+    fn is_tracked(&self, source: Option<usize>, event: &Uevent<'_>) -> bool {
+        let Some(watched) = source.map(|source| &self.sources[source]) else { return true };
+        // Two interfaces of different namespaces may have the same path.
+        let may_be_elsewhere = || {
+            let path = event.last(b"DEVPATH").unwrap_or_default().to_bytes();
+            path.windows(5).any(|part| part == b"/net/")
+        };
+        watched.is_kernels && !(watched.from_everywhere && may_be_elsewhere())
     }
 
     /// Begins the step at hand.

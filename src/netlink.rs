@@ -225,6 +225,10 @@ impl Source {
         } else {
             Check::Port
         };
+        if kind == Kind::Netlink {
+            // Else nobody would know that events are missing. Old kernels have no such option.
+            let _ = sys::set_socket_option(fd.as_fd(), SocketOption::NoEnobufs, 0);
+        }
         rustix::io::ioctl_fionbio(&fd, true)?;
         Ok(Self { fd, kind, check, open_groups: 0 })
     }
@@ -268,6 +272,12 @@ impl Source {
             && self.groups() & KERNEL_GROUP != 0
             && sockopt::socket_protocol(&self.fd)
                 .is_ok_and(|protocol| protocol.map(|p| p.as_raw().get()) == uevents)
+    }
+
+    /// Whether events of the network interfaces of other namespaces come from
+    /// here too.
+    pub fn listens_to_all_namespaces(&self) -> bool {
+        sys::has_socket_option(self.fd.as_fd(), SocketOption::ListenAllNsid).unwrap_or(false)
     }
 
     /// Whether a datagram from here has to begin with a header.

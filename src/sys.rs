@@ -217,6 +217,8 @@ pub enum SocketOption {
     ListenAllNsid,
     /// Joins the multicast group of this number (netlink(7)).
     AddMembership,
+    /// Drops for want of room are not told (netlink(7)).
+    NoEnobufs,
 }
 
 impl SocketOption {
@@ -231,6 +233,7 @@ impl SocketOption {
             Self::AddMembership => {
                 (libc::SOL_NETLINK, libc::NETLINK_ADD_MEMBERSHIP, "NETLINK_ADD_MEMBERSHIP")
             }
+            Self::NoEnobufs => (libc::SOL_NETLINK, libc::NETLINK_NO_ENOBUFS, "NETLINK_NO_ENOBUFS"),
         }
     }
 }
@@ -251,6 +254,22 @@ pub fn set_socket_option(fd: BorrowedFd<'_>, option: SocketOption, value: u32) -
     let result =
         unsafe { libc::setsockopt(fd.as_raw_fd(), level, name, (&raw const value).cast(), 4) };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Whether an option of a socket is switched on.
+///
+/// # Errors
+/// Those of getsockopt(2).
+pub fn has_socket_option(fd: BorrowedFd<'_>, option: SocketOption) -> io::Result<bool> {
+    let (level, name, _) = option.raw();
+    let (mut value, mut length): (c_int, libc::socklen_t) = (0, 4);
+    // SAFETY: the kernel writes at most `length` bytes to `value`, an int, which
+    // is 4 bytes; both live longer than the call.
+    let result = unsafe {
+        let value = (&raw mut value).cast();
+        libc::getsockopt(fd.as_raw_fd(), level, name, value, &raw mut length)
+    };
+    if result == 0 { Ok(value != 0) } else { Err(io::Error::last_os_error()) }
 }
 
 /// Who sent a message, as the kernel vouches for it (SCM_CREDENTIALS, unix(7)).

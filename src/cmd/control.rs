@@ -134,7 +134,12 @@ command!(
     "rescan",
     "Has plugd compare the devices that are there with those it knows, as SIGALRM does.",
     "",
-    help!("This version of plugd says no to it.\n", "", "10")
+    help!(
+        "Devices that are gone are removed, new ones added, and the others changed, as\n\
+         plugd run --replay-change says. It waits until that is done.\n",
+        "",
+        "120"
+    )
 );
 command!(
     STOP,
@@ -246,7 +251,7 @@ fn ask(options: &Options, command: &wire::Command) -> Result<Reply, Failure> {
     let patience = match command {
         wire::Command::Await { timeout, .. } => timeout.saturating_add(GRACE),
         // It waits until no event is in hand.
-        wire::Command::Reload => options.timeout.unwrap_or(wire::PATIENCE),
+        wire::Command::Reload | wire::Command::Rescan => options.timeout.unwrap_or(wire::PATIENCE),
         _ => options.timeout.unwrap_or(PATIENCE),
     };
     let mut connection = Connection::open(&options.address, Some(patience))?;

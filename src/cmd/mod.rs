@@ -6,6 +6,7 @@
 //! goes on as another program, 126 and 127 as env(1) has them.
 
 mod check;
+mod coldplug;
 mod control;
 mod daemon_control;
 mod daemon_options;
@@ -70,7 +71,7 @@ enum Request {
     Version,
 }
 
-const COMMANDS: [&Command; 19] = [
+const COMMANDS: [&Command; 20] = [
     &run::COMMAND,
     &check::COMMAND,
     &explain::COMMAND,
@@ -81,6 +82,7 @@ const COMMANDS: [&Command; 19] = [
     &control::RESUME,
     &control::RELOAD,
     &control::RESCAN,
+    &coldplug::COMMAND,
     &control::STOP,
     &control::UPDATE,
     &control::LOG_LEVEL,

@@ -706,11 +706,11 @@ impl Daemon {
         for position in next..end {
             replay.stage = Stage::Verify(position + 1);
             let path = replay.listing.path(replay.added[position]);
-            if let Some(known) = self.recovery.inventory.get(path) {
-                if replay.sys.is_gone(path) {
-                    recovery::write_event(&mut replay.reader.event, "remove", path, known.identity);
-                    return true;
-                }
+            if let Some(known) = self.recovery.inventory.get(path)
+                && replay.sys.is_gone(path)
+            {
+                recovery::write_event(&mut replay.reader.event, "remove", path, known.identity);
+                return true;
             }
         }
         false
