@@ -18,12 +18,13 @@
 //! - [`engine`], [`rule_files`]: what decides, with the files that it looks at
 //!   and acts on.
 //! - [`netlink`], [`child`], [`signals`], [`devnode`], [`firmware`], [`sysfs`],
-//!   [`rebroadcast`], [`syslog`], [`control`], [`notify`], [`presence`]: what
+//!   [`rebroadcast`], [`syslog`], [`control`], [`notify`], [`presence`],
+//!   [`state_file`]: what
 //!   deals with the system.
 //! - [`daemon`]: the background, PID files, and who controls daemons; also for
 //!   other programs.
 //! - [`counters`], [`machine`], [`settle`], [`handler`], [`rules`], [`plan`],
-//!   [`environment`], [`uevent`], [`listen_fds`], [`status`], [`handover`],
+//!   [`environment`], [`uevent`], [`listen_fds`], [`inventory`], [`recovery`], [`status`], [`handover`],
 //!   [`units`], and [`control::wire`]: what decides; pure, without system calls.
 //! - [`sys`], [`beneath`], [`account`], [`error`], [`logging`]: the only
 //!   `unsafe`, files by hostile names, names of users and groups, errors, log
