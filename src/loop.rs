@@ -403,10 +403,8 @@ impl Daemon {
             Received::Datagram(length) => return Some(length),
             Received::Empty => {
                 watched.ready = false;
-                if self.recovery.is_quiet() {
-                    self.requests.found_empty(index);
-                    self.answer_requests();
-                }
+                self.requests.found_empty(index);
+                self.answer_requests();
             }
             Received::Overrun => {
                 self.counters.overruns += 1;
@@ -469,9 +467,7 @@ impl Daemon {
 
     /// Tells those who wait for it.
     fn note_acted_on(&mut self, source: Option<usize>, event: &Uevent<'_>) {
-        // Before that, events may be missing that were sent earlier.
-        let settles = source.filter(|_| self.recovery.is_quiet());
-        self.requests.acted_on(settles, event);
+        self.requests.acted_on(source, event);
         self.answer_requests();
     }
 

@@ -105,8 +105,8 @@ fn the_pages_are_clean() {
 #[test]
 fn the_pages_tell_of_the_options_that_there_are() {
     let help: Vec<String> = pages().map(Page::help).collect();
-    let explain = Plugd::new().args(["explain", "--help"]).finish().stdout;
-    let all = help.iter().chain([&explain]);
+    let others = ["explain", "coldplug"].map(|c| Plugd::new().args([c, "--help"]).finish().stdout);
+    let all = help.iter().chain(&others);
     let all: BTreeSet<&str> = all.flat_map(|help| options(help, "--")).collect();
     for (page, help) in pages().zip(&help) {
         let (told, real) = (options(page.before_examples(), "Fl -"), options(help, "--"));
