@@ -263,9 +263,11 @@ impl Daemon {
         if let Some(InHand { source, datagram, steps_done, failed, since }) = self.resumed.take() {
             // It was read before: what comes of it if the new version reads it
             // otherwise has no steps left.
-            let header = self.sources.get(source).map_or(Header::Optional, |w| w.source.header());
+            let from = self.sources.get(source).map(|watched| &watched.source);
+            let header = from.map_or(Header::Optional, Source::header);
+            let says_all = from.is_some_and(Source::says_all);
             let event = &Uevent::parse(&datagram, header).unwrap_or(Uevent::EMPTY);
-            let (plan, hands) = engine.plan(event);
+            let (plan, hands) = engine.plan(event, says_all);
             let mut steps = plan.steps();
             steps.skip_done(steps_done);
             let (datagram, refused) = (&datagram[..], None);
@@ -276,10 +278,11 @@ impl Daemon {
             match self.read(&mut buffer)? {
                 Next::Datagram(source, length) => {
                     let datagram = &buffer[..length];
-                    match Uevent::parse(datagram, self.sources[source].source.header()) {
+                    let from = &self.sources[source].source;
+                    match Uevent::parse(datagram, from.header()) {
                         Ok(event) => {
+                            let (plan, hands) = engine.plan(&event, from.says_all());
                             self.counters.received += 1;
-                            let (plan, hands) = engine.plan(&event);
                             self.act(source, datagram, &event, &plan, hands)?;
                         }
                         Err(malformed) => self.drop_malformed(malformed),
