@@ -2,8 +2,8 @@
 //! machine what happened, and does what it says.
 //!
 //! Owns the poll and all that is watched. mio reports edges: a socket is read
-//! until it is empty, and while an event is in hand it is not watched at all,
-//! so that it causes no wake-ups and its events wait in the kernel.
+//! until it is empty, and while a program runs it is not watched at all, so
+//! that it causes no wake-ups and its events wait in the kernel.
 //!
 //! What it is asked, by signals and on the control socket, is in `orders`; how
 //! it becomes another version of itself in `update`.
@@ -343,7 +343,6 @@ impl Daemon {
     }
 
     fn receive(&mut self, index: usize, buffer: &mut [u8]) -> Option<usize> {
-        let now = self.now();
         let watched = &mut self.sources[index];
         let failed_before = std::mem::take(&mut watched.failed);
         match watched.source.receive(buffer) {
@@ -380,7 +379,7 @@ impl Daemon {
                 watched.failed = true;
                 watched.ready = !failed_before;
                 self.unwatched |= failed_before;
-                if self.limiters.receive.allows(now) {
+                if self.limiters.receive.allows(self.started.elapsed()) {
                     log::warn!("cannot receive: {}", reason(&error));
                 }
             }
@@ -424,7 +423,6 @@ impl Daemon {
         plan: &Plan<'_>,
         hands: Option<&mut Hands>,
     ) -> io::Result<()> {
-        self.unwatch_sources();
         let (steps, since) = (plan.steps(), self.now());
         let (failed, refused) = (false, None);
         let deed = Deed { source, since, datagram, event, steps, failed, refused, hands };
@@ -501,6 +499,7 @@ impl Daemon {
             }
             deed.steps.next();
         };
+        self.unwatch_sources();
         let environment = run.environment();
         match Child::spawn(&mut self.spawner, &run, &environment) {
             Ok(child) => {
