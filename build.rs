@@ -9,12 +9,18 @@ const FIRST_THAT_UNPACKS: u32 = 93;
 
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");
+    println!("cargo::rerun-if-changed=link.ld");
     let variable = |name| env::var(name).unwrap_or_default();
     if variable("CARGO_CFG_TARGET_ENV") != "musl" {
         return;
     }
     if minor_version(&variable("RUSTC")).is_some_and(|minor| minor >= FIRST_THAT_UNPACKS) {
         println!("cargo::rustc-link-arg-bins=-Wl,-z,pack-relative-relocs");
+    }
+    // Not every linker takes a script, but the usual one does.
+    let flags = variable("CARGO_ENCODED_RUSTFLAGS");
+    if !flags.contains("link") && variable("RUSTC_LINKER").is_empty() {
+        println!("cargo::rustc-link-arg-bins=-Wl,-T,{}/link.ld", variable("CARGO_MANIFEST_DIR"));
     }
 }
 
