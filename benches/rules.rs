@@ -97,6 +97,7 @@ fn measure(plugd: PathBuf) -> Outcome<()> {
     let many =
         bench.case("an event that none of 500 rules matches", Some(others(500)), &one, 0.1)?;
     verdict(many / few, FLATNESS, "times the cost of 10 rules is that of 500");
+    bench.trickle()?;
     bench.footprint()
 }
 
@@ -212,8 +213,7 @@ impl Bench {
                     trees.push(tree(&self.dev())?);
                 }
                 daemon.stop()?;
-                #[allow(clippy::cast_precision_loss, reason = "far below 2^52")]
-                let time = time.as_nanos() as f64 / 1e3 / count as f64;
+                let time = microseconds(time, count);
                 times.push(time);
                 round.push((who, time));
             }
@@ -222,11 +222,7 @@ impl Bench {
         }
         let mut ours = 0.0;
         for (who, times) in all.iter().zip(&mut times) {
-            let (least, median, most) = spread(times);
-            println!(
-                "  {:8} median {median:7.2} us   min {least:7.2}   max {most:7.2}",
-                format!("{who:?}").to_lowercase()
-            );
+            let median = report(*who, times);
             if *who == Who::Plugd {
                 ours = median;
             }
@@ -243,6 +239,29 @@ impl Bench {
             );
         }
         Ok(ours)
+    }
+
+    /// The time per event of the devices, coming one at a time: most of it is
+    /// for waiting and waking up.
+    fn trickle(&self) -> Outcome<()> {
+        println!("\nreal devices, 70 rules, one at a time");
+        let conf = self.conf(Some(RULES))?;
+        for who in self.all() {
+            let mut times = Vec::new();
+            for _ in 0..ROUNDS {
+                let daemon = self.start(who, &conf)?;
+                daemon.replay(&self.devices, 2 * self.devices.len())?;
+                let before = daemon.time()?;
+                for event in &self.devices {
+                    self.injector.send(event)?;
+                    while queued()? > 0 || daemon.is_running()? {}
+                }
+                times.push(microseconds(daemon.time()? - before, self.devices.len()));
+                daemon.stop()?;
+            }
+            report(who, &mut times);
+        }
+        Ok(())
     }
 
     /// Starts a daemon with an empty /dev, and waits until it listens.
@@ -349,6 +368,20 @@ fn mount(dev: &Path) -> Outcome<()> {
     while Command::new("umount").arg(dev).stderr(Stdio::null()).status()?.success() {}
     let status = Command::new("mount").args(["-t", "tmpfs", "dev"]).arg(dev).status()?;
     if status.success() { Ok(()) } else { Err(format!("mount: {status}").into()) }
+}
+
+/// Prints how these times are spread, and returns their median.
+fn report(who: Who, times: &mut [f64]) -> f64 {
+    let (least, median, most) = spread(times);
+    let who = format!("{who:?}").to_lowercase();
+    println!("  {who:8} median {median:7.2} us   min {least:7.2}   max {most:7.2}");
+    median
+}
+
+/// The share of one of so many.
+#[allow(clippy::cast_precision_loss, reason = "far below 2^52")]
+fn microseconds(time: Duration, count: usize) -> f64 {
+    time.as_nanos() as f64 / 1e3 / count as f64
 }
 
 /// Least, median and most.
