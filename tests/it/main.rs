@@ -5,6 +5,7 @@
 //! one ([`harness::ns`]); a test that cannot run here says so ([`harness::skip`]).
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
+mod check;
 mod children;
 mod command_line;
 mod control;
