@@ -27,4 +27,5 @@ mod readiness;
 mod signals;
 mod sources;
 mod starting;
+mod supervisors;
 mod update;
