@@ -20,6 +20,7 @@ mod input;
 mod listen;
 mod log;
 mod manual;
+mod mdev_conf;
 mod mdevd;
 mod order;
 mod pressure;
