@@ -540,10 +540,10 @@ impl Daemon {
         }
         match deed.step() {
             None => {
+                self.outlets.pass_on(deed.datagram, self.now());
                 if self.is_tracked(deed.source, event) {
                     self.recovery.finish(event, deed.source.is_none());
                 }
-                self.outlets.pass_on(deed.datagram, self.now());
             }
             Some(step) => {
                 deed.failed = true;

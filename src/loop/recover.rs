@@ -519,7 +519,7 @@ impl Daemon {
                     log::warn!("{failed}; devices that were missed ({cause}) are looked for later");
                 }
                 let now = self.now();
-                self.recovery.pace.ended(now);
+                self.recovery.pace.ended(now, false);
                 let until = self.recovery.pace.next(now);
                 self.recovery.phase = Phase::Waiting { cause, until };
                 None
@@ -765,8 +765,8 @@ impl Daemon {
     fn end_recovery(&mut self, text: &str, number: u64) {
         let (now, (_, drops)) = (self.now(), self.queue());
         let recovery = &mut self.recovery;
-        recovery.pace.ended(now);
         let all = !recovery.again && drops == recovery.baseline;
+        recovery.pace.ended(now, all);
         if !all {
             recovery.trust = Trust::Lossy;
             let until = recovery.pace.next(now);
