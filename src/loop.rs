@@ -317,7 +317,10 @@ impl Daemon {
                 }
             };
             match source.map_or(Verdict::Act, |source| self.judge(source, &event, &mut first)) {
-                Verdict::Act => {
+                verdict @ (Verdict::Act | Verdict::ActAndCompare) => {
+                    if verdict == Verdict::ActAndCompare {
+                        self.compare_again();
+                    }
                     self.counters.received += u64::from(source.is_some());
                     self.act(engine, source, datagram, &event)?;
                 }

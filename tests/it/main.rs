@@ -23,6 +23,7 @@ mod log;
 mod manual;
 mod mdev_conf;
 mod mdevd;
+mod missed;
 mod order;
 mod pressure;
 mod readiness;
