@@ -331,7 +331,9 @@ impl Daemon {
                         self.act(engine, None, &first, &event)?;
                     }
                 }
-                Verdict::Stale | Verdict::StaleIfListed => self.pass_over(source, &event),
+                Verdict::Stale | Verdict::StaleIfListed | Verdict::StaleIfSame => {
+                    self.pass_over(source, &event);
+                }
             }
         }
         self.notifier.stopping();

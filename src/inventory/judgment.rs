@@ -37,6 +37,9 @@ pub enum Verdict {
     /// Leave it out, but only if its device is one that a scan can find: if its
     /// subsystem is a bus or a class.
     StaleIfListed,
+    /// Leave it out, but only if the device at its path is still the one that the
+    /// scan has found: if its incarnation is the one that is known.
+    StaleIfSame,
     /// Another device is known at its path, whose `remove` was lost, and that of
     /// whatever is below it: act on that first.
     RemoveFirst,
@@ -106,7 +109,13 @@ impl<S: Storage> Inventory<S> {
             // The device at its path now came after it.
             (b"add" | b"move", _) if obstructed && overtaken => Verdict::Stale,
             (b"add" | b"move", _) if obstructed => Verdict::RemoveFirst,
-            (b"add", Some(held)) if held.settled && scanned => Verdict::Stale,
+            (b"add", Some(held)) if held.settled && scanned => {
+                if overtaken {
+                    Verdict::Stale
+                } else {
+                    Verdict::StaleIfSame
+                }
+            }
             (_, _) if !scanned => Verdict::Act,
             (b"move", held) if tracked.old_path.and_then(|old| self.get(old)).is_none() => {
                 match held {

@@ -343,7 +343,7 @@ fn events_are_judged_by_what_is_known() {
         (Trust::Lossy, "remove", "/devices/x", "MAJOR=8\0", 50, Verdict::Act),
         // After a scan, what is known or over is left out.
         (scanned, "add", "/devices/x", same, 50, Verdict::Stale),
-        (scanned, "add", "/devices/x", same, 150, Verdict::Stale),
+        (scanned, "add", "/devices/x", same, 150, Verdict::StaleIfSame),
         (scanned, "add", "/devices/x", "MAJOR=8\0", 50, Verdict::Stale),
         (scanned, "add", "/devices/x", "MAJOR=8\0", 150, Verdict::RemoveFirst),
         (scanned, "add", "/devices/y", "MAJOR=8\0", 50, Verdict::Act),

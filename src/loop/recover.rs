@@ -365,6 +365,14 @@ impl Daemon {
                     _ => Verdict::Act,
                 }
             }
+            Verdict::StaleIfSame => {
+                let path = event.last(b"DEVPATH").unwrap_or_default().to_bytes();
+                let known = recovery.inventory.get(path).map(|known| known.incarnation);
+                match Sysfs::open(&recovery.sys).ok().and_then(|sys| sys.incarnation(path)) {
+                    Some(found) if known == Some(found) => Verdict::Stale,
+                    _ => Verdict::Act,
+                }
+            }
             Verdict::RemoveFirst => {
                 let known = recovery.inventory.first_to_go(event);
                 let Some(known) = known else { return Verdict::Act };
@@ -375,6 +383,14 @@ impl Daemon {
                 };
                 recovery::mark(first, Cause::Overrun, last);
                 Verdict::RemoveFirst
+            }
+            // What is below it may not have been found, on its way.
+            Verdict::Act
+                if !matches!(recovery.phase, Phase::Quiet)
+                    && recovery.trust != Trust::Lossy
+                    && event.last(b"ACTION") == Some(c"move") =>
+            {
+                Verdict::ActAndCompare
             }
             verdict => verdict,
         }
