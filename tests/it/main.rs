@@ -7,6 +7,7 @@
 
 mod children;
 mod command_line;
+mod completions;
 mod control;
 mod daemon;
 mod daemon_control;
