@@ -18,6 +18,7 @@ mod facts;
 mod faults;
 mod harness;
 mod input;
+mod install;
 mod listen;
 mod log;
 mod manual;
