@@ -17,9 +17,6 @@ BINARY = target/release/plugd
 # have: make install NAMES='daemon-control ucw-daemon-control'.
 NAMES = plug-and-play-event-handler netlink-datagram-socket-listen \
 	daemon-control ucw-daemon-control mdevd mdevd-netlink mdevd-coldplug
-MAN1 = plug-and-play-event-handler.1 netlink-datagram-socket-listen.1
-MAN7 = plugd-control.7
-MAN8 = plugd.8 daemon-control.8 mdevd.8 mdevd-netlink.8 mdevd-coldplug.8
 DOCS = README.md CHANGELOG.md LICENSE SECURITY.md
 CONTRIB = s6 s6-rc runit openrc busybox dinit mdev mdev.conf
 
@@ -32,13 +29,12 @@ $(BINARY):
 
 # Does not build: as root, cargo would leave files of root in target/
 install: $(BINARY)
-	install -d $(DESTDIR)$(SBINDIR) $(DESTDIR)$(MANDIR)/man1 $(DESTDIR)$(MANDIR)/man7 \
-		$(DESTDIR)$(MANDIR)/man8 $(DESTDIR)$(DOCDIR) $(DESTDIR)$(CONTRIBDIR) \
+	install -d $(DESTDIR)$(SBINDIR) $(DESTDIR)$(DOCDIR) $(DESTDIR)$(CONTRIBDIR) \
 		$(DESTDIR)$(BASHDIR) $(DESTDIR)$(ZSHDIR) $(DESTDIR)$(FISHDIR)
+	for section in 1 5 7 8; do install -d $(DESTDIR)$(MANDIR)/man$$section || exit; done
 	install -m 755 $(BINARY) $(DESTDIR)$(SBINDIR)/plugd
-	for page in $(MAN1); do install -m 644 man/$$page $(DESTDIR)$(MANDIR)/man1/ || exit; done
-	for page in $(MAN7); do install -m 644 man/$$page $(DESTDIR)$(MANDIR)/man7/ || exit; done
-	for page in $(MAN8); do install -m 644 man/$$page $(DESTDIR)$(MANDIR)/man8/ || exit; done
+	for page in man/*.[0-9]; do \
+		install -m 644 $$page $(DESTDIR)$(MANDIR)/man$${page##*.}/ || exit; done
 	install -m 644 $(DOCS) $(DESTDIR)$(DOCDIR)/
 	install -m 644 contrib/completions/plugd.bash $(DESTDIR)$(BASHDIR)/plugd
 	install -m 644 contrib/completions/_plugd $(DESTDIR)$(ZSHDIR)/_plugd
@@ -54,9 +50,8 @@ install: $(BINARY)
 uninstall:
 	rm -f $(DESTDIR)$(SBINDIR)/plugd $(DESTDIR)$(BASHDIR)/plugd \
 		$(DESTDIR)$(ZSHDIR)/_plugd $(DESTDIR)$(FISHDIR)/plugd.fish
-	for page in $(MAN1); do rm -f $(DESTDIR)$(MANDIR)/man1/$$page; done
-	for page in $(MAN7); do rm -f $(DESTDIR)$(MANDIR)/man7/$$page; done
-	for page in $(MAN8); do rm -f $(DESTDIR)$(MANDIR)/man8/$$page; done
+	for page in man/*.[0-9]; do \
+		rm -f $(DESTDIR)$(MANDIR)/man$${page##*.}/$${page##*/}; done
 	for name in $(NAMES); do rm -f $(DESTDIR)$(SBINDIR)/$$name \
 		$(DESTDIR)$(BASHDIR)/$$name $(DESTDIR)$(FISHDIR)/$$name.fish; done
 	rm -rf $(DESTDIR)$(DOCDIR) $(DESTDIR)$(CONTRIBDIR)
