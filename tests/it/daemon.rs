@@ -318,7 +318,7 @@ fn static_binary() -> Option<PathBuf> {
     let targets = Path::new(PLUGD).parent().unwrap().parent().unwrap();
     let triples = fs::read_dir(targets).unwrap().map(|entry| entry.unwrap().path());
     triples
-        .filter(|path| path.to_string_lossy().ends_with("-musl"))
+        .filter(|path| path.ends_with(format!("{}-unknown-linux-musl", std::env::consts::ARCH)))
         .flat_map(|path| ["release", "debug"].map(|profile| path.join(profile).join("plugd")))
         .find(|file| file.exists())
 }
