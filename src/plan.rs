@@ -349,6 +349,16 @@ impl Draft {
         self.records.push(record);
     }
 
+    /// Who may do what with a node, by what is planned for it so far.
+    pub(crate) fn access_given(&self, node: Text) -> Option<Access> {
+        self.records.iter().rev().find_map(|record| match record {
+            Record::MakeNode { path, access, .. } if self.bytes(*path) == self.bytes(node) => {
+                Some(*access)
+            }
+            _ => None,
+        })
+    }
+
     /// Keeps what `write` appends as a string.
     pub(crate) fn write(&mut self, write: impl FnOnce(&mut Vec<u8>)) -> Text {
         let start = self.text.len();

@@ -442,7 +442,13 @@ impl Facts {
         }
         let device = device.filter(|_| has_name);
         if let (Some(device), Action::Add) = (device, self.action) {
-            let (kind, access) = (self.kind, rule.access);
+            let (kind, mut access) = (self.kind, rule.access);
+            if (access.owner, access.group) == (0, 0) {
+                // As mdevd has it, which sets the mode again, but no owner then:
+                // what a rule with - gives away, the last one does not take back.
+                let earlier = draft.access_given(node);
+                (access.owner, access.group) = earlier.map_or((0, 0), |a| (a.owner, a.group));
+            }
             draft.push(Record::MakeNode { path: node, kind, device, access });
             self.links(rule, node, device, settings, draft, |path, target| Record::MakeLink {
                 path,

@@ -75,8 +75,23 @@ fn a_rule_with_minus_does_not_end_it() {
         [
             "make node sda, block 8:0, owner 1:1, mode 0600",
             "run /bin/sh -c one with MDEV=sda",
-            "make node sda, block 8:0, owner 0:0, mode 0640",
-            "make node sda, block 8:0, owner 0:0, mode 0660",
+            "make node sda, block 8:0, owner 1:1, mode 0640",
+            "make node sda, block 8:0, owner 1:1, mode 0660",
+        ]
+    );
+}
+
+#[test]
+fn root_takes_no_node_back() {
+    let text = "-sda 0:6 600\n-sda 0:0 600 =x\n-sda 3:0 600\n-sda 0:0 640\n";
+    assert_eq!(
+        added(text, SDA),
+        [
+            "make node sda, block 8:0, owner 0:6, mode 0600",
+            "make node x, block 8:0, owner 0:0, mode 0600",
+            "make node sda, block 8:0, owner 3:0, mode 0600",
+            "make node sda, block 8:0, owner 3:0, mode 0640",
+            "make node sda, block 8:0, owner 3:0, mode 0660",
         ]
     );
 }

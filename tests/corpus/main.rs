@@ -274,7 +274,7 @@ const DIFFERENCES: &[(&str, &str, &str)] = &[
 
 #[test]
 fn the_manual_page_tells_every_difference() {
-    let page = include_str!("../man/mdev.conf.5");
+    let page = include_str!("../../man/mdev.conf.5");
     let (_, section) = page.split_once("\n.Sh DIFFERENCES\n").unwrap();
     let (section, _) = section.split_once("\n.Sh ").unwrap();
     let items = section.split("\n.It\n").skip(1).map(|item| {
@@ -488,6 +488,11 @@ fn compare(
         }
         let mut expected: Vec<&str> = expected.iter().map(String::as_str).collect();
         expected.retain(|line| !line.starts_with("message "));
+        // A rule with 0:0 says it once more for a node that was given to somebody.
+        for lines in [&mut ours, &mut expected] {
+            let mut told = BTreeSet::new();
+            lines.retain(|line| !line.starts_with("chown ") || told.insert(*line));
+        }
         let refused = ours.iter().filter_map(|line| line.strip_prefix("refuse "));
         for name in refused.collect::<Vec<_>>() {
             met.differs("plan", "unsafe name");
