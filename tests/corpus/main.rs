@@ -6,6 +6,11 @@
 //! [`DIFFERENCES`], and nothing else may differ.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
+#[path = "../it/harness/mod.rs"]
+#[allow(dead_code, reason = "tests/it uses the rest of it")]
+mod harness;
+mod real;
+
 use std::cell::RefCell;
 use std::collections::{BTreeSet, HashMap};
 use std::ffi::CStr;
@@ -187,6 +192,14 @@ const DIFFERENCES: &[(&str, &str, &str)] = &[
         "plan",
         "63 variables",
         "an event may have any number of variables; mdevd drops one of more than 63",
+    ),
+    ("real", "another node", "what has the name of a node and is another, or a file, is replaced"),
+    ("real", "a directory", "what has the name of a node and is a directory is left alone"),
+    ("real", "link target", "a link leads to its node also where its own name has a /"),
+    (
+        "real",
+        "protected variable",
+        "variables that could subvert a command are not passed on to it",
     ),
     ("check", "boxlinux-no-final-newline", "the last line needs no newline"),
     ("check", "ylfs", "the last line needs no newline"),
