@@ -15,7 +15,7 @@ use std::fmt;
 use crate::account::{Accounts, number};
 use crate::environment::Base;
 use crate::plan::{Context, Device, Draft, Kind, Plan, Program, Record, Text, Why};
-use crate::uevent::{Field, Uevent};
+use crate::uevent::{Field, Uevent, device_name};
 use matcher::{Matcher, TooLarge};
 use parse::{Condition, Part, Place, Rule, Source, When};
 
@@ -316,8 +316,7 @@ impl Facts {
     fn look_up_name(&mut self, devpath: &CStr, sysfs: &mut impl Sysfs) {
         self.file.clear();
         sysfs.read(devpath, "uevent", &mut self.file);
-        let mut lines = self.file.split(|&b| b == b'\n');
-        let name = lines.find_map(|line| line.strip_prefix(b"DEVNAME="));
+        let name = device_name(&self.file);
         let last = || devpath.to_bytes().split(|&b| b == b'/').rfind(|part| !part.is_empty());
         self.name.extend_from_slice(name.or_else(last).unwrap_or_default());
     }

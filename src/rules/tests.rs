@@ -310,6 +310,10 @@ fn sysfs_is_asked_for_what_is_missing() {
     let bare = "ACTION=add DEVPATH=/devices/x/last";
     assert_eq!(plan(bare, b"1:3\n", b"MAJOR=1\nDEVNAME=a/b\nX=y\n"), node("a/b"));
     assert_eq!(plan(bare, b"1:3\n", b"X=y\n"), node("last"));
+    // It calls itself "x\nDEVNAME=mem".
+    for forged in [&b"DEVTYPE=a\nNAME=x\nDEVNAME=mem\n"[..], b"x\nDEVNAME=mem\n"] {
+        assert_eq!(plan(bare, b"1:3\n", forged), node("last"));
+    }
     assert_eq!(plan(bare, b"1:3\n", b""), node("last"));
     for dev in [&b""[..], b"1:3", b"1\n", b":\n", b"1:3 \n"] {
         assert!(plan(bare, dev, b"").is_empty());
