@@ -211,13 +211,16 @@ impl fmt::Display for Why {
     }
 }
 
-/// A program, found, and the arguments that it always gets.
+/// A program, and the arguments that it always gets.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Program {
     /// The file to execute.
     pub path: CString,
     /// Its arguments; the first is the name it was asked for by.
     pub argv: Vec<CString>,
+    /// Whether it was there when it was looked for. If it is not there later on,
+    /// it may be just being replaced.
+    pub was_found: bool,
 }
 
 /// A run of a program for an event.

@@ -51,12 +51,17 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// With the usual interpreters; execlineb is the file given, or if there is
-    /// none, one that cannot be found when a command asks for it.
+    /// With the usual interpreters, of which execlineb is the file that was found,
+    /// if any.
     pub fn new(environment: Base, execlineb: Option<CString>) -> Self {
         Self {
-            shell: Program { path: c"/bin/sh".into(), argv: vec![c"/bin/sh".into(), c"-c".into()] },
+            shell: Program {
+                path: c"/bin/sh".into(),
+                argv: vec![c"/bin/sh".into(), c"-c".into()],
+                was_found: true,
+            },
             execlineb: Program {
+                was_found: execlineb.is_some(),
                 path: execlineb.unwrap_or_else(|| c"/bin/execlineb".into()),
                 argv: vec![c"execlineb".into(), c"-Pc".into()],
             },
