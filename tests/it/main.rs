@@ -26,6 +26,7 @@ mod mdevd;
 mod order;
 mod pressure;
 mod readiness;
+mod rules;
 mod signals;
 mod sources;
 mod starting;
