@@ -104,6 +104,12 @@ impl Engine {
             matcher.variable(field.key(), || field.value().to_bytes());
         });
         if acts {
+            // A driver waits for it, and shall not wait for commands.
+            if facts.wants_firmware {
+                let name = event.first(b"FIRMWARE").unwrap_or_default();
+                let name = draft.string(name.to_bytes());
+                draft.push(Record::LoadFirmware { name });
+            }
             matcher.name(&facts.name);
             if let Some(device) = facts.device {
                 matcher.numbers(device.major, device.minor);
@@ -115,11 +121,6 @@ impl Engine {
                     break;
                 }
                 next = index + 1;
-            }
-            if facts.wants_firmware {
-                let name = event.first(b"FIRMWARE").unwrap_or_default();
-                let name = draft.string(name.to_bytes());
-                draft.push(Record::LoadFirmware { name });
             }
         }
         let Settings { shell, execlineb, environment, .. } = settings;

@@ -283,10 +283,10 @@ fn where_no_name_can_be_made_nothing_else_is_tried() {
 }
 
 #[test]
-fn firmware_is_loaded_after_the_rules() {
+fn firmware_does_not_wait_for_commands() {
     let device = "DEVPATH=/devices/f SUBSYSTEM=firmware FIRMWARE=a/b.bin";
     let text = ".* 0:0 1 *c";
-    assert_eq!(added(text, device), ["run /bin/sh -c c with MDEV=f", "load firmware a/b.bin"]);
+    assert_eq!(added(text, device), ["load firmware a/b.bin", "run /bin/sh -c c with MDEV=f"]);
     assert!(removed(text, device).is_empty());
 }
 

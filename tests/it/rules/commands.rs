@@ -119,6 +119,22 @@ fn a_command_that_hangs_is_ended_and_the_rest_is_done() {
     });
 }
 
+/// A driver waits for it, which the command may well have to do with.
+#[test]
+fn firmware_does_not_wait_for_a_command() {
+    ns::inside(|| {
+        let world = World::new(".* 0:0 600 @read x <$TMP/gate\n");
+        let device = world.path("sys/devices/fw");
+        fs::create_dir_all(&device).unwrap();
+        fs::write(device.join("loading"), "").unwrap();
+        let daemon = world.plugd().start();
+        daemon.fifo("gate");
+        Injector::new().event("add", "/devices/fw", &["FIRMWARE=absent"]);
+        daemon.wait_for_child("sh");
+        assert_eq!(fs::read_to_string(device.join("loading")).unwrap(), "-1");
+    });
+}
+
 /// mdevd and busybox run commands with 0, and what `mkdir -p` makes in /dev is
 /// anybody's then; files for them have `mkdir -m 755`.
 #[test]
@@ -166,8 +182,8 @@ fn a_dry_run_prints_and_does_nothing() {
             "make node x, character 4094:7, owner 0:0, mode 0600",
             "run execlineb -Pc echo with MDEV=x",
             "remove node gone, character 4094:7",
-            "run execlineb -Pc echo with MDEV=fw",
             "load firmware blob",
+            "run execlineb -Pc echo with MDEV=fw",
             "refuse name \"../x\": it is absolute, ends in /, or has . or .. in it",
         ];
         assert_eq!(told, expected);
