@@ -604,7 +604,7 @@ impl Daemon {
                 Input::Started
             }
             Err(error) => {
-                let refusal = child::refusal(&error);
+                let refusal = child::refusal(&error, run.program);
                 deed.refused = Some(error);
                 Input::Refused(refusal)
             }

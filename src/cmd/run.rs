@@ -578,6 +578,7 @@ fn handler(
                 .map(|a| child::c_string(a))
                 .collect::<io::Result<_>>()
                 .map_err(cannot_run)?,
+            was_found: true,
         },
         hotplug_argument: options.hotplug_argument,
         environment: rules::environment(options.clean_environment),

@@ -29,6 +29,7 @@ mod missed;
 mod order;
 mod pressure;
 mod readiness;
+mod rules;
 mod security;
 mod signals;
 mod sources;
