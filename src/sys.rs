@@ -92,7 +92,7 @@ pub fn close_all_on_exec() -> io::Result<()> {
 ///
 /// # Errors
 /// Those of reading /proc/self/fd.
-pub fn close_inherited() -> io::Result<()> {
+pub(crate) fn close_inherited() -> io::Result<()> {
     let mut inherited = Vec::new();
     for entry in std::fs::read_dir("/proc/self/fd")? {
         let name = entry?.file_name();
@@ -190,7 +190,7 @@ fn chmod_by_proc(fd: BorrowedFd<'_>, mode: u32, unsupported: io::Error) -> io::R
 ///
 /// # Errors
 /// Those of dup2(2): `EBADF` if `at` is beyond the limit of open files.
-pub fn hand_over(fd: OwnedFd, at: RawFd) -> io::Result<()> {
+pub(crate) fn hand_over(fd: OwnedFd, at: RawFd) -> io::Result<()> {
     if fd.as_raw_fd() == at {
         rustix::io::fcntl_setfd(&fd, FdFlags::empty())?;
         let _: RawFd = fd.into_raw_fd();
@@ -597,7 +597,7 @@ pub fn block_signals() -> io::Result<()> {
 ///
 /// # Errors
 /// Those of fcntl(2); then some may have been changed.
-pub fn keep_across_exec(fds: impl Iterator<Item = RawFd>, keep: bool) -> io::Result<()> {
+pub(crate) fn keep_across_exec(fds: impl Iterator<Item = RawFd>, keep: bool) -> io::Result<()> {
     let flags = if keep { FdFlags::empty() } else { FdFlags::CLOEXEC };
     for fd in fds {
         // SAFETY: `borrowed` lives in this statement only, and changing the
