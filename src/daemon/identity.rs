@@ -88,9 +88,8 @@ impl Identity {
 }
 
 fn id(text: &OsStr, kind: &str, by_name: impl FnOnce(&[u8]) -> Option<u32>) -> Result<u32, Fatal> {
-    // The largest one means "leave as it is" to setresuid(2).
     let id = match text.as_bytes() {
-        [b'#', digits @ ..] => account::number(digits).filter(|&id| id != u32::MAX),
+        [b'#', digits @ ..] => account::id(digits),
         name => by_name(name),
     };
     id.ok_or_else(|| {
@@ -102,8 +101,10 @@ fn id(text: &OsStr, kind: &str, by_name: impl FnOnce(&[u8]) -> Option<u32>) -> R
 mod tests {
     use super::*;
 
-    const PASSWD: &[u8] = b"root:x:0:0::/:\nann:x:100:7::/:\n";
-    const GROUP: &[u8] = b"root:x:0:root\nann:x:7:\ndisk:x:6:ann\nvideo:x:27:bob,ann\nc:x:7:ann\n";
+    const PASSWD: &[u8] = b"root:x:0:0::/:\nann:x:100:7::/:\nall:x:4294967295:7::/:\n\
+                            any:x:101:4294967295::/:\n";
+    const GROUP: &[u8] = b"root:x:0:root\nann:x:7:\ndisk:x:6:ann\nvideo:x:27:bob,ann\nc:x:7:ann\n\
+                           every:x:4294967295:ann\n";
 
     fn look_up(user: Option<&str>, group: Option<&str>) -> Option<Identity> {
         let accounts = Accounts::parse(PASSWD, GROUP);
@@ -124,6 +125,10 @@ mod tests {
             (Some("#5"), None, identity(Some(5), None, &[])),
             (Some("#5"), Some("disk"), identity(Some(5), Some(6), &[])),
             (None, Some("disk"), identity(None, Some(6), &[])),
+            (Some("#101"), None, identity(Some(101), None, &[])),
+            (Some("all"), None, None),
+            (Some("any"), None, None),
+            (None, Some("every"), None),
             (Some("eve"), None, None),
             (Some("100"), None, None),
             (Some("#"), None, None),
