@@ -2,10 +2,11 @@
 
 use std::ffi::OsStr;
 use std::fs;
+use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-use rustix::process::{Gid, Uid, getgid};
+use rustix::process::{Gid, Uid, getegid, geteuid, getgid, getgroups, getuid};
 use rustix::thread::{set_thread_groups, set_thread_res_gid, set_thread_res_uid};
 
 use crate::account::{self, Accounts};
@@ -82,6 +83,35 @@ impl Identity {
             let id = Uid::from_raw(uid);
             set_thread_res_uid(id, id, id)
                 .map_err(|e| Fatal::system(format_args!("become user #{uid}"), e))?;
+        }
+        self.verify()
+    }
+
+    /// A daemon that only believes to have no privileges is the worst of all.
+    fn verify(&self) -> Result<(), Fatal> {
+        let as_wanted = |wanted: Option<u32>, ids: [u32; 2]| {
+            wanted.is_none_or(|wanted| ids.iter().all(|id| *id == wanted))
+        };
+        if !as_wanted(self.user, [getuid(), geteuid()].map(Uid::as_raw))
+            || !as_wanted(self.group, [getgid(), getegid()].map(Gid::as_raw))
+        {
+            let error = io::Error::other("the ids are others than those that were set");
+            return Err(Fatal::system("become another user or group", error));
+        }
+        if let Some(groups) = &self.groups {
+            // The kernel keeps them sorted.
+            let mut wanted = groups.clone();
+            wanted.sort_unstable();
+            let mut got: Vec<u32> = getgroups()
+                .map_err(|e| Fatal::system("read the supplementary groups", e))?
+                .into_iter()
+                .map(Gid::as_raw)
+                .collect();
+            got.sort_unstable();
+            if got != wanted {
+                let error = io::Error::other("they are others than those that were set");
+                return Err(Fatal::system("set the supplementary groups", error));
+            }
         }
         Ok(())
     }
