@@ -122,6 +122,15 @@ pub enum Fork {
     Child,
 }
 
+/// Whether this process has another thread. Where a sandbox forbids to ask, the
+/// answer is no: the caller has to know best.
+pub fn has_other_threads() -> bool {
+    // SAFETY: with this flag the call does nothing but to say EINVAL if there
+    // is another thread (unshare(2)), and needs no /proc to know.
+    let result = unsafe { libc::unshare(libc::CLONE_THREAD) };
+    result != 0 && io::Error::last_os_error().raw_os_error() == Some(libc::EINVAL)
+}
+
 /// Splits this process in two.
 ///
 /// # Errors
@@ -129,11 +138,7 @@ pub enum Fork {
 /// would be missing in the child, with the locks that they hold. Those of
 /// fork(2).
 pub fn fork() -> io::Result<Fork> {
-    // SAFETY: with this flag the call does nothing but to say EINVAL if there
-    // is another thread (unshare(2)), and needs no /proc to know. Where a
-    // sandbox forbids the call the caller has to know best.
-    let result = unsafe { libc::unshare(libc::CLONE_THREAD) };
-    if result != 0 && io::Error::last_os_error().raw_os_error() == Some(libc::EINVAL) {
+    if has_other_threads() {
         let text = "a process with several threads cannot fork";
         return Err(io::Error::new(io::ErrorKind::Unsupported, text));
     }

@@ -11,6 +11,7 @@ use rustix::thread::{set_thread_groups, set_thread_res_gid, set_thread_res_uid};
 
 use crate::account::{self, Accounts};
 use crate::error::Fatal;
+use crate::sys;
 
 /// What to become; nothing changes where it says nothing.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -67,8 +68,14 @@ impl Identity {
         Ok(Self { user: uid, group: primary, groups: Some(groups) })
     }
 
-    /// Becomes it. Of this thread only, which has to be the only one.
+    /// Becomes it. The system calls change this thread only, so it has to be
+    /// the only one.
     pub(super) fn assume(&self) -> Result<(), Fatal> {
+        if *self != Self::default() && sys::has_other_threads() {
+            let text = "a process with several threads cannot change them in all";
+            let error = io::Error::new(io::ErrorKind::Unsupported, text);
+            return Err(Fatal::system("become another user or group", error));
+        }
         if let Some(groups) = &self.groups {
             let groups: Vec<Gid> = groups.iter().copied().map(Gid::from_raw).collect();
             set_thread_groups(&groups)
