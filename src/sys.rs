@@ -441,21 +441,40 @@ pub fn forward_signal(signal: c_int, pipe: &'static OwnedFd) -> io::Result<()> {
 }
 
 /// Undoes what a careless parent may have left: no signal is blocked any more
-/// in this thread, the only one, and SIGCHLD has its default disposition (if
-/// it were ignored, children would be reaped behind our back: waitpid(2)).
+/// in this thread, the only one, and SIGCHLD is as [`do_not_ignore_children`]
+/// has it.
 ///
 /// # Errors
 /// Those of sigprocmask(2) and sigaction(2).
 pub fn normalize_signals() -> io::Result<()> {
-    // SAFETY: both types are plain data for which all zeros is a valid value;
-    // no handler is installed.
+    do_not_ignore_children()?;
+    // SAFETY: sigset_t is plain data for which all zeros is a valid value.
     let result = unsafe {
-        let mut default: libc::sigaction = std::mem::zeroed();
-        default.sa_sigaction = libc::SIG_DFL;
         let mut none: libc::sigset_t = std::mem::zeroed();
         libc::sigemptyset(&raw mut none);
-        libc::sigaction(libc::SIGCHLD, &raw const default, ptr::null_mut())
-            | libc::sigprocmask(libc::SIG_SETMASK, &raw const none, ptr::null_mut())
+        libc::sigprocmask(libc::SIG_SETMASK, &raw const none, ptr::null_mut())
+    };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Gives SIGCHLD its default disposition if it is ignored, as a careless parent
+/// may have left it: else children would be reaped behind our back (waitpid(2)).
+///
+/// # Errors
+/// Those of sigaction(2).
+pub fn do_not_ignore_children() -> io::Result<()> {
+    // SAFETY: sigaction is plain data for which all zeros is a valid value; a
+    // null pointer has the call only read or only write; no handler is installed.
+    let result = unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        let result = libc::sigaction(libc::SIGCHLD, ptr::null(), &raw mut action);
+        if result != 0 || action.sa_sigaction != libc::SIG_IGN {
+            result
+        } else {
+            action = std::mem::zeroed();
+            action.sa_sigaction = libc::SIG_DFL;
+            libc::sigaction(libc::SIGCHLD, &raw const action, ptr::null_mut())
+        }
     };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }

@@ -138,6 +138,7 @@ impl Standby {
     /// after this: signal handlers that know the process id, locks of fcntl(2),
     /// threads. File descriptors are handed on. Until the daemon is ready it
     /// gets SIGTERM if its parent dies, for then nobody would know about it.
+    /// If SIGCHLD was ignored, it is not any more.
     ///
     /// # Errors
     /// Those of the system calls that it takes. If this process has other
