@@ -232,6 +232,30 @@ fn rules_are_found_from_elsewhere() {
     eventually("the mistake is told", || place.text("log").contains(&told).then_some(()));
 }
 
+/// So may the control socket, and where the devices are that plugd is asked about.
+#[test]
+fn it_is_asked_from_elsewhere() {
+    let place = Place::new();
+    fs::write(place.path("mdev.conf"), "").unwrap();
+    fs::create_dir(place.path("dev")).unwrap();
+    fs::write(place.path("dev/node"), "").unwrap();
+    // Is not the socket, though it is called like it and in the working directory.
+    fs::write(place.path("dev/socket"), "precious").unwrap();
+    let mut daemon = place.daemon(&["--control", "socket", "--conf", "mdev.conf", "--dev", "dev"]);
+    daemon.pop();
+    let mut command = Command::new(&daemon[0]);
+    let finished = finish(command.args(&daemon[1..]).current_dir(place.path(".")));
+    assert_eq!(finished.code, Some(0), "{finished:?}");
+    let socket = place.path("socket");
+    let ask =
+        |words: &[&str]| finish(Command::new(PLUGD).args(words).arg("--control").arg(&socket)).code;
+    assert_eq!(ask(&["wait", "--timeout", "0", "/dev/node"]), Some(0));
+    assert_eq!(ask(&["wait", "--timeout", "0", "/dev/socket/x"]), Some(1));
+    assert_eq!(place.act("--stop", &[]), 0);
+    assert!(!socket.exists(), "it was left behind");
+    assert_eq!(place.text("dev/socket"), "precious");
+}
+
 /// User and group, with files of our own instead of the machine's.
 #[test]
 fn users_and_groups() {
