@@ -256,6 +256,19 @@ fn it_is_asked_from_elsewhere() {
     assert_eq!(place.text("dev/socket"), "precious");
 }
 
+/// The control socket is removed at the end, but nothing that is there instead.
+#[test]
+fn what_has_replaced_the_control_socket_stays() {
+    let place = Place::new();
+    let socket = place.path("socket");
+    let daemon = place.daemon(&["--control", socket.to_str().unwrap()]);
+    assert_eq!(launch(&daemon).0, Some(0));
+    fs::rename(&socket, place.path("elsewhere")).unwrap();
+    fs::write(&socket, "precious").unwrap();
+    assert_eq!(place.act("--stop", &[]), 0);
+    assert_eq!(place.text("socket"), "precious");
+}
+
 /// User and group, with files of our own instead of the machine's.
 #[test]
 fn users_and_groups() {
