@@ -50,7 +50,7 @@ impl Files {
     ///
     /// # Errors
     /// Those of getcwd(2).
-    fn absolute(&self) -> io::Result<Self> {
+    pub(super) fn absolute(&self) -> io::Result<Self> {
         Ok(Self {
             conf: absolute(&self.conf)?,
             dev: absolute(&self.dev)?,
@@ -61,7 +61,8 @@ impl Files {
 }
 
 /// Reads the rules and opens the roots. With no file of rules, nodes are made
-/// as root's with mode 0660, and nothing else is done.
+/// as root's with mode 0660, and nothing else is done. The files have to be
+/// absolute, as the rules are read again from another working directory.
 pub(super) fn engine(
     files: &Files,
     dry_run: bool,
@@ -69,8 +70,7 @@ pub(super) fn engine(
 ) -> Result<Engine, Fatal> {
     let sysfs = open_sysfs(&files.sys)?;
     let rules = read(files, clean_environment)?;
-    // They are read again from another working directory.
-    let files = files.absolute().map_err(|e| Fatal::system("find the working directory", e))?;
+    let files = files.clone();
     let hands = if dry_run {
         Hands::DryRun
     } else {
