@@ -123,8 +123,8 @@ enum Phase {
     },
     Triggering(Box<Triggering>),
     Replaying(Box<Replay>),
-    /// All is done; but what was added may have been about to go when it was found,
-    /// its last event sent before. That is looked at once more.
+    /// All is done; but what was found may have been about to go, its last event
+    /// sent before. That is looked at once more.
     Doubting {
         replay: Box<Replay>,
         until: Time,
@@ -165,8 +165,7 @@ struct Replay {
     gone: Vec<Vec<u8>>,
     /// Those whose addition was begun, and that no scan finds.
     unlisted: Vec<Vec<u8>>,
-    added: Vec<usize>,
-    /// One of these that was not there any more, while the queue was empty.
+    /// One of the listed that was not there any more, while the queue was empty.
     suspect: Option<usize>,
     kept: Vec<usize>,
     /// Nothing failed to be read.
@@ -180,7 +179,7 @@ struct Replay {
     began: Time,
     /// Which comparison it is, counted from 1.
     number: u64,
-    /// Until when what was added is in doubt, once all is done.
+    /// Until when what was found is in doubt, once all is done.
     in_doubt: Option<Time>,
 }
 
@@ -192,7 +191,7 @@ enum Stage {
     Resume,
     Add(usize),
     Change(usize),
-    /// Is still there what was added?
+    /// Is still there what was found?
     Verify(usize),
 }
 
@@ -558,7 +557,6 @@ impl Daemon {
             changed: HashSet::new(),
             gone: Vec::new(),
             unlisted: Vec::new(),
-            added: Vec::new(),
             suspect: None,
             kept: Vec::new(),
             complete: failed.is_empty(),
@@ -630,7 +628,7 @@ impl Daemon {
                 self.recovery.phase = Phase::Replaying(replay);
                 return Recovered::Proceed;
             }
-            Stage::Verify(next) if next >= replay.added.len() || !idle => {
+            Stage::Verify(next) if next >= replay.listing.len() || !idle => {
                 self.end_replay(replay);
                 return Recovered::Again;
             }
@@ -775,7 +773,6 @@ impl Daemon {
                     replay.stage = Stage::Add(index);
                     return true;
                 }
-                replay.added.push(index);
                 self.recovery.incarnation = replay.reader.incarnation;
                 return true;
             }
@@ -823,10 +820,10 @@ impl Daemon {
     }
 
     fn verify(&mut self, replay: &mut Replay, next: usize) -> bool {
-        let end = (next + AT_ONCE).min(replay.added.len());
+        let end = (next + AT_ONCE).min(replay.listing.len());
         for position in next..end {
             replay.stage = Stage::Verify(position);
-            let path = replay.listing.path(replay.added[position]);
+            let path = replay.listing.path(position);
             if let Some(known) = self.recovery.inventory.get(path)
                 && replay.sys.is_gone(path)
             {
@@ -862,8 +859,7 @@ impl Daemon {
             now + DOUBT
         });
         self.end_recovery(replay.number);
-        if matches!(self.recovery.phase, Phase::Quiet) && now < in_doubt && !replay.added.is_empty()
-        {
+        if matches!(self.recovery.phase, Phase::Quiet) && now < in_doubt {
             self.recovery.phase = Phase::Doubting { replay, until: in_doubt };
         }
     }
