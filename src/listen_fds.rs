@@ -16,18 +16,30 @@ pub const FIRST: i32 = 3;
 const COUNT_MAX: i32 = 1 << 20;
 
 /// The file descriptors that LISTEN_FDS tells of, if LISTEN_PID says that it
-/// is meant for the process `pid`; else it was meant for an ancestor.
-/// `variable` looks up a variable of the environment.
+/// is meant for the process `pid`; else it was meant for an ancestor, maybe one
+/// that had the same process id: so if LISTEN_PIDFDID is there as well, it has
+/// to be the process's `pidfd_inode` (where the kernel has such a thing), which
+/// is not given out twice. `variable` looks up a variable of the environment.
 ///
 /// # Errors
 /// If LISTEN_FDS is meant for this process but makes no sense; the text names it.
 pub fn inherited(
     variable: impl Fn(&str) -> Option<OsString>,
     pid: u32,
+    pidfd_inode: impl FnOnce() -> Option<u64>,
 ) -> Result<Option<Range<i32>>, String> {
     let number = |text: &OsStr| text.to_str().and_then(|text| text.parse::<i32>().ok());
     if variable("LISTEN_PID").is_none_or(|value| value.to_str() != Some(&pid.to_string())) {
         return Ok(None);
+    }
+    if let Some(value) = variable("LISTEN_PIDFDID") {
+        let is_own = match pidfd_inode() {
+            Some(inode) => value.to_str() == Some(&inode.to_string()),
+            None => value.to_str().is_some_and(|text| text.parse::<u64>().is_ok()),
+        };
+        if !is_own {
+            return Ok(None);
+        }
     }
     let Some(value) = variable("LISTEN_FDS") else { return Ok(None) };
     match number(&value) {
@@ -52,8 +64,8 @@ pub fn is_name(name: &[u8]) -> bool {
 pub struct HandOver {
     /// Its file descriptor.
     pub fd: i32,
-    /// The variables to set.
-    pub variables: Vec<(&'static str, OsString)>,
+    /// The variables to set; `None`: to remove.
+    pub variables: Vec<(&'static str, Option<OsString>)>,
 }
 
 impl HandOver {
@@ -65,37 +77,40 @@ impl HandOver {
 
     /// As systemd has it: the socket comes after those that were handed over
     /// to this process, and will be handed on. `variable` looks up a variable
-    /// of the environment, `pid` is this process, and also the next program;
-    /// `name` is the socket's name.
+    /// of the environment, `pid` is this process, and also the next program, with
+    /// its `pidfd_inode`; `name` is the socket's name.
     ///
     /// # Errors
     /// If LISTEN_FDS is meant for this process but makes no sense; the text names it.
     pub fn systemd(
         variable: impl Fn(&str) -> Option<OsString>,
         pid: u32,
+        pidfd_inode: impl FnOnce() -> Option<u64>,
         name: &OsStr,
     ) -> Result<Self, String> {
-        let before = inherited(&variable, pid)?.unwrap_or(FIRST..FIRST);
+        let before = inherited(&variable, pid, pidfd_inode)?.unwrap_or(FIRST..FIRST);
         let names = if before.is_empty() { None } else { variable("LISTEN_FDNAMES") };
         let names = names.as_deref().map_or(&[][..], OsStr::as_bytes);
         let given = names.split(|&b| b == b':').filter(|_| !names.is_empty());
         let mut all: Vec<&[u8]> =
             given.chain(std::iter::repeat(&b"unknown"[..])).take(before.len()).collect();
         all.push(name.as_bytes());
-        Ok(Self {
-            fd: before.end,
-            variables: vec![
-                ("LISTEN_FDS", all.len().to_string().into()),
-                ("LISTEN_PID", pid.to_string().into()),
-                ("LISTEN_FDNAMES", OsString::from_vec(all.join(&b':'))),
-            ],
-        })
+        let mut variables = vec![
+            ("LISTEN_FDS", Some(all.len().to_string().into())),
+            ("LISTEN_PID", Some(pid.to_string().into())),
+            ("LISTEN_FDNAMES", Some(OsString::from_vec(all.join(&b':')))),
+        ];
+        if before.is_empty() {
+            // It told of another list.
+            variables.push(("LISTEN_PIDFDID", None));
+        }
+        Ok(Self { fd: before.end, variables })
     }
 
     /// Also as upstart has it (socket-event(7)).
     pub fn add_upstart(&mut self) {
-        self.variables.push(("UPSTART_EVENTS", "socket".into()));
-        self.variables.push(("UPSTART_FDS", self.fd.to_string().into()));
+        self.variables.push(("UPSTART_EVENTS", Some("socket".into())));
+        self.variables.push(("UPSTART_FDS", Some(self.fd.to_string().into())));
     }
 }
 
@@ -111,7 +126,29 @@ mod tests {
                 _ => None,
             },
             42,
+            || panic!("nobody has asked"),
         )
+    }
+
+    #[test]
+    fn a_process_has_its_number_for_itself() {
+        let meant_for = |value: Option<&str>, inode| {
+            let variable = |name: &str| match name {
+                "LISTEN_FDS" => Some("1".into()),
+                "LISTEN_PID" => Some("42".into()),
+                _ => value.map(OsString::from),
+            };
+            inherited(variable, 42, || inode).unwrap().is_some()
+        };
+        assert!(meant_for(Some("5"), Some(5)));
+        assert!(meant_for(Some("18446744073709551615"), Some(u64::MAX)));
+        for other in ["6", "", "05", "+5", "5 ", "x"] {
+            assert!(!meant_for(Some(other), Some(5)), "{other:?}");
+        }
+        // Before Linux 6.9.
+        assert!(meant_for(Some("5"), None));
+        assert!(!meant_for(Some("x"), None));
+        assert!(meant_for(None, None));
     }
 
     #[test]
@@ -132,19 +169,24 @@ mod tests {
             assert!(error.contains("LISTEN_FDS"), "{error}");
         }
     }
+
     fn chained(present: &[(&str, &str)]) -> Result<String, String> {
         let variable = |name: &str| {
             present.iter().find(|(key, _)| *key == name).map(|(_, value)| OsString::from(value))
         };
-        let HandOver { fd, variables } = HandOver::systemd(variable, 42, "new".as_ref())?;
-        let variables: Vec<String> =
-            variables.iter().map(|(key, value)| format!("{key}={}", value.display())).collect();
+        let HandOver { fd, variables } =
+            HandOver::systemd(variable, 42, || Some(5), "new".as_ref())?;
+        let shown = |(key, value): &(_, Option<OsString>)| match value {
+            Some(value) => format!("{key}={}", value.display()),
+            None => format!("-{key}"),
+        };
+        let variables: Vec<String> = variables.iter().map(shown).collect();
         Ok(format!("{fd} {}", variables.join(" ")))
     }
 
     #[test]
     fn the_first_socket_of_a_list() {
-        let first = "3 LISTEN_FDS=1 LISTEN_PID=42 LISTEN_FDNAMES=new";
+        let first = "3 LISTEN_FDS=1 LISTEN_PID=42 LISTEN_FDNAMES=new -LISTEN_PIDFDID";
         assert_eq!(chained(&[]).unwrap(), first);
         for stale in [
             &[("LISTEN_FDS", "2"), ("LISTEN_PID", "41"), ("LISTEN_FDNAMES", "a:b")][..],
@@ -152,6 +194,7 @@ mod tests {
             &[("LISTEN_FDS", "x"), ("LISTEN_PID", "1")],
             &[("LISTEN_PID", "42"), ("LISTEN_FDNAMES", "a")],
             &[("LISTEN_FDS", "0"), ("LISTEN_PID", "42"), ("LISTEN_FDNAMES", "a")],
+            &[("LISTEN_FDS", "2"), ("LISTEN_PID", "42"), ("LISTEN_PIDFDID", "4")],
         ] {
             assert_eq!(chained(stale).unwrap(), first, "{stale:?}");
         }
@@ -168,7 +211,8 @@ mod tests {
             (None, "unknown:unknown:new"),
             (Some("a:b:c"), "a:b:new"),
         ] {
-            let mut present = vec![("LISTEN_FDS", "2"), ("LISTEN_PID", "42")];
+            let mut present =
+                vec![("LISTEN_FDS", "2"), ("LISTEN_PID", "42"), ("LISTEN_PIDFDID", "5")];
             present.extend(names.map(|names| ("LISTEN_FDNAMES", names)));
             let expected = format!("5 LISTEN_FDS=3 LISTEN_PID=42 LISTEN_FDNAMES={expected}");
             assert_eq!(chained(&present).unwrap(), expected);
@@ -180,7 +224,8 @@ mod tests {
         let mut hand_over = HandOver::plain();
         hand_over.fd = 7;
         hand_over.add_upstart();
-        let expected = [("UPSTART_EVENTS", "socket".into()), ("UPSTART_FDS", "7".into())];
+        let expected =
+            [("UPSTART_EVENTS", Some("socket".into())), ("UPSTART_FDS", Some("7".into()))];
         assert_eq!(hand_over.variables, expected);
     }
 

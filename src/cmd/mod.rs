@@ -26,6 +26,9 @@ use std::io::{self, Write};
 use std::path::Path;
 use std::process::ExitCode;
 
+use rustix::fs::{fstat, fstatfs};
+use rustix::process::{PidfdFlags, getpid, pidfd_open};
+
 use crate::error::Fatal;
 use crate::logging::{self, escaped};
 
@@ -193,4 +196,14 @@ fn complain(text: &str) {
 /// What the user gave, safe to print.
 fn quoted(argument: &OsStr) -> String {
     format!("'{}'", argument.as_encoded_bytes().escape_ascii())
+}
+
+/// The inode of this process's pidfd: the process's id for as long as the
+/// machine runs. `None` before Linux 6.9, where all pidfds have the same one.
+fn own_pidfd_inode() -> Option<u64> {
+    // PID_FS_MAGIC in linux/magic.h.
+    const PIDFS: u64 = 0x5049_4446;
+    let pidfd = pidfd_open(getpid(), PidfdFlags::empty()).ok()?;
+    let is_own = fstatfs(&pidfd).is_ok_and(|status| u64::try_from(status.f_type) == Ok(PIDFS));
+    if is_own { fstat(&pidfd).ok().map(|status| status.st_ino) } else { None }
 }

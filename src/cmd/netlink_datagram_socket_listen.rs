@@ -18,7 +18,7 @@ use crate::netlink::{self, Wanted};
 use crate::sys::{self, SocketOption};
 
 use super::options::{self, BYTES};
-use super::{Command, Request, quoted};
+use super::{Command, Request, own_pidfd_inode, quoted};
 
 pub(super) const COMMAND: Command = Command {
     name: "netlink-datagram-socket-listen",
@@ -193,7 +193,8 @@ fn hand_over(options: &Options) -> Result<HandOver, Fatal> {
     let mut hand_over = if options.systemd {
         let protocol = options.wanted.protocol.to_string();
         let name = options.name.as_deref().unwrap_or(OsStr::new(&protocol));
-        HandOver::systemd(|name| std::env::var_os(name), std::process::id(), name)
+        let variable = |name: &str| std::env::var_os(name);
+        HandOver::systemd(variable, std::process::id(), own_pidfd_inode, name)
             .map_err(Fatal::Usage)?
     } else {
         HandOver::plain()
@@ -205,11 +206,11 @@ fn hand_over(options: &Options) -> Result<HandOver, Fatal> {
 }
 
 /// Goes on as the program, as execvp(3) does, in the present environment with
-/// `variables` set. Returns only if that fails.
+/// `variables` set or removed. Returns only if that fails.
 fn become_program(
     program: &OsStr,
     arguments: &[OsString],
-    variables: &[(&str, OsString)],
+    variables: &[(&str, Option<OsString>)],
 ) -> io::Error {
     let result = || -> io::Result<io::Error> {
         let argv = std::iter::once(program).chain(arguments.iter().map(OsString::as_os_str));
@@ -229,10 +230,10 @@ fn become_program(
     result().unwrap_or_else(|error| error)
 }
 
-/// The present environment with `variables` set in it.
-fn environment(variables: &[(&str, OsString)]) -> io::Result<Vec<CString>> {
+/// The present environment with `variables` set in it, or removed from it.
+fn environment(variables: &[(&str, Option<OsString>)]) -> io::Result<Vec<CString>> {
     let kept = std::env::vars_os().filter(|(key, _)| variables.iter().all(|(set, _)| key != set));
-    let set = variables.iter().map(|(key, value)| (OsString::from(key), value.clone()));
+    let set = variables.iter().filter_map(|(key, value)| Some(((*key).into(), value.clone()?)));
     kept.chain(set)
         .map(|(key, value)| Ok(CString::new([key.as_bytes(), b"=", value.as_bytes()].concat())?))
         .collect()

@@ -38,7 +38,7 @@ use super::daemon_options::{DaemonOption, DaemonOptions, Prepared};
 use super::options::{self, BYTES, GROUPS, HIGH_FD, SECONDS};
 use super::recovery_options::{CHANGES, Coldplug, RecoveryOptions, State};
 use super::rules::{self, Files};
-use super::{Command, Request, quoted};
+use super::{Command, Request, own_pidfd_inode, quoted};
 
 pub(super) const COMMAND: Command = Command {
     name: "run",
@@ -396,7 +396,8 @@ pub(super) fn inherited_sources(named: &[RawFd]) -> Result<Option<Vec<Source>>, 
     if !named.is_empty() {
         return named.iter().copied().map(adopt_source).collect::<Result<_, _>>().map(Some);
     }
-    let range = listen_fds::inherited(|name| std::env::var_os(name), std::process::id())
+    let variable = |name: &str| std::env::var_os(name);
+    let range = listen_fds::inherited(variable, std::process::id(), own_pidfd_inode)
         .map_err(Fatal::Usage)?;
     range.map(|fds| fds.map(adopt_source).collect()).transpose()
 }

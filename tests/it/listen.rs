@@ -436,7 +436,7 @@ fn a_next_program_that_cannot_be_executed_is_named() {
 
 /// Tells what the conventions tell.
 const HANDED: &str = "echo fds $LISTEN_FDS $LISTEN_FDNAMES; \
-    [ \"$LISTEN_PID\" = $$ ] && echo pid own; echo upstart $UPSTART_EVENTS $UPSTART_FDS; \
+    [ \"$LISTEN_PID\" = $$ ] && echo pid own; echo pidfd $LISTEN_PIDFDID; echo upstart $UPSTART_EVENTS $UPSTART_FDS; \
     for fd in 3 4 5; do echo $fd $(readlink /proc/$$/fd/$fd); done";
 
 #[test]
@@ -491,6 +491,38 @@ fn what_was_handed_to_somebody_else_does_not_count() {
         assert_eq!(nonsense.code, Some(100));
         let why = "LISTEN_FDS is not a number of file descriptors: x";
         assert!(nonsense.stderr.contains(why), "{nonsense:?}");
+    });
+}
+
+/// The number that a process has for itself, as newer systemd hands it over:
+/// one process id may come round, this does not.
+#[test]
+fn the_inode_of_a_pidfd_tells_whose_the_sockets_are() {
+    const OWN: &str = "import os,sys; print(os.fstat(os.pidfd_open(int(sys.argv[1]))).st_ino)";
+    ns::inside(|| {
+        let test = "the_inode_of_a_pidfd_tells_whose_the_sockets_are";
+        if !have(test, "python3") {
+            return;
+        }
+        let ours = "exec 3</dev/null; export LISTEN_PID=$$ LISTEN_FDS=1 LISTEN_PIDFDID";
+        let own = format!("$(python3 -c '{OWN}' $$)");
+        let handed = |prelude: &str| {
+            let plugd = listen("--systemd-compatibility kobject-uevent 1 sh -c").args([HANDED]);
+            plugd.prelude(prelude).finish()
+        };
+        // Before Linux 6.9 all have the same one, and it means nothing.
+        if handed(&format!("{ours}=4294967295")).stdout.contains("fds 2 ") {
+            return skip("tools", test, "the kernel gives pidfds no inodes of their own");
+        }
+        let finished = handed(&format!("{ours}={own}"));
+        assert_eq!(told(&finished, "fds"), "2 unknown:kobject-uevent");
+        assert_ne!(told(&finished, "pidfd"), "");
+        for other in ["$((own + 1))", "x", ""] {
+            let finished = handed(&format!("own={own}; {ours}={other}"));
+            assert_eq!(told(&finished, "fds"), "1 kobject-uevent", "{other}");
+            // systemd's library would take none of the sockets if it were there.
+            assert_eq!(told(&finished, "pidfd"), "", "{other}");
+        }
     });
 }
 

@@ -122,12 +122,15 @@ fn listen_fds_are_taken_over() {
 #[test]
 fn listen_fds_of_another_process_do_not_count() {
     ns::inside(|| {
-        let foreign = "export LISTEN_FDS=1 LISTEN_PID=1";
-        let (_sender, receiver) = unix::pair(SocketType::DGRAM);
-        let daemon = Plugd::run(&["--"]).sh(RECORD).fd(receiver, 3).prelude(foreign).start();
-        Injector::new().send(&event(7)).unwrap();
-        assert_eq!(daemon.wait_for_lines("out", 1), ["7"]);
-        drop(daemon);
+        for foreign in [
+            "export LISTEN_FDS=1 LISTEN_PID=1",
+            "export LISTEN_FDS=1 LISTEN_PID=$$ LISTEN_PIDFDID=x",
+        ] {
+            let (_sender, receiver) = unix::pair(SocketType::DGRAM);
+            let daemon = Plugd::run(&["--"]).sh(RECORD).fd(receiver, 3).prelude(foreign).start();
+            Injector::new().send(&event(7)).unwrap();
+            assert_eq!(daemon.wait_for_lines("out", 1), ["7"], "{foreign}");
+        }
 
         // The other name has descriptor 3 to fall back on.
         let (sender, receiver) = unix::pair(SocketType::DGRAM);
