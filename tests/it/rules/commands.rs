@@ -1,6 +1,7 @@
 //! What is run, when, and with what; and what else is done.
 
 use std::fs;
+use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::process::Command;
 
@@ -132,6 +133,40 @@ fn firmware_does_not_wait_for_a_command() {
         Injector::new().event("add", "/devices/fw", &["FIRMWARE=absent"]);
         daemon.wait_for_child("sh");
         assert_eq!(fs::read_to_string(device.join("loading")).unwrap(), "-1");
+    });
+}
+
+/// The next plugd goes on with the plan, in the midst of which it was.
+#[test]
+fn an_update_repeats_and_forgets_no_step() {
+    ns::inside_as_root_apart(|| {
+        let world = World::new(
+            "-x 1:2 640 >a @echo one >>$W/out; read x <$TMP/gate\n\
+             -x 0:0 600 =b @echo two >>$W/out; read x <$TMP/gate\nx 0:0 604 =c/d\n",
+        );
+        let daemon = world.plugd().start();
+        daemon.fifo("gate");
+        Injector::new().send(&device("add", "x")).unwrap();
+        for count in 1..=2 {
+            world.wait_for_lines("out", count);
+            daemon.signal(Signal::USR2);
+            daemon.wait_for_logs("updated from version", count);
+            // It would be made again.
+            fs::remove_file(world.path("dev/x")).unwrap();
+            symlink("mine", world.path("dev/x")).unwrap();
+            daemon.release("gate");
+        }
+        act_on(&world, []);
+        assert_eq!(world.lines("out"), ["one", "two"]);
+        let expected = [
+            "char 600 0 0 b",
+            "char 604 0 0 c/d",
+            "char 640 1 2 a",
+            "dir 755 0 0 c",
+            "link x -> mine",
+        ];
+        assert_eq!(tree(&world), expected);
+        daemon.wait_for_counters("failed 0");
     });
 }
 
