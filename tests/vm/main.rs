@@ -1,0 +1,38 @@
+//! A real kernel, a real boot: Debian's kernel in QEMU, with the static binary
+//! as its device manager, under each of the supervisors, from contrib/ as it is.
+//! Devices are plugged in and unplugged. Needs no root.
+//!
+//! A machine that lacks QEMU or Debian's packages is told so; with `vm` in the
+//! variable REQUIRE that is a failure. Build the static binary before. How long
+//! each scenario took goes to stderr.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+mod agent;
+mod assets;
+#[path = "../common/mod.rs"]
+mod common;
+mod cpio;
+mod devices;
+mod image;
+mod machine;
+mod plain;
+mod qmp;
+mod storm;
+mod supervisors;
+
+use std::io::Write;
+use std::time::Instant;
+
+use assets::Assets;
+
+/// Runs what is to happen, if machines can be had here.
+fn scenario(name: &str, play: impl FnOnce(&Assets)) {
+    let assets = match Assets::get() {
+        Ok(assets) => assets,
+        Err(why) => return common::skip("vm", name, why),
+    };
+    let start = Instant::now();
+    play(assets);
+    // Not eprintln!, which libtest captures.
+    let _ = writeln!(std::io::stderr(), "vm: {name}: {:.1} s", start.elapsed().as_secs_f32());
+}

@@ -1,0 +1,85 @@
+//! Many disks at once, and a receive buffer that is much too small for them:
+//! the kernel drops events, and yet in the end everything is right.
+
+use crate::assets::Assets;
+use crate::image::Image;
+use crate::machine::Machine;
+use crate::scenario;
+
+/// Has 256 disks come, in the background. Each has some seven devices.
+const BEGIN: &str = "modprobe scsi_debug num_tgts=4 max_luns=64 &";
+
+/// Waits until the kernel has so many disks.
+fn wait_for_disks(count: usize) -> String {
+    format!("until [ $(ls -d /sys/block/sd* | wc -l) -ge {count} ]; do usleep 10000; done")
+}
+
+/// Prints which of these disks and their bsg devices have no node with the right
+/// numbers, owner and mode, and which nodes have no device.
+const WRONG: &str = "
+    for sys in /sys/class/block/sd* /sys/class/bsg/*; do
+        [ -e $sys ] || continue
+        . $sys/uevent
+        case $DEVNAME in bsg/*) mode=660 ;; *) mode=640 ;; esac
+        printf '/dev/%s root:disk %s %x:%x\\n' $DEVNAME $mode $MAJOR $MINOR
+    done | sort >/run/wanted
+    find /dev -type b -name 'sd*' -o -type c -path '/dev/bsg/*' >/run/nodes
+    xargs -r stat -c '%n %U:%G %a %t:%T' </run/nodes | sort >/run/found
+    diff /run/wanted /run/found | grep '^[+-]/'";
+
+/// How many nodes there are, as counted for [`WRONG`].
+const NODES: &str = "wc -l </run/found";
+
+fn boot(assets: &Assets, arguments: &str) -> Machine {
+    let options = "PLUGD_OPTIONS='--coldplug --receive-buffer-size 64K'\n";
+    let image = Image::new(assets, "init-script")
+        .contrib("busybox/rcS.plugd", "etc/init.d/rcS.plugd")
+        .text("etc/default/plugd", 0o644, options)
+        .guest("mdev-storm.conf", "etc/mdev.conf");
+    let mut machine = Machine::boot(assets, image, arguments);
+    machine.eventually("[ -e /run/booted ]");
+    machine.must("modprobe sd_mod");
+    machine
+}
+
+/// All disks are there and have their nodes, though events were dropped; then
+/// they go, and none is left. Whoever waits for plugd to settle need not wait
+/// longer.
+fn see_come_and_go(machine: &mut Machine) {
+    machine.must(&wait_for_disks(256));
+    machine.must("plugd settle");
+    assert_eq!(machine.run(WRONG).text, "");
+    assert_eq!(machine.must(NODES), "512");
+    let metrics = machine.must("plugd status --openmetrics");
+    let overruns = metrics.lines().find_map(|line| line.strip_prefix("plugd_overruns_total "));
+    assert_ne!(overruns.unwrap(), "0", "that was no storm");
+    machine.must("rmmod scsi_debug && plugd settle");
+    assert_eq!(machine.run(WRONG).text, "");
+    assert_eq!(machine.must(NODES), "0");
+}
+
+#[test]
+fn storm() {
+    scenario("storm", |assets| {
+        let mut machine = boot(assets, "");
+        machine.must(BEGIN);
+        see_come_and_go(&mut machine);
+    });
+}
+
+/// On a /dev where every node is plugd's, which becomes another version of
+/// itself meanwhile.
+#[test]
+fn update() {
+    scenario("update in a storm", |assets| {
+        let mut machine = boot(assets, "dev=tmpfs");
+        machine.must("cp /sbin/plugd /sbin/new");
+        let old = machine.must("pidof plugd");
+        machine.must(BEGIN);
+        machine.must(&wait_for_disks(16));
+        machine.must("mv /sbin/new /sbin/plugd && plugd update");
+        assert_eq!(machine.must("pidof plugd"), old);
+        machine.must(&format!("[ /proc/{old}/exe -ef /sbin/plugd ]"));
+        see_come_and_go(&mut machine);
+    });
+}
