@@ -15,24 +15,21 @@
     reason = "it is run by hand, and prints"
 )]
 
+mod common;
+
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
-use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use plugd::netlink::Source;
-use rustix::net::netlink::{KOBJECT_UEVENT, SocketAddrNetlink};
-use rustix::net::{AddressFamily, SendFlags, SocketType};
 use rustix::process::{Pid, Signal, kill_process};
 
-const TARGET: &str = "x86_64-unknown-linux-musl";
-/// Set in the process that measures, to the daemon's binary.
-const INSIDE: &str = "PLUGD_BENCH_INSIDE";
+use common::{Injector, Outcome, listener, queued, verdict};
 
 const EVENTS: usize = 5000;
 const ROUNDS: usize = 11;
@@ -46,12 +43,13 @@ const CALLS: f64 = 10.0;
 const BINARY_BYTES: u64 = 12 * 1024 * 1024 / 10;
 const RSS_KIB: u64 = 1024;
 
-type Outcome<T> = Result<T, Box<dyn std::error::Error>>;
-
 fn main() -> ExitCode {
-    let result = match std::env::var_os(INSIDE) {
-        None => go_inside(),
-        Some(plugd) => measure(Path::new(&plugd)),
+    let result = match common::inside() {
+        None => {
+            let is_root = rustix::process::geteuid().is_root();
+            common::go_inside(if is_root { "-n" } else { "-Urn" })
+        }
+        Some(plugd) => measure(&plugd),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -60,33 +58,6 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
-}
-
-/// Runs this program again in a network namespace of its own.
-fn go_inside() -> Outcome<()> {
-    let plugd = binary()?;
-    let flags = if rustix::process::geteuid().is_root() { "-n" } else { "-Urn" };
-    let me = std::env::current_exe()?;
-    let status = Command::new("unshare").arg(flags).arg(me).env(INSIDE, plugd).status()?;
-    if status.success() { Ok(()) } else { Err(format!("unshare {flags}: {status}").into()) }
-}
-
-fn binary() -> Outcome<PathBuf> {
-    if let Some(binary) = std::env::var_os("PLUGD_BINARY") {
-        return Ok(fs::canonicalize(binary)?);
-    }
-    let linked = PathBuf::from(env!("CARGO_BIN_EXE_plugd"));
-    let cargo = std::env::var_os("CARGO").unwrap_or(OsString::from("cargo"));
-    let built = Command::new(cargo)
-        .args(["build", "--release", "--target", TARGET])
-        .current_dir(env!("CARGO_MANIFEST_DIR"))
-        .status()?;
-    if !built.success() {
-        println!("NOTE: there is no static build; the one linked dynamically is measured\n");
-        return Ok(linked);
-    }
-    let target_dir = linked.ancestors().nth(2).ok_or("no target directory")?;
-    Ok(target_dir.join(TARGET).join("release/plugd"))
 }
 
 fn measure(plugd: &Path) -> Outcome<()> {
@@ -206,11 +177,11 @@ impl Bench {
     }
 
     fn run_events(&self, count: usize) -> Outcome<Duration> {
-        self.injector.send(Some("first"))?;
+        self.injector.send(&event(Some("first")))?;
         self.await_handler()?;
         let mut sent = 1;
         while sent < count - 1 && queued()? < self.room {
-            self.injector.send(None)?;
+            self.injector.send(&event(None))?;
             sent += 1;
         }
         let began = self.let_go()?;
@@ -220,10 +191,10 @@ impl Bench {
                     sleep(Duration::from_micros(200));
                 }
             }
-            self.injector.send(None)?;
+            self.injector.send(&event(None))?;
             sent += 1;
         }
-        self.injector.send(Some("last"))?;
+        self.injector.send(&event(Some("last")))?;
         self.await_handler()?;
         Ok(began.elapsed())
     }
@@ -307,7 +278,7 @@ impl Bench {
                 self.run_events(TRACED_EVENTS)?;
             } else {
                 for _ in 0..TRACED_EVENTS {
-                    self.injector.send(Some("last"))?;
+                    self.injector.send(&event(Some("last")))?;
                     self.await_handler()?;
                     // Until it has nothing more to do.
                     sleep(Duration::from_millis(5));
@@ -350,11 +321,6 @@ impl Bench {
         }
         Ok(())
     }
-}
-
-fn verdict(value: f64, target: f64, what: &str) {
-    let word = if value <= target { "ok" } else { "TOO MUCH" };
-    println!("  {word}: {value:.2} {what}, at most {target:.2} wanted");
 }
 
 fn micros(time: Duration) -> f64 {
@@ -418,16 +384,9 @@ impl Daemon {
     fn memory(&self, when: &str) -> Outcome<u64> {
         // Until it has nothing more to do.
         sleep(Duration::from_millis(50));
-        // Exact, other than the counters in /proc/PID/status (proc(5)).
-        let text = fs::read_to_string(format!("/proc/{}/smaps_rollup", self.process.id()))?;
-        let kib = |name: &str| -> Outcome<u64> {
-            let line =
-                text.lines().find_map(|line| line.strip_prefix(name)).ok_or("no such line")?;
-            Ok(line.trim().trim_end_matches(" kB").parse()?)
-        };
-        let (rss, anonymous) = (kib("Rss:")?, kib("Anonymous:")?);
-        println!("  {rss:8} KiB  RSS {when}; {anonymous} KiB of it anonymous");
-        Ok(rss)
+        let common::Memory { resident, anonymous } = common::memory(self.process.id())?;
+        println!("  {resident:8} KiB  RSS {when}; {anonymous} KiB of it anonymous");
+        Ok(resident)
     }
 }
 
@@ -444,43 +403,4 @@ fn event(mark: Option<&str>) -> Vec<u8> {
         event.extend([b"MARK=", mark.as_bytes(), b"\0"].concat());
     }
     event
-}
-
-/// Sends to the kernel what it then broadcasts in this network namespace as
-/// its own (lib/kobject_uevent.c, uevent_net_rcv_skb).
-struct Injector {
-    socket: OwnedFd,
-}
-
-impl Injector {
-    fn new() -> io::Result<Self> {
-        let protocol = Some(KOBJECT_UEVENT);
-        Ok(Self { socket: rustix::net::socket(AddressFamily::NETLINK, SocketType::RAW, protocol)? })
-    }
-
-    fn send(&self, mark: Option<&str>) -> Outcome<()> {
-        let event = event(mark);
-        // struct nlmsghdr: length, type, flags, sequence number, port id.
-        let length = u32::try_from(16 + event.len())?.to_ne_bytes();
-        let message = [&length[..], &[0x10, 0, 1, 0], &[0; 8], &event].concat();
-        let kernel = SocketAddrNetlink::new(0, 0);
-        rustix::net::sendto(&self.socket, &message, SendFlags::empty(), &kernel)?;
-        Ok(())
-    }
-}
-
-/// The bytes that wait for the daemon in the kernel.
-fn queued() -> Outcome<usize> {
-    Ok(listener()?.ok_or("nobody listens any more")?)
-}
-
-/// The bytes queued for whoever listens to uevents in this namespace.
-fn listener() -> Outcome<Option<usize>> {
-    for line in fs::read_to_string("/proc/net/netlink")?.lines() {
-        let columns: Vec<&str> = line.split_whitespace().collect();
-        if let [_, "15", _, "00000001", queued, ..] = columns[..] {
-            return Ok(Some(queued.parse()?));
-        }
-    }
-    Ok(None)
 }

@@ -42,18 +42,11 @@ impl fmt::Display for Counters {
         write!(
             f,
             "received {received}, handled {handled}, failed {failed} (timed out {timed_out}), \
-             retried {retried}, overruns {overruns}"
-        )?;
-        Dropped::ALL
-            .iter()
-            .zip(dropped)
-            .try_for_each(|(kind, count)| write!(f, ", {kind} {count}"))?;
-        write!(
-            f,
-            ", stale {stale}, scans {scans} (the last one {} ms), replayed {removed} removals, \
-             {added} additions, {changed} changes",
+             retried {retried}, overruns {overruns}, scans {scans} (the last one {} ms), \
+             replayed {removed} removals, {added} additions, {changed} changes, stale {stale}",
             recovery.as_millis()
-        )
+        )?;
+        Dropped::ALL.iter().zip(dropped).try_for_each(|(kind, count)| write!(f, ", {kind} {count}"))
     }
 }
 
@@ -121,8 +114,8 @@ mod tests {
         assert_eq!(
             counters.to_string(),
             "received 3, handled 0, failed 0 (timed out 0), retried 0, overruns 0, \
-             foreign 0, truncated 1, malformed 2, stale 0, scans 0 (the last one 0 ms), \
-             replayed 0 removals, 0 additions, 0 changes"
+             scans 0 (the last one 0 ms), replayed 0 removals, 0 additions, 0 changes, stale 0, \
+             foreign 0, truncated 1, malformed 2"
         );
     }
 }

@@ -13,7 +13,7 @@ use crate::error::reason;
 use crate::firmware;
 use crate::handler::Handler;
 use crate::plan::{Plan, Run, Step};
-use crate::rules;
+use crate::rules::{self, NoSysfs};
 use crate::sysfs::Sysfs;
 use crate::uevent::Uevent;
 
@@ -57,12 +57,22 @@ pub enum Hands {
 
 impl Engine {
     /// What to do for `event`, and what does it, as far as it touches files.
-    pub fn plan<'e>(&'e mut self, event: &Uevent<'e>) -> (Plan<'e>, Option<&'e mut Hands>) {
+    /// If the event `says_all`, nothing is looked up in sysfs.
+    pub fn plan<'e>(
+        &'e mut self,
+        event: &Uevent<'e>,
+        says_all: bool,
+    ) -> (Plan<'e>, Option<&'e mut Hands>) {
         match self {
             Self::Handler(handler) => (handler.plan(event), None),
             Self::Rules(ruled) => {
                 let Ruled { rules, sysfs, hands, .. } = &mut **ruled;
-                (rules.plan(event, sysfs), Some(hands))
+                let plan = if says_all {
+                    rules.plan(event, &mut NoSysfs)
+                } else {
+                    rules.plan(event, sysfs)
+                };
+                (plan, Some(hands))
             }
         }
     }

@@ -345,12 +345,12 @@ impl<S: Storage> Inventory<S> {
             self.set_incarnation(&to, incarnation);
             self.remove(&from);
         }
-        if let Some(held) = held {
-            let mut identity = std::mem::take(&mut self.scratch);
-            identity::update(event, &held, &mut identity);
-            self.replace(new, &identity, SETTLED);
-            self.scratch = identity;
-        }
+        // One that is not known was never added: that is still to be done.
+        let state = if held.is_some() { SETTLED } else { BEGUN };
+        let mut identity = std::mem::take(&mut self.scratch);
+        identity::update(event, &held.unwrap_or_default(), &mut identity);
+        self.replace(new, &identity, state);
+        self.scratch = identity;
         if old != new {
             self.remove(old);
         }

@@ -2,8 +2,8 @@
 //! machine what happened, and does what it says.
 //!
 //! Owns the poll and all that is watched. mio reports edges: a socket is read
-//! until it is empty, and while an event is in hand it is not watched at all,
-//! so that it causes no wake-ups and its events wait in the kernel.
+//! until it is empty, and while a program runs it is not watched at all, so
+//! that it causes no wake-ups and its events wait in the kernel.
 //!
 //! What it is asked, by signals and on the control socket, is in `orders`; how
 //! it makes up for what it missed in `recover`; how it becomes another version
@@ -285,10 +285,12 @@ impl Daemon {
         if let Some(InHand { source, datagram, steps_done, failed, since }) = self.resumed.take() {
             // It was read before: what comes of it if the new version reads it
             // otherwise has no steps left.
-            let watched = source.and_then(|source| self.sources.get(source));
-            let header = watched.map_or(Header::Required, |watched| watched.source.header());
+            let from = source.and_then(|source| self.sources.get(source));
+            let from = from.map(|watched| &watched.source);
+            let header = from.map_or(Header::Required, Source::header);
+            let says_all = from.is_none_or(Source::says_all);
             let event = &Uevent::parse(&datagram, header).unwrap_or(Uevent::EMPTY);
-            let (plan, hands) = engine.plan(event);
+            let (plan, hands) = engine.plan(event, says_all);
             let mut steps = plan.steps();
             steps.skip_done(steps_done);
             let (datagram, refused) = (&datagram[..], None);
@@ -392,7 +394,6 @@ impl Daemon {
     }
 
     fn receive(&mut self, index: usize, buffer: &mut [u8]) -> Option<usize> {
-        let now = self.now();
         let watched = &mut self.sources[index];
         let failed_before = std::mem::take(&mut watched.failed);
         let received = watched.source.receive(buffer);
@@ -403,10 +404,8 @@ impl Daemon {
             Received::Datagram(length) => return Some(length),
             Received::Empty => {
                 watched.ready = false;
-                if self.recovery.is_quiet() {
-                    self.requests.found_empty(index);
-                    self.answer_requests();
-                }
+                self.requests.found_empty(index);
+                self.answer_requests();
             }
             Received::Overrun => {
                 self.counters.overruns += 1;
@@ -436,7 +435,7 @@ impl Daemon {
                 watched.failed = true;
                 watched.ready = !failed_before;
                 self.unwatched |= failed_before;
-                if self.limiters.receive.allows(now) {
+                if self.limiters.receive.allows(self.started.elapsed()) {
                     log::warn!("cannot receive: {}", reason(&error));
                 }
             }
@@ -469,9 +468,7 @@ impl Daemon {
 
     /// Tells those who wait for it.
     fn note_acted_on(&mut self, source: Option<usize>, event: &Uevent<'_>) {
-        // Before that, events may be missing that were sent earlier.
-        let settles = source.filter(|_| self.recovery.is_quiet());
-        self.requests.acted_on(settles, event);
+        self.requests.acted_on(source, event);
         self.answer_requests();
     }
 
@@ -495,8 +492,8 @@ impl Daemon {
         datagram: &[u8],
         event: &Uevent<'_>,
     ) -> io::Result<()> {
-        let (plan, hands) = engine.plan(event);
-        self.unwatch_sources();
+        let says_all = source.is_none_or(|source| self.sources[source].source.says_all());
+        let (plan, hands) = engine.plan(event, says_all);
         if self.is_tracked(source, event) {
             self.recovery.begin(event);
         }
@@ -543,10 +540,10 @@ impl Daemon {
         }
         match deed.step() {
             None => {
+                self.outlets.pass_on(deed.datagram, self.now());
                 if self.is_tracked(deed.source, event) {
                     self.recovery.finish(event, deed.source.is_none());
                 }
-                self.outlets.pass_on(deed.datagram, self.now());
             }
             Some(step) => {
                 deed.failed = true;
@@ -591,6 +588,7 @@ impl Daemon {
             }
             deed.steps.next();
         };
+        self.unwatch_sources();
         let environment = run.environment();
         match Child::spawn(&mut self.spawner, &run, &environment) {
             Ok(child) => {

@@ -288,6 +288,13 @@ impl Source {
         }
     }
 
+    /// Whether its events say all of their devices that sysfs does, as the
+    /// kernel's own do: the numbers and the name are in them if there are any
+    /// (dev_uevent in drivers/base/core.c, since Linux 2.6.31).
+    pub fn says_all(&self) -> bool {
+        self.kind == Kind::Netlink
+    }
+
     /// Receives one datagram, or an event of a stream, without waiting.
     pub fn receive(&mut self, buffer: &mut [u8]) -> Received {
         if let Kind::Stream(stream) = &mut self.kind {

@@ -10,6 +10,10 @@
 //! kernel numbered after the request came: SEQNUM counts up by one for every
 //! event of the machine (lib/kobject_uevent.c), and the request notes where it
 //! stood. Every socket that is read has to pass one of the two.
+//!
+//! Events that the kernel dropped are not in that order. They are made up for by a
+//! comparison of what is there with what is known: one that began after the request
+//! came, or one that had all in it, as nothing was dropped since it began.
 #![forbid(unsafe_code)]
 
 use crate::machine::Time;
@@ -90,10 +94,30 @@ struct Request<I> {
     last: Option<u64>,
     /// The sockets that may still hold events from before.
     unsettled: Vec<usize>,
+    loss: Loss,
+    /// How many comparisons had begun when the request came.
+    begun: u64,
     deadline: Time,
     met: bool,
     /// Whether the device is there has to be looked up.
     look: bool,
+}
+
+/// What is known of events from before a request that were dropped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Loss {
+    /// There are none, as far as has been told.
+    None,
+    /// There may be some.
+    Possible,
+    /// They are made up for.
+    MadeUp,
+}
+
+impl<I> Request<I> {
+    fn is_settled(&self) -> bool {
+        self.unsettled.is_empty() && self.loss != Loss::Possible
+    }
 }
 
 /// All requests that wait, told apart by `I`.
@@ -118,18 +142,42 @@ impl<I: Copy + PartialEq> Requests<I> {
     ///
     /// `last` is the number that the kernel gave out last, read after the
     /// request came; `sockets` are all that may bring events. None of them may
-    /// be held to be empty any more because it was before.
+    /// be held to be empty any more because it was before. `lossy`: events may
+    /// have been dropped that are not made up for. `begun` is how many comparisons
+    /// have begun.
     pub fn add(
         &mut self,
         id: I,
         want: Want,
         last: Option<u64>,
         sockets: impl Iterator<Item = usize>,
+        (lossy, begun): (bool, u64),
         deadline: Time,
     ) {
         let unsettled: Vec<usize> = sockets.collect();
-        let look = unsettled.is_empty();
-        self.requests.push(Request { id, want, last, unsettled, deadline, met: false, look });
+        let loss = if lossy { Loss::Possible } else { Loss::None };
+        let request =
+            Request { id, want, last, unsettled, loss, begun, deadline, met: false, look: false };
+        let look = request.is_settled();
+        self.requests.push(Request { look, ..request });
+    }
+
+    /// The kernel has told that it dropped events.
+    pub fn lost(&mut self) {
+        for request in self.requests.iter_mut().filter(|request| request.loss == Loss::None) {
+            request.loss = Loss::Possible;
+        }
+    }
+
+    /// What was dropped is made up for, by the comparison of this number, counted
+    /// from 1. `all`: nothing was dropped since it began.
+    pub fn made_up(&mut self, number: u64, all: bool) {
+        for request in &mut self.requests {
+            if all || number > request.begun {
+                request.loss = Loss::MadeUp;
+                request.look = request.is_settled();
+            }
+        }
     }
 
     /// Nobody wants to know any more.
@@ -143,12 +191,12 @@ impl<I: Copy + PartialEq> Requests<I> {
         for request in &mut self.requests {
             request.unsettled.retain(|&unsettled| unsettled != socket);
             // What an event has brought beside its own device is found here.
-            request.look = request.unsettled.is_empty();
+            request.look = request.is_settled();
         }
     }
 
     /// An event has been acted on, to its end. `socket` is where it came from, if
-    /// all that came from there before it has been acted on too.
+    /// it came from one.
     pub fn acted_on(&mut self, socket: Option<usize>, event: &Uevent<'_>) {
         if self.requests.is_empty() {
             return;
@@ -159,7 +207,7 @@ impl<I: Copy + PartialEq> Requests<I> {
             let later = request.last.is_some() && number > request.last;
             if socket.is_some() && later && !request.unsettled.is_empty() {
                 request.unsettled.retain(|&unsettled| Some(unsettled) != socket);
-                request.look = request.unsettled.is_empty();
+                request.look = request.is_settled();
             }
         }
     }

@@ -7,7 +7,7 @@
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use std::cell::RefCell;
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::ffi::CStr;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -175,61 +175,117 @@ fn device_names_match_as_they_do_in_both_c_libraries() {
 
 // Rules.
 
-/// What is intended to differ from mdevd: in which test, where, and why.
+/// What is intended to differ from mdevd, or from busybox: in which test,
+/// where, and how, in the words of mdev.conf(5).
 const DIFFERENCES: &[(&str, &str, &str)] = &[
-    ("plan", "remove", "we remove what was made; mdevd sees no device numbers then"),
-    ("plan", "unsafe name", "names that lead out of /dev, or are no names, are refused"),
+    ("plan", "remove", "what was made for a device is removed with it; mdevd removes nothing"),
+    ("plan", "unsafe name", "a name that leads out of /dev, or is no name, is refused"),
     ("plan", "link target", "a link leads to its node also where its own name has a /"),
-    ("plan", "8191 bytes", "mdevd ignores what comes after them"),
-    ("plan", "summary", "a summary without @/ is as good as another"),
-    ("plan", "63 variables", "there may be any number"),
+    ("plan", "8191 bytes", "nothing is cut; mdevd ignores what comes after 8191 bytes"),
+    ("plan", "summary", "an event whose first line has no @/ is acted on like any other"),
+    (
+        "plan",
+        "63 variables",
+        "an event may have any number of variables; mdevd drops one of more than 63",
+    ),
     ("check", "boxlinux-no-final-newline", "the last line needs no newline"),
     ("check", "ylfs", "the last line needs no newline"),
     ("check", "oe-iris", "a user without a group has its primary group"),
     ("check", "xokey", "a user without a group has its primary group"),
-    ("check", "composite-9k", "not cut after 8191 bytes"),
+    ("check", "composite-9k", "nothing is cut; mdevd ignores what comes after 8191 bytes"),
     // Taken and meant as by busybox, which mdevd refuses or takes otherwise.
     ("as busybox", "owner-no-colon", "a user without a group has its primary group"),
-    ("as busybox", "mode-symbolic", "modes may be symbolic"),
+    ("as busybox", "mode-symbolic", "a mode may be symbolic"),
     ("as busybox", "move-gt", "a path may have any character but blanks and #"),
     ("as busybox", "move-semicolon", "a path may have any character but blanks and #"),
     ("as busybox", "move-star", "a path may have any character but blanks and #"),
-    ("as busybox", "nocreate-path", "what is glued to ! and is no command means nothing"),
+    ("as busybox", "nocreate-path", "what is glued to ! and begins no command means nothing"),
     ("as busybox", "cmd-empty", "a command may be empty"),
-    ("as busybox", "cont-double", "the second - is part of the regex"),
-    ("as busybox", "regex-semicolon", "a device regex may have any character but blanks"),
-    ("as busybox", "regex-hash", "a device regex may have any character but blanks"),
-    ("as busybox", "regex-gt", "a device regex may have any character but blanks"),
-    ("as busybox", "majmin-env", "VAR=re;@major,minor is what it looks like"),
-    ("as busybox", "denv-env-before", "VAR=re;$VAR=re is what it looks like"),
-    ("as busybox", "denv-env-after", "a regex after $VAR= may have any character but blanks"),
-    ("as busybox", "denv-double-equals", "a regex after $VAR= may have any character but blanks"),
-    ("as busybox", "denv-link-capture", "%N of $VAR=re is of that variable"),
-    ("as busybox", "env-empty-re", "an empty regex matches if the variable is there"),
-    ("as busybox", "env-no-semicolon", "VAR=re without ; is a device regex"),
-    ("as busybox", "env-semicolon-last", "an empty device regex matches no device"),
+    (
+        "as busybox",
+        "cont-double",
+        "of two - at the beginning, the second is part of the regular expression",
+    ),
+    (
+        "as busybox",
+        "regex-semicolon",
+        "a regular expression for the name may have any character but blanks",
+    ),
+    (
+        "as busybox",
+        "regex-hash",
+        "a regular expression for the name may have any character but blanks",
+    ),
+    (
+        "as busybox",
+        "regex-gt",
+        "a regular expression for the name may have any character but blanks",
+    ),
+    ("as busybox", "majmin-env", "VAR=re;@major,minor is a condition and device numbers"),
+    ("as busybox", "denv-env-before", "VAR=re;$VAR=re is a condition and a variable"),
+    (
+        "as busybox",
+        "denv-env-after",
+        "a regular expression after $VAR= may have any character but blanks",
+    ),
+    (
+        "as busybox",
+        "denv-double-equals",
+        "a regular expression after $VAR= may have any character but blanks",
+    ),
+    ("as busybox", "denv-link-capture", "%N of a rule with $VAR=re is from that variable"),
+    ("as busybox", "env-empty-re", "an empty regular expression matches if the variable is there"),
+    ("as busybox", "env-no-semicolon", "VAR=re without ; is a regular expression for the name"),
+    (
+        "as busybox",
+        "env-semicolon-last",
+        "an empty regular expression after conditions matches no device's name",
+    ),
     // Refused, which mdevd takes.
-    ("refused", "mode-overflow", "there is no such mode: mknod fails with it"),
-    ("refused", "regex-backref", "back-references are not supported"),
+    ("refused", "mode-overflow", "a mode above 7777 is an error: mknod fails with it"),
+    ("refused", "regex-backref", "back-references are an error"),
     // Commands for which mdevd has no device numbers, nor has busybox.
     ("on remove", "majmin-cmd-remove", "@major,minor matches remove as well as add"),
     ("on remove", "majmin-cmd-any", "@major,minor matches remove as well as add"),
     // What we remove, and busybox does not, or the reverse.
-    ("unlink", "move-slash-only", "a name that leads out of /dev is refused"),
-    ("unlink", "move-dotdot", "a name that leads out of /dev is refused"),
-    ("unlink", "move-percent-end", "as mdevd, a % needs a digit or a %"),
-    ("unlink", "move-percent-letter", "as mdevd, a % needs a digit or a %"),
-    ("unlink", "move-percent-unset", "as mdevd, a group that took no part is empty"),
-    ("unlink", "move-percent-optional-last", "as mdevd, a group that took no part is empty"),
-    ("unlink", "move-hash-command", "as mdevd, a comment may come after a path"),
-    ("unlink", "nocreate-then-others", "as mdevd, ! is of its rule only"),
+    ("unlink", "move-slash-only", "a name that leads out of /dev, or is no name, is refused"),
+    ("unlink", "move-dotdot", "a name that leads out of /dev, or is no name, is refused"),
+    (
+        "unlink",
+        "move-percent-end",
+        "as with mdevd, a % in a path needs a digit or another % after it",
+    ),
+    (
+        "unlink",
+        "move-percent-letter",
+        "as with mdevd, a % in a path needs a digit or another % after it",
+    ),
+    ("unlink", "move-percent-unset", "as with mdevd, a group that took no part is empty"),
+    ("unlink", "move-percent-optional-last", "as with mdevd, a group that took no part is empty"),
+    ("unlink", "move-hash-command", "as with mdevd, a comment may come after a path"),
+    ("unlink", "nocreate-then-others", "as with mdevd, ! is of its rule only"),
     // The same, with real files.
-    ("removed", "two ACTIONs", "as mdevd, the first of equal keys counts"),
-    ("removed twice", "edge", "as mdevd, $VAR=re may match anywhere in the value"),
-    ("removed twice", "finix", "as mdevd, + - & run commands with execlineb"),
-    ("removed twice", "spectrum-host", "as mdevd, + - & run commands with execlineb"),
+    ("removed", "two ACTIONs", "as with mdevd, the first of equal variables counts"),
+    ("removed twice", "edge", "as with mdevd, $VAR=re may match anywhere in the value"),
+    ("removed twice", "finix", "as with mdevd, + - & run commands with execlineb"),
+    ("removed twice", "spectrum-host", "as with mdevd, + - & run commands with execlineb"),
     ("unlink", "majmin-cont", "@major,minor matches remove as well as add"),
 ];
+
+#[test]
+fn the_manual_page_tells_every_difference() {
+    let page = include_str!("../man/mdev.conf.5");
+    let (_, section) = page.split_once("\n.Sh DIFFERENCES\n").unwrap();
+    let (section, _) = section.split_once("\n.Sh ").unwrap();
+    let items = section.split("\n.It\n").skip(1).map(|item| {
+        let text = item.split("\n.").next().unwrap().replace('\n', " ");
+        text.strip_suffix('.').unwrap().to_lowercase()
+    });
+    let told: BTreeSet<String> = items.collect();
+    let intended: BTreeSet<String> =
+        DIFFERENCES.iter().map(|(_, _, how)| how.to_lowercase()).collect();
+    assert_eq!(told, intended);
+}
 
 /// The intended differences that a test has met.
 #[derive(Default)]

@@ -7,6 +7,7 @@ use lexopt::Arg::{Long, Short, Value};
 use crate::account::Accounts;
 use crate::error::Fatal;
 use crate::rule_files;
+use crate::rules::matcher::Matcher;
 
 use super::{Command, Request};
 
@@ -50,7 +51,10 @@ fn main(mut parser: lexopt::Parser, _: &'static str) -> Result<Request, Fatal> {
     }
     let file = file.unwrap_or_else(|| rule_files::DEFAULT.into());
     match rule_files::load(&file, &accounts()?)? {
-        Some(_) => Ok(Request::Done),
+        Some(rules) => match Matcher::new(&rules) {
+            Ok(_) => Ok(Request::Done),
+            Err(too_large) => Err(Fatal::Configuration(too_large.to_string())),
+        },
         None => Err(Fatal::system(
             format_args!("read {}", file.as_os_str().as_encoded_bytes().escape_ascii()),
             rustix::io::Errno::NOENT,

@@ -135,8 +135,8 @@ command!(
     "Has plugd compare the devices that are there with those it knows, as SIGALRM does.",
     "",
     help!(
-        "Devices that are gone are removed, new ones added, and the others changed, as\n\
-         plugd run --replay-change says. It waits until that is done.\n",
+        "Devices that are gone are removed, new ones added, and the others changed, unless\n\
+         plugd was told not to. It waits until that is done.\n",
         "",
         "120"
     )

@@ -344,7 +344,7 @@ fn parse(mut parser: lexopt::Parser) -> Result<Result<Options, Request>, Fatal> 
     }
     options.sys = files.sys.clone();
     options.work = program.unwrap_or(Work::Rules { files, dry_run });
-    if dry_run {
+    if dry_run && options.recovery.state == State::Default {
         options.recovery.state = State::None;
     }
     Ok(Ok(options))
@@ -461,8 +461,10 @@ pub(super) fn serve(
     let judges = options.manner != Manner::Nosh;
     let (address, sys_root) = (options.control.as_ref(), &options.sys);
     let recovery = &options.recovery;
-    let recovery =
-        recovery.settings(sys_root, address, &engine_status, judges, handover.as_ref())?;
+    let dry_run = matches!(options.work, Work::Rules { dry_run: true, .. });
+    // A dry run has acted on nothing.
+    let actor = [engine_status.kind.as_bytes(), &[u8::from(dry_run)], &engine_status.file].concat();
+    let recovery = recovery.settings(sys_root, address, &actor, judges, handover.as_ref())?;
     let mut started = prepared.start()?;
     if let Some(dev) = dev {
         fchdir(dev).map_err(|e| Fatal::system("go to the directory of nodes", e))?;

@@ -222,7 +222,7 @@ impl Control {
 
     fn too_late(&self, what: &str) -> Fatal {
         let timeout = self.timeout.unwrap_or_default();
-        let text = format!("not within {} s", timeout.as_secs_f64());
+        let text = format!("not within {timeout:?}");
         Fatal::system(what, io::Error::new(io::ErrorKind::TimedOut, text))
     }
 

@@ -198,13 +198,14 @@ fn directories_that_we_made_go_when_they_are_empty() {
     assert_eq!(world.remove("theirs/a/two"), Ok(Removed::Removed));
     assert_eq!(world.remove("z//q//r"), Ok(Removed::Removed));
     assert_eq!(world.tree(), ["theirs", "x", "x/y"]);
-    // Somebody else removed it and made it again: now it is theirs.
-    fs::remove_dir_all(world.at("x")).unwrap();
-    fs::create_dir(world.at("keeps-the-inode-number-busy")).unwrap();
+    // Somebody else put another one there. It is not ours; that which was
+    // moved away keeps its inode number busy.
+    fs::remove_file(world.at("x/y")).unwrap();
+    fs::rename(world.at("x"), world.at("moved")).unwrap();
     fs::create_dir(world.at("x")).unwrap();
     assert_eq!(world.make("x/y", 0o600), Ok(Made::Created));
     assert_eq!(world.remove("x/y"), Ok(Removed::Removed));
-    assert_eq!(world.tree(), ["keeps-the-inode-number-busy", "theirs", "x"]);
+    assert_eq!(world.tree(), ["moved", "theirs", "x"]);
 }
 
 #[test]

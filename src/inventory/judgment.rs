@@ -84,7 +84,15 @@ impl<S: Storage> Inventory<S> {
             // The device at its path now came after it.
             (b"add", Some(_)) if overtaken => Verdict::Stale,
             (b"add", Some(_)) => Verdict::RemoveFirst,
-            (b"add" | b"move", _) | (_, _) if !scanned => Verdict::Act,
+            (_, _) if !scanned => Verdict::Act,
+            // The scan has found it where it is now.
+            (b"move", Some(held))
+                if overtaken
+                    && identity::may_be_of(told, held.identity)
+                    && tracked.old_path.and_then(|old| self.get(old)).is_none() =>
+            {
+                Verdict::Stale
+            }
             (b"add" | b"move", _) => Verdict::Act,
             (b"remove", None) => Verdict::StaleIfListed,
             (b"remove", Some(held)) if !identity::may_be_of(told, held.identity) => Verdict::Stale,

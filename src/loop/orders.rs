@@ -202,7 +202,8 @@ impl Daemon {
         let last = last.ok().and_then(|text| text.trim_end().parse().ok());
         let open = self.sources.iter().enumerate().filter(|(_, watched)| !watched.ended);
         let deadline = self.now().saturating_add(timeout);
-        self.requests.add(id, want, last, open.map(|(index, _)| index), deadline);
+        let loss = (self.is_lossy(), self.counters.scans);
+        self.requests.add(id, want, last, open.map(|(index, _)| index), loss, deadline);
         // Something may be there that the poll has not reported yet.
         self.mark_sources_ready();
     }

@@ -87,6 +87,9 @@ pub(super) struct Recovery {
     baseline: u64,
     /// Events were lost since, or the whole is to be done again.
     again: bool,
+    /// The queue was not empty since events were lost: the kernel may have dropped
+    /// more of them in silence.
+    congested: bool,
     /// /sys could not be read, and that was told.
     unreadable: bool,
     fresh: Fresh,
@@ -129,6 +132,7 @@ struct Triggering {
     refused: u64,
     first_refusal: Option<Failed>,
     began: Time,
+    number: u64,
 }
 
 /// The difference between what is there and what is known, being acted on.
@@ -160,6 +164,8 @@ struct Replay {
     /// Removed, added, changed.
     tally: [u64; 3],
     began: Time,
+    /// Which comparison it is, counted from 1.
+    number: u64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -212,6 +218,7 @@ impl Recovery {
             pace: Pace::new(),
             baseline: 0,
             again: false,
+            congested: false,
             unreadable: false,
             fresh: Fresh::default(),
             incarnation: 0,
@@ -360,6 +367,8 @@ impl Daemon {
         let recovery = &mut self.recovery;
         recovery.trust = Trust::Lossy;
         recovery.again = true;
+        recovery.congested = true;
+        self.requests.lost();
         if matches!(recovery.phase, Phase::Quiet) {
             let until = recovery.pace.next(now);
             recovery.phase = Phase::Waiting { cause: Cause::Overrun, until };
@@ -391,6 +400,10 @@ impl Daemon {
     /// Goes on with what is to be made up for; `idle` if all sockets are empty.
     pub(super) fn recover(&mut self, idle: bool, buffer: &mut [u8]) -> Recovered {
         match std::mem::replace(&mut self.recovery.phase, Phase::Quiet) {
+            Phase::Quiet if idle && self.recovery.congested => {
+                self.end_congestion();
+                Recovered::Again
+            }
             Phase::Quiet => self.look_up_fresh(idle),
             Phase::Waiting { cause, until } if until > self.now() => {
                 self.recovery.phase = Phase::Waiting { cause, until };
@@ -432,6 +445,23 @@ impl Daemon {
         }
     }
 
+    /// The queue is empty: from now on the kernel tells of the next drop.
+    fn end_congestion(&mut self) {
+        self.recovery.congested = false;
+        if self.queue().1 != self.recovery.baseline {
+            self.requests.lost();
+            self.recovery.trust = Trust::Lossy;
+            let until = self.recovery.pace.next(self.now());
+            self.recovery.phase = Phase::Waiting { cause: Cause::Overrun, until };
+        }
+    }
+
+    /// Whether events may have been dropped that are not made up for.
+    pub(super) fn is_lossy(&self) -> bool {
+        let recovery = &self.recovery;
+        !recovery.is_quiet() || recovery.congested && self.queue().1 != recovery.baseline
+    }
+
     /// How much waits in the kernel, in bytes, and how many drops it has counted.
     fn queue(&self) -> (u64, u64) {
         let memory = self.sources.iter().filter(|watched| watched.is_kernels);
@@ -465,6 +495,7 @@ impl Daemon {
             left: 0,
             tally: [0; 3],
             began: self.now(),
+            number: self.counters.scans,
         }));
     }
 
@@ -488,7 +519,7 @@ impl Daemon {
                     log::warn!("{failed}; devices that were missed ({cause}) are looked for later");
                 }
                 let now = self.now();
-                self.recovery.pace.ended(now);
+                self.recovery.pace.ended(now, false);
                 let until = self.recovery.pace.next(now);
                 self.recovery.phase = Phase::Waiting { cause, until };
                 None
@@ -727,15 +758,16 @@ impl Daemon {
             took.as_millis()
         );
         log::info!("{text}");
-        self.end_recovery(&text);
+        self.end_recovery(&text, replay.number);
     }
 
     /// Finds out whether that is all.
-    fn end_recovery(&mut self, text: &str) {
+    fn end_recovery(&mut self, text: &str, number: u64) {
         let (now, (_, drops)) = (self.now(), self.queue());
         let recovery = &mut self.recovery;
-        recovery.pace.ended(now);
-        if recovery.again || drops != recovery.baseline {
+        let all = !recovery.again && drops == recovery.baseline;
+        recovery.pace.ended(now, all);
+        if !all {
             recovery.trust = Trust::Lossy;
             let until = recovery.pace.next(now);
             recovery.phase = Phase::Waiting { cause: Cause::Overrun, until };
@@ -743,7 +775,8 @@ impl Daemon {
             recovery.phase = Phase::Quiet;
         }
         let clients = std::mem::take(&mut recovery.clients);
-        // Who waits for all to be settled is told when the sockets are found empty.
+        self.requests.made_up(number, all);
+        self.answer_requests();
         self.mark_sources_ready();
         let Some(control) = &mut self.control else { return };
         clients.into_iter().for_each(|id| control.reply(id, &Reply::ok(text), now));
@@ -763,6 +796,7 @@ impl Daemon {
             refused: 0,
             first_refusal: None,
             began: self.now(),
+            number: self.counters.scans,
         }));
     }
 
@@ -798,7 +832,7 @@ impl Daemon {
     }
 
     fn end_triggering(&mut self, triggering: Triggering) {
-        let Triggering { asked, came, refused, first_refusal, began, .. } = triggering;
+        let Triggering { asked, came, refused, first_refusal, began, number, .. } = triggering;
         if let Some(first) = first_refusal {
             log::warn!("{refused} devices are not told of by the kernel; the first one: {first}");
             // Those are found by reading.
@@ -812,7 +846,7 @@ impl Daemon {
             took.as_millis()
         );
         log::info!("{text}");
-        self.end_recovery(&text);
+        self.end_recovery(&text, number);
     }
 
     /// Looks up the incarnations of devices that came by events.

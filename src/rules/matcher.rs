@@ -254,7 +254,7 @@ impl Matcher {
         matcher.holding = Bits::new(known.len());
 
         let mut by_key: Vec<usize> = (0..known.len()).collect();
-        by_key.sort_by_key(|&id| known[id].0);
+        by_key.sort_unstable_by_key(|&id| (known[id].0, id));
         for mine in by_key.chunk_by(|&a, &b| known[a].0 == known[b].0) {
             let key = known[mine[0]].0;
             matcher.keys |= key_bit(key);

@@ -5,6 +5,7 @@
 //! one ([`harness::ns`]); a test that cannot run here says so ([`harness::skip`]).
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
+mod check;
 mod children;
 mod command_line;
 mod control;
@@ -20,6 +21,7 @@ mod input;
 mod listen;
 mod log;
 mod manual;
+mod mdev_conf;
 mod mdevd;
 mod order;
 mod pressure;
@@ -27,4 +29,5 @@ mod readiness;
 mod signals;
 mod sources;
 mod starting;
+mod supervisors;
 mod update;

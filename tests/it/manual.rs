@@ -5,6 +5,12 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
 
+use plugd::account::Accounts;
+use plugd::environment::Base;
+use plugd::rules::parse::{Source, parse};
+use plugd::rules::{Engine, NoSysfs, Settings};
+use plugd::uevent::{Header, Uevent};
+
 use crate::harness::daemon::{Daemon, Plugd};
 use crate::harness::{eventually, inject, ns};
 use crate::listen::{Names, have};
@@ -67,7 +73,7 @@ impl Page {
         let (_, section) = self.text.split_once("\n.Sh EXAMPLES\n").unwrap();
         let section = section.split("\n.Sh ").next().unwrap();
         let displays = section.split(".Bd -literal -offset indent\n").skip(1);
-        displays.map(|rest| rest.split(".Ed\n").next().unwrap().replace("\\e", "\\")).collect()
+        displays.map(|rest| rest.split(".Ed").next().unwrap().replace("\\e", "\\")).collect()
     }
 
     fn help(&self) -> String {
@@ -105,8 +111,8 @@ fn the_pages_are_clean() {
 #[test]
 fn the_pages_tell_of_the_options_that_there_are() {
     let help: Vec<String> = pages().map(Page::help).collect();
-    let explain = Plugd::new().args(["explain", "--help"]).finish().stdout;
-    let all = help.iter().chain([&explain]);
+    let others = ["explain", "coldplug"].map(|c| Plugd::new().args([c, "--help"]).finish().stdout);
+    let all = help.iter().chain(&others);
     let all: BTreeSet<&str> = all.flat_map(|help| options(help, "--")).collect();
     for (page, help) in pages().zip(&help) {
         let (told, real) = (options(page.before_examples(), "Fl -"), options(help, "--"));
@@ -136,6 +142,58 @@ fn the_page_on_control_tells_of_all_that_can_be_said() {
         let help = Plugd::new().args([command, "--help"]).finish().stdout;
         let real = options(&help, "--");
         assert_eq!(real.difference(&told).count(), 0, "{command}: {real:?}, {told:?}");
+    }
+}
+
+/// What the examples of mdev.conf(5) make of an event each.
+const RULES: [(&str, &[&str]); 5] = [
+    (
+        "ACTION=add DEVPATH=/block/loop0 SUBSYSTEM=block DEVNAME=loop0 MAJOR=7 MINOR=0",
+        &["make node loop/0, block 7:0, owner 0:6, mode 0660", "make link loop0 to loop/0"],
+    ),
+    (
+        "ACTION=remove DEVPATH=/class/mem/null SUBSYSTEM=mem DEVNAME=null MAJOR=1 MINOR=3",
+        &[
+            "run /bin/sh -c echo $ACTION $MDEV >>/run/devices with MDEV=null",
+            "remove node null, character 1:3",
+            "remove node null, character 1:3",
+        ],
+    ),
+    (
+        "ACTION=add DEVPATH=/pci SUBSYSTEM=pci MODALIAS=pci:v0000",
+        &["run /bin/sh -c modprobe -q -b \\\"$MODALIAS\\\" with MDEV=pci"],
+    ),
+    (
+        "ACTION=add DEVPATH=/card/c SUBSYSTEM=sound DEVNAME=snd/controlC0 MAJOR=116 MINOR=2",
+        &[
+            "make node snd/controlC0, character 116:2, owner 0:29, mode 0660",
+            "run /bin/sh -c alsactl restore with MDEV=snd/controlC0",
+        ],
+    ),
+    (
+        "ACTION=change DEVPATH=/block/sr0 SUBSYSTEM=block DEVNAME=sr0 DISK_MEDIA_CHANGE=1",
+        &["run /bin/sh -c mount-it $MDEV with MDEV=sr0"],
+    ),
+];
+
+#[test]
+fn the_examples_of_rules_work() {
+    let text = include_str!("../../man/mdev.conf.5");
+    let page = Page { file: "man/mdev.conf.5", text, command: "", examples: &[] };
+    let group = b"root:x:0:\ndisk:x:6:\naudio:x:29:\ncdrom:x:24:\n";
+    let accounts = Accounts::parse(b"root:x:0:0:::\n", group);
+    let examples = page.examples();
+    assert_eq!(examples.len(), RULES.len());
+    for (example, (fields, expected)) in examples.iter().zip(RULES) {
+        let sources = [Source { name: "example", text: example.as_bytes() }];
+        let rules = parse(&sources, &accounts)
+            .unwrap_or_else(|mistakes| panic!("{example}{}", mistakes[0]));
+        let mut engine = Engine::new(rules, Settings::new(Base::new([]), None)).unwrap();
+        let datagram = fields.replace(' ', "\0") + "\0";
+        let event = Uevent::parse(datagram.as_bytes(), Header::Optional).unwrap();
+        let plan = engine.plan(&event, &mut NoSysfs);
+        let steps: Vec<String> = plan.steps().map(|step| step.to_string()).collect();
+        assert_eq!(steps, expected, "{example}");
     }
 }
 

@@ -43,7 +43,13 @@ fn while_a_child_runs_events_wait_in_the_kernel_and_wake_nobody() {
 fn after_an_overrun_what_is_queued_is_handled() {
     const SENT: usize = 300;
     ns::inside(|| {
-        let daemon = Plugd::run(&["--receive-buffer-size", "16K", "--"]).sh(HOLD).start();
+        // No device is there, so nothing is made up for.
+        let sys = tempfile::tempdir().unwrap();
+        std::fs::create_dir(sys.path().join("class")).unwrap();
+        let daemon = Plugd::run(&["--receive-buffer-size", "16K", "--sys"])
+            .args([sys.path().as_os_str(), "--".as_ref()])
+            .sh(HOLD)
+            .start();
         let injector = Injector::new();
         daemon.fifo("gate");
         let mut drops = 0;

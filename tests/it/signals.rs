@@ -186,6 +186,7 @@ fn counters_are_told_while_a_child_runs() {
     let start = format!("plugd: info: SIGUSR1 from pid {} of user ", std::process::id());
     assert!(line.starts_with(&start), "{line}");
     let counters = "received 1, handled 0, failed 0 (timed out 0), retried 0, overruns 0, \
+                    scans 0 (the last one 0 ms), replayed 0 removals, 0 additions, 0 changes, stale 0, \
                     foreign 0, truncated 0, malformed 0";
     assert!(line.ends_with(counters), "{line}");
 }

@@ -1,5 +1,6 @@
 //! The real binary: how it is started, what it says, how it ends.
 
+use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
@@ -168,7 +169,7 @@ impl Plugd {
             let log = Arc::clone(&log);
             std::thread::spawn(move || log.fill(stderr));
         }
-        Daemon { child, tmp, log }
+        Daemon { child, tmp, log, fifos: Mutex::default() }
     }
 
     /// Runs it to its end, which has to come by itself.
@@ -207,6 +208,8 @@ pub(crate) struct Daemon {
     child: Child,
     tmp: TempDir,
     log: Arc<Log>,
+    /// Both ends of each FIFO.
+    fifos: Mutex<HashMap<String, OwnedFd>>,
 }
 
 impl Daemon {
@@ -317,15 +320,18 @@ impl Daemon {
         status
     }
 
-    /// Makes a file for handlers to wait on: `read x <$TMP/NAME` ends at [`Daemon::release`].
+    /// Makes a file for handlers to wait on: `read x <$TMP/NAME` ends at
+    /// [`Daemon::release`].
     pub(crate) fn fifo(&self, name: &str) {
         mkfifoat(CWD, self.path(name), Mode::RUSR | Mode::WUSR).unwrap();
+        // With both ends, so that opening it never waits, and no line is lost.
+        let fifo = open(self.path(name), OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).unwrap();
+        self.fifos.lock().unwrap().insert(name.to_owned(), fifo);
     }
 
-    /// Lets one handler go on that waits there, or will soon.
+    /// Lets one handler go on that waits there, or will.
     pub(crate) fn release(&self, name: &str) {
-        let flags = OFlags::WRONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
-        eventually("a handler waits", || open(self.path(name), flags, Mode::empty()).ok());
+        rustix::io::write(&self.fifos.lock().unwrap()[name], b"\n").unwrap();
     }
 
     /// Whether it still runs.

@@ -69,6 +69,16 @@ pub(crate) fn inside_with_few_pids<F: FnOnce()>(limit: u32, test: F) {
     again(&["env", &limit, "unshare", "-Urnpf", "--mount-proc", "sh", "-c", init], test);
 }
 
+/// Runs the test in something like a machine that has just booted: new user,
+/// network, process id and mount namespaces, with an empty /run and a sysfs that
+/// shows this network namespace. What the test leaves behind ends with it.
+pub(crate) fn inside_a_machine<F: FnOnce()>(test: F) {
+    // The shell is process 1 there and reaps what loses its parent.
+    let init = "mount -t tmpfs none /run && mount -t sysfs sysfs /sys && \
+                { \"$0\" \"$@\" & wait $!; }";
+    again(&["unshare", "-Ur", "unshare", "-nmpf", "--mount-proc", "sh", "-c", init], test);
+}
+
 /// Runs the test in a process of its own, where no other test forks: a child
 /// forked just then would keep a program file open for writing (ETXTBSY).
 pub(crate) fn alone<F: FnOnce()>(test: F) {

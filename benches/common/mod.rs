@@ -1,0 +1,113 @@
+//! What the benches have in common: the binary that is measured, a namespace
+//! to do it in, and a way to have the kernel send events there.
+
+use std::ffi::OsString;
+use std::fs;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::process::Command;
+
+use rustix::net::netlink::{KOBJECT_UEVENT, SocketAddrNetlink};
+use rustix::net::{AddressFamily, SendFlags, SocketType};
+
+const TARGET: &str = "x86_64-unknown-linux-musl";
+/// Set in the process that measures, to the daemon's binary.
+const INSIDE: &str = "PLUGD_BENCH_INSIDE";
+
+pub(crate) type Outcome<T> = Result<T, Box<dyn std::error::Error>>;
+
+/// The binary to measure, if this is the process that measures.
+pub(crate) fn inside() -> Option<PathBuf> {
+    std::env::var_os(INSIDE).map(PathBuf::from)
+}
+
+/// Runs this program again in namespaces of its own, as unshare(1) makes them
+/// with these flags.
+pub(crate) fn go_inside(flags: &str) -> Outcome<()> {
+    let plugd = binary()?;
+    let me = std::env::current_exe()?;
+    let status = Command::new("unshare").arg(flags).arg(me).env(INSIDE, plugd).status()?;
+    if status.success() { Ok(()) } else { Err(format!("unshare {flags}: {status}").into()) }
+}
+
+fn binary() -> Outcome<PathBuf> {
+    if let Some(binary) = std::env::var_os("PLUGD_BINARY") {
+        return Ok(fs::canonicalize(binary)?);
+    }
+    let linked = PathBuf::from(env!("CARGO_BIN_EXE_plugd"));
+    let cargo = std::env::var_os("CARGO").unwrap_or(OsString::from("cargo"));
+    let built = Command::new(cargo)
+        .args(["build", "--release", "--target", TARGET])
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .status()?;
+    if !built.success() {
+        println!("NOTE: there is no static build; the one linked dynamically is measured\n");
+        return Ok(linked);
+    }
+    let target_dir = linked.ancestors().nth(2).ok_or("no target directory")?;
+    Ok(target_dir.join(TARGET).join("release/plugd"))
+}
+
+/// Says whether a figure is what was wanted.
+pub(crate) fn verdict(value: f64, target: f64, what: &str) {
+    let word = if value <= target { "ok" } else { "TOO MUCH" };
+    println!("  {word}: {value:.2} {what}, at most {target:.2} wanted");
+}
+
+/// Sends to the kernel what it then broadcasts in this network namespace as
+/// its own (lib/kobject_uevent.c, uevent_net_rcv_skb).
+pub(crate) struct Injector {
+    socket: OwnedFd,
+}
+
+impl Injector {
+    pub(crate) fn new() -> io::Result<Self> {
+        let protocol = Some(KOBJECT_UEVENT);
+        Ok(Self { socket: rustix::net::socket(AddressFamily::NETLINK, SocketType::RAW, protocol)? })
+    }
+
+    /// Sends an event that has no SEQNUM: the kernel appends one.
+    pub(crate) fn send(&self, event: &[u8]) -> Outcome<()> {
+        // struct nlmsghdr: length, type, flags, sequence number, port id.
+        let length = u32::try_from(16 + event.len())?.to_ne_bytes();
+        let message = [&length[..], &[0x10, 0, 1, 0], &[0; 8], event].concat();
+        let kernel = SocketAddrNetlink::new(0, 0);
+        rustix::net::sendto(&self.socket, &message, SendFlags::empty(), &kernel)?;
+        Ok(())
+    }
+}
+
+/// The bytes that wait in the kernel for whoever listens to uevents in this
+/// namespace, as the kernel counts them.
+pub(crate) fn queued() -> Outcome<usize> {
+    Ok(listener()?.ok_or("nobody listens any more")?)
+}
+
+/// The same; `None` if nobody listens.
+pub(crate) fn listener() -> Outcome<Option<usize>> {
+    for line in fs::read_to_string("/proc/net/netlink")?.lines() {
+        let columns: Vec<&str> = line.split_whitespace().collect();
+        if let [_, "15", _, "00000001", queued, ..] = columns[..] {
+            return Ok(Some(queued.parse()?));
+        }
+    }
+    Ok(None)
+}
+
+/// What a process has in memory, in KiB.
+#[derive(Clone, Copy)]
+pub(crate) struct Memory {
+    pub(crate) resident: u64,
+    pub(crate) anonymous: u64,
+}
+
+/// Reads that. Exact, other than the counters in /proc/PID/status (proc(5)).
+pub(crate) fn memory(pid: u32) -> Outcome<Memory> {
+    let text = fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))?;
+    let kib = |name: &str| -> Outcome<u64> {
+        let line = text.lines().find_map(|line| line.strip_prefix(name)).ok_or("no such line")?;
+        Ok(line.trim().trim_end_matches(" kB").parse()?)
+    };
+    Ok(Memory { resident: kib("Rss:")?, anonymous: kib("Anonymous:")? })
+}

@@ -1,0 +1,32 @@
+//! Link arguments for musl, which make what the daemon has in memory less.
+
+use std::env;
+use std::process::Command;
+
+/// The first Rust whose musl (1.2.5) can apply packed relocations to a static
+/// program; one that cannot crashes at its start.
+const FIRST_THAT_UNPACKS: u32 = 93;
+
+fn main() {
+    println!("cargo::rerun-if-changed=build.rs");
+    println!("cargo::rerun-if-changed=link.ld");
+    let variable = |name| env::var(name).unwrap_or_default();
+    if variable("CARGO_CFG_TARGET_ENV") != "musl" {
+        return;
+    }
+    if minor_version(&variable("RUSTC")).is_some_and(|minor| minor >= FIRST_THAT_UNPACKS) {
+        println!("cargo::rustc-link-arg-bins=-Wl,-z,pack-relative-relocs");
+    }
+    // Not every linker takes a script, but the usual one does.
+    let flags = variable("CARGO_ENCODED_RUSTFLAGS");
+    if !flags.contains("link") && variable("RUSTC_LINKER").is_empty() {
+        println!("cargo::rustc-link-arg-bins=-Wl,-T,{}/link.ld", variable("CARGO_MANIFEST_DIR"));
+    }
+}
+
+/// The 95 of `rustc 1.95.0 (...)`.
+fn minor_version(rustc: &str) -> Option<u32> {
+    let output = Command::new(rustc).arg("--version").output().ok()?;
+    let version = String::from_utf8(output.stdout).ok()?;
+    version.strip_prefix("rustc 1.")?.split('.').next()?.parse().ok()
+}

@@ -1,0 +1,34 @@
+//! `plugd check`.
+
+use std::fs;
+
+use crate::harness::daemon::{Finished, Plugd};
+
+fn check(rules: &str) -> Finished {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("mdev.conf");
+    fs::write(&file, rules).unwrap();
+    Plugd::new().args(["check".as_ref(), file.as_os_str()]).finish()
+}
+
+#[test]
+fn what_is_right_is_passed_over_in_silence() {
+    let Finished { code, stdout, stderr } = check("null 0:0 666\n.* 0:0 660 @true\n");
+    assert_eq!((code, &*stdout, &*stderr), (Some(0), "", ""));
+}
+
+#[test]
+fn all_mistakes_are_told() {
+    let Finished { code, stderr, .. } = check("null 0:0 999\nzero 0:0 666\n( 0:0 660\n");
+    assert_eq!(code, Some(2));
+    assert!(stderr.contains("mdev.conf:1:10: ") && stderr.contains("mdev.conf:3:1: "), "{stderr}");
+    assert_eq!(stderr.matches("expected ").count(), 2, "{stderr}");
+}
+
+/// Each by itself is small enough, but all together are more than the daemon takes.
+#[test]
+fn what_is_too_large_all_together_is_told() {
+    let Finished { code, stderr, .. } = check(&"[ab]{9000} 0:0 660\n".repeat(500));
+    assert_eq!(code, Some(2));
+    assert!(stderr.contains("too large, all together"), "{stderr}");
+}

@@ -1,0 +1,158 @@
+//! contrib/, as it is: supervisors start what is in there, on something like a
+//! machine that has just booted.
+
+mod busybox;
+mod dinit;
+mod openrc;
+mod runit;
+mod s6;
+
+use std::fs;
+use std::io::Write;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use rustix::process::{Pid, Signal, kill_process};
+use tempfile::TempDir;
+
+use crate::harness::background::finish;
+use crate::harness::daemon::{Finished, Plugd};
+use crate::harness::{eventually, inject, skip};
+
+const CONTRIB: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/contrib");
+/// What services are told to do; each event is a line of /run/events.
+const OPTIONS: &str = "--dev /run/dev --conf /run/mdev.conf";
+const RULES: &str = "-.* 0:0 660 ! *echo $ACTION $DEVPATH >>/run/events\n";
+const HANDLER: &str = "#!/bin/sh\necho $ACTION $DEVPATH >>/run/events\n";
+
+/// Whether all of these programs are there; if not, says that the test is skipped.
+fn have(test: &str, need: &str, programs: &[&str]) -> bool {
+    let path = std::env::var("PATH").unwrap();
+    let directories = || std::env::split_paths(&path).chain(["/sbin".into(), "/usr/sbin".into()]);
+    let missing = programs.iter().find(|name| !directories().any(|dir| dir.join(name).exists()));
+    if let Some(name) = missing {
+        skip(need, test, &format!("there is no {name} here"));
+    }
+    missing.is_none()
+}
+
+/// The machine: programs to be found by PATH, and in /run what they work with.
+/// For use inside of [`crate::harness::ns::inside_a_machine`].
+struct Machine {
+    programs: TempDir,
+}
+
+impl Machine {
+    fn new() -> Self {
+        let programs = tempfile::tempdir().unwrap();
+        symlink(env!("CARGO_BIN_EXE_plugd"), programs.path().join("plugd")).unwrap();
+        for name in ["netlink-datagram-socket-listen", "daemon-control"] {
+            symlink("plugd", programs.path().join(name)).unwrap();
+        }
+        fs::create_dir("/run/dev").unwrap();
+        fs::write("/run/mdev.conf", RULES).unwrap();
+        write_program("/run/hotplug", HANDLER);
+        Self { programs }
+    }
+
+    fn path(&self) -> String {
+        let path = std::env::var("PATH").unwrap();
+        format!("{}:{path}:/usr/sbin:/sbin:/usr/bin:/bin", self.programs.path().display())
+    }
+
+    /// A program of this machine.
+    fn command(&self, name: &str, args: &[&str]) -> Command {
+        let path = self.path();
+        // The name is looked for in the PATH of the caller.
+        let mut command = Command::new("env");
+        command.env("PATH", path).arg(name).args(args).stdin(Stdio::null());
+        command
+    }
+
+    /// Runs it to its end.
+    fn run(&self, name: &str, args: &[&str]) -> Finished {
+        finish(&mut self.command(name, args))
+    }
+
+    /// The same, if it must not fail.
+    fn must(&self, name: &str, args: &[&str]) -> String {
+        let finished = self.run(name, args);
+        assert_eq!(finished.code, Some(0), "{name} {args:?}: {finished:?}; log: {}", log());
+        finished.stdout
+    }
+
+    /// Starts a supervisor, whose output goes to /run/supervisor.log.
+    /// It ends with the machine.
+    fn supervisor(&self, name: &str, args: &[&str]) {
+        let log = fs::File::create("/run/supervisor.log").unwrap();
+        let mut command = self.command(name, args);
+        let mut child = command.stdout(log.try_clone().unwrap()).stderr(log).spawn().unwrap();
+        std::thread::spawn(move || child.wait());
+    }
+}
+
+fn write_program(path: impl AsRef<Path>, text: &str) {
+    fs::write(&path, text).unwrap();
+    fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
+}
+
+/// Copies a directory of contrib/, as a user does.
+fn copy(from: &str, to: &str) {
+    let copied = Command::new("cp").arg("-rp").arg(format!("{CONTRIB}/{from}")).arg(to).status();
+    assert!(copied.unwrap().success(), "{from}, {to}");
+}
+
+/// Adds text to a file of settings.
+fn set(file: &str, text: &str) {
+    fs::create_dir_all(Path::new(file).parent().unwrap()).unwrap();
+    let mut file = fs::File::options().append(true).create(true).open(file).unwrap();
+    writeln!(file, "{text}").unwrap();
+}
+
+/// All that was written to a log.
+fn log() -> String {
+    let logs = ["/run/log/plugd/current", "/run/plugd.log", "/run/supervisor.log"];
+    logs.iter().map(|file| fs::read_to_string(file).unwrap_or_default()).collect()
+}
+
+fn wait_for_log(text: &str) {
+    eventually(&format!("the log has {text}"), || log().contains(text).then_some(()));
+}
+
+/// What plugd tells of itself, if it is there.
+fn status() -> Option<serde_json::Value> {
+    let told = Plugd::new().args(["status", "--json"]).finish();
+    (told.code == Some(0)).then(|| serde_json::from_str(&told.stdout).unwrap())
+}
+
+/// Its process id.
+fn pid() -> Option<i32> {
+    status()?["pid"].as_i64().and_then(|pid| pid.try_into().ok())
+}
+
+/// Makes a device and waits until it was acted on.
+fn acts_on(name: &str) {
+    inject::real_device(name);
+    let line = format!("add /devices/virtual/net/{name}");
+    eventually(&format!("{line}; log: {}", log()), || {
+        let events = fs::read_to_string("/run/events").unwrap_or_default();
+        events.lines().any(|event| event == line).then_some(())
+    });
+}
+
+/// It works, is started anew when it is killed, and works again.
+fn works_and_is_respawned() {
+    let first = pid().expect("it is said to be ready");
+    acts_on("br1");
+    kill_process(Pid::from_raw(first).unwrap(), Signal::KILL).unwrap();
+    eventually("it is started anew", || pid().filter(|&pid| pid != first));
+    acts_on("br2");
+}
+
+/// It was stopped as it should be, and is not there any more.
+fn is_stopped() {
+    wait_for_log("SIGTERM");
+    wait_for_log("stopped: ");
+    eventually("it is gone", || pid().is_none().then_some(()));
+}

@@ -1,0 +1,118 @@
+//! busybox: init, a piece for rcS, and an init script.
+
+use std::fs;
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::harness::background::finish;
+use crate::harness::{eventually, ns};
+
+use super::{
+    CONTRIB, Machine, OPTIONS, acts_on, copy, have, is_stopped, log, pid, set, wait_for_log,
+    works_and_is_respawned,
+};
+
+/// A /etc/default of its own, with these settings.
+fn settings(machine: &Machine, text: &str) {
+    fs::create_dir_all("/run/default").unwrap();
+    set("/run/default/plugd", text);
+    machine.must("mount", &["--bind", "/run/default", "/etc/default"]);
+}
+
+fn a_piece_of_rcs(options: &str) {
+    let machine = Machine::new();
+    settings(&machine, options);
+    let script = format!(". {CONTRIB}/busybox/rcS.plugd\necho rcS goes on");
+    let said = finish(&mut machine.command("busybox", &["sh", "-c", &script]));
+    assert!(said.stdout.contains("rcS goes on"), "{said:?}; log: {}", log());
+    works_and_is_respawned();
+    // And not again when it was stopped.
+    machine.must("plugd", &["stop"]);
+    wait_for_log("stopped: ");
+    eventually("its loop has ended", || {
+        let processes = machine.run("pgrep", &["-f", "rcS.plugd"]);
+        (pid().is_none() && processes.code == Some(1)).then_some(())
+    });
+}
+
+#[test]
+fn a_piece_for_rcs() {
+    if !have("busybox: rcS", "tools", &["busybox", "pgrep", "ip"]) {
+        return;
+    }
+    ns::inside_a_machine(|| a_piece_of_rcs(&format!("PLUGD_OPTIONS='{OPTIONS}'")));
+}
+
+#[test]
+fn a_piece_for_rcs_with_a_handler() {
+    if !have("busybox: rcS with a handler", "tools", &["busybox", "pgrep", "ip"]) {
+        return;
+    }
+    ns::inside_a_machine(|| {
+        a_piece_of_rcs("PLUGD_OPTIONS= PLUGD_HANDLER=/run/hotplug");
+        assert!(log().contains("reading from file descriptor 3"), "{}", log());
+    });
+}
+
+#[test]
+fn an_init_script() {
+    if !have("busybox: S10plugd", "tools", &["busybox", "ip"]) {
+        return;
+    }
+    ns::inside_a_machine(|| {
+        let machine = Machine::new();
+        settings(&machine, &format!("PLUGD_OPTIONS='{OPTIONS}'"));
+        copy("busybox/S10plugd", "/run/S10plugd");
+        let act = |action| machine.must("busybox", &["sh", "/run/S10plugd", action]);
+        act("start");
+        let daemon = pid().unwrap();
+        acts_on("br1");
+        assert!(act("status").starts_with("state"), "{}", act("status"));
+        act("reload");
+        // There is nothing to do.
+        act("start");
+        assert_eq!(pid(), Some(daemon));
+        act("restart");
+        assert_ne!(pid(), Some(daemon));
+        kill_process(Pid::from_raw(pid().unwrap()).unwrap(), Signal::KILL).unwrap();
+        eventually("it is gone", || pid().is_none().then_some(()));
+        act("start");
+        acts_on("br2");
+        act("stop");
+        is_stopped();
+        act("stop");
+        assert_eq!(machine.run("sh", &["/run/S10plugd", "nonsense"]).code, Some(1));
+    });
+}
+
+/// busybox init, as process 1 of a machine in this machine. It has a PATH of its
+/// own, so the program goes to where that leads.
+#[test]
+fn inittab() {
+    if !have("busybox: inittab", "tools", &["busybox", "ip"]) {
+        return;
+    }
+    ns::inside_a_machine(|| {
+        let machine = Machine::new();
+        let lines = fs::read_to_string(format!("{CONTRIB}/busybox/inittab")).unwrap();
+        assert!(lines.contains("--coldplug"), "{lines}");
+        let lines = lines.replace("--coldplug", OPTIONS);
+        fs::create_dir("/run/etc").unwrap();
+        fs::write("/run/etc/inittab", format!("::sysinit:/bin/true\n{lines}")).unwrap();
+        for name in ["passwd", "group"] {
+            fs::copy(format!("/etc/{name}"), format!("/run/etc/{name}")).unwrap();
+        }
+        let programs = machine.programs.path().display();
+        let init = format!(
+            "mount -t overlay overlay -o lowerdir={programs}:/usr/sbin /usr/sbin &&
+             mount --bind /run/etc /etc && exec busybox init"
+        );
+        machine.supervisor("unshare", &["-mpf", "--mount-proc", "sh", "-c", &init]);
+        eventually("init has started it", pid);
+        acts_on("br1");
+        machine.must("plugd", &["stop"]);
+        wait_for_log("stopped: ");
+        eventually("it is started anew", pid);
+        acts_on("br2");
+    });
+}

@@ -1,0 +1,71 @@
+//! runsvdir, runsv and svlogd.
+
+use std::fs;
+
+use crate::harness::{eventually, ns};
+
+use super::{
+    Machine, OPTIONS, copy, have, is_stopped, pid, set, wait_for_log, works_and_is_respawned,
+};
+
+const SERVICE: &str = "/run/sv/plugd";
+const TOOLS: [&str; 5] = ["runsvdir", "runsv", "sv", "svlogd", "ip"];
+
+/// Has runsvdir start this service of contrib/runit, with these settings.
+fn start(name: &str, settings: &str) -> Machine {
+    let machine = Machine::new();
+    fs::create_dir("/run/sv").unwrap();
+    copy(&format!("runit/{name}"), SERVICE);
+    set(&format!("{SERVICE}/conf"), settings);
+    machine.supervisor("runsvdir", &["/run/sv"]);
+    eventually("runsv is there", || {
+        (machine.run("sv", &["status", SERVICE]).code == Some(0)).then_some(())
+    });
+    machine
+}
+
+fn a_service(name: &str, settings: &str) {
+    let machine = start(name, settings);
+    // It waits for ./check.
+    machine.must("sv", &["-w", "30", "start", SERVICE]);
+    works_and_is_respawned();
+    let status = machine.must("sv", &["status", SERVICE]);
+    assert!(status.contains(&format!("(pid {})", pid().unwrap())), "{status}");
+    machine.must("sv", &["-w", "30", "stop", SERVICE]);
+    is_stopped();
+}
+
+#[test]
+fn a_service_by_rules() {
+    if !have("runit: a service by rules", "tools", &TOOLS) {
+        return;
+    }
+    ns::inside_a_machine(|| a_service("plugd", &format!("PLUGD_OPTIONS='{OPTIONS}'")));
+}
+
+#[test]
+fn a_service_with_a_handler() {
+    if !have("runit: a service with a handler", "tools", &TOOLS) {
+        return;
+    }
+    ns::inside_a_machine(|| {
+        a_service("plugd-handler", "PLUGD_OPTIONS= PLUGD_HANDLER=/run/hotplug");
+        wait_for_log("reading from file descriptor 3");
+    });
+}
+
+/// `sv start` must not say that all is well.
+#[test]
+fn a_start_that_fails_is_told() {
+    if !have("runit: a start that fails", "tools", &TOOLS) {
+        return;
+    }
+    ns::inside_a_machine(|| {
+        let machine = start("plugd", "PLUGD_OPTIONS=--nonsense");
+        assert_ne!(machine.run("sv", &["-w", "2", "start", SERVICE]).code, Some(0));
+        wait_for_log("there is no option --nonsense");
+        eventually("runsv does not try again", || {
+            machine.must("sv", &["status", SERVICE]).starts_with("down: ").then_some(())
+        });
+    });
+}

@@ -1,0 +1,91 @@
+//! s6-svscan, s6-supervise and s6-log.
+
+use std::fs;
+
+use crate::harness::{eventually, ns};
+
+use super::{
+    Machine, OPTIONS, acts_on, copy, have, is_stopped, log, set, wait_for_log,
+    works_and_is_respawned,
+};
+
+const SERVICE: &str = "/run/service/plugd";
+const TOOLS: [&str; 6] = ["s6-svscan", "s6-svok", "s6-svwait", "s6-svc", "s6-log", "ip"];
+
+/// Has s6-svscan start this service of contrib/s6, with these settings.
+fn start(name: &str, settings: &str) -> Machine {
+    let machine = Machine::new();
+    fs::create_dir("/run/service").unwrap();
+    copy(&format!("s6/{name}"), SERVICE);
+    set(&format!("{SERVICE}/conf"), settings);
+    machine.supervisor("s6-svscan", &["/run/service"]);
+    eventually("s6-supervise is there", || {
+        (machine.run("s6-svok", &[SERVICE]).code == Some(0)).then_some(())
+    });
+    machine
+}
+
+fn wait(machine: &Machine, what: &str) {
+    machine.must("s6-svwait", &[what, "-t", "30000", SERVICE]);
+}
+
+#[test]
+fn a_service_by_rules() {
+    if !have("s6: a service by rules", "tools", &TOOLS) {
+        return;
+    }
+    ns::inside_a_machine(|| {
+        let machine = start("plugd", &format!("PLUGD_OPTIONS='{OPTIONS}'"));
+        wait(&machine, "-U");
+        works_and_is_respawned();
+        wait(&machine, "-U");
+        machine.must("s6-svc", &["-d", SERVICE]);
+        wait(&machine, "-D");
+        is_stopped();
+    });
+}
+
+#[test]
+fn a_service_with_a_handler() {
+    if !have("s6: a service with a handler", "tools", &TOOLS) {
+        return;
+    }
+    ns::inside_a_machine(|| {
+        let settings = "PLUGD_OPTIONS= PLUGD_HANDLER=/run/hotplug";
+        let machine = start("plugd-handler", settings);
+        wait(&machine, "-U");
+        works_and_is_respawned();
+        wait(&machine, "-U");
+        wait_for_log("reading from file descriptor 3");
+        machine.must("s6-svc", &["-d", SERVICE]);
+        wait(&machine, "-D");
+        is_stopped();
+    });
+}
+
+/// s6-supervise would try for ever, once a second.
+#[test]
+fn what_is_wrong_for_good_is_not_tried_again() {
+    if !have("s6: what is wrong for good", "tools", &TOOLS) {
+        return;
+    }
+    ns::inside_a_machine(|| {
+        let machine = start("plugd", &format!("PLUGD_OPTIONS='{OPTIONS}'"));
+        wait(&machine, "-U");
+        acts_on("br1");
+        fs::write("/run/mdev.conf", "nonsense\n").unwrap();
+        machine.must("s6-svc", &["-r", SERVICE]);
+        eventually("s6-supervise gives up", || {
+            let wanted = machine.must("s6-svstat", &["-o", "up,wantedup", SERVICE]);
+            (wanted.trim() == "false false").then_some(())
+        });
+        wait_for_log("/run/mdev.conf:1:");
+        // Put right, it is started when it is told to be, and not before.
+        let tries = log().matches("/run/mdev.conf:1:").count();
+        fs::write("/run/mdev.conf", super::RULES).unwrap();
+        machine.must("s6-svc", &["-u", SERVICE]);
+        wait(&machine, "-U");
+        acts_on("br2");
+        assert_eq!(log().matches("/run/mdev.conf:1:").count(), tries);
+    });
+}
