@@ -154,6 +154,9 @@ pub(crate) const VIRTIO_SCSI: Device = Device {
     facts: &[
         Module("virtio_scsi"),
         Node("sda", "block", "root:disk", "660"),
+        Link("disk/by-id/scsi-SQEMU_QEMU_HARDDISK_VM3", "sda"),
+        Link("disk/by-label/disk2", "sda"),
+        Link("disk/by-path/pci-0000:00:07.0-scsi-0:0:0:0", "sda"),
         Told("add block sda 8:0 disk"),
     ],
     farewell: "remove block sda 8:0 disk",

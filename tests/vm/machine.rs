@@ -106,7 +106,7 @@ impl Machine {
     fn report(&mut self) -> String {
         let asked =
             "plugd status; cat /run/plugd.log /run/log/plugd/current 2>/dev/null | tail -n 50
-            echo told:; cat /run/told /run/handled; ls -lR /dev; lsmod; dmesg | tail -n 20; ps -o pid,ppid,args | grep -v ' 2 '";
+            ls -l /dev/disk/*; echo told:; cat /run/told /run/handled; ls -lR /dev; lsmod; dmesg | tail -n 20; ps -o pid,ppid,args | grep -v ' 2 '";
         let answer = self.agent.run(asked).map_or_else(|why| why, |output| output.text);
         format!("{answer}\nthe console:\n{}", self.console())
     }

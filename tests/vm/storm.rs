@@ -1,6 +1,9 @@
 //! Many disks at once, and a receive buffer that is much too small for them:
 //! the kernel drops events, and yet in the end everything is right.
 
+use std::fs;
+use std::io::Write;
+
 use crate::assets::Assets;
 use crate::image::Image;
 use crate::machine::Machine;
@@ -83,3 +86,32 @@ fn update() {
         see_come_and_go(&mut machine);
     });
 }
+
+/// The same with skarnet's mdevd, which does not make up for what was dropped:
+/// so it is a storm, and the check finds what is wrong.
+#[test]
+#[ignore = "a comparison: name mdevd, which may need no library but libc, in PLUGD_VM_MDEVD"]
+fn mdevd() {
+    scenario("storm with mdevd", |assets| {
+        let mdevd = fs::read(std::env::var_os("PLUGD_VM_MDEVD").unwrap()).unwrap();
+        let image = Image::new(assets, "init-idle")
+            .text("sbin/mdevd", 0o755, mdevd)
+            .guest("mdev-storm.conf", "etc/mdev.conf");
+        let mut machine = Machine::boot(assets, image, "");
+        machine.must("modprobe sd_mod; mdevd -b 65536 2>/run/plugd.log &");
+        machine.eventually(MDEVD_IS_IDLE);
+        machine.must(BEGIN);
+        machine.must(&wait_for_disks(256));
+        machine.eventually(MDEVD_IS_IDLE);
+        let wrong = machine.run(WRONG).text;
+        let found = wrong.lines().filter(|line| line.starts_with('+')).count();
+        let told = format!("vm: mdevd: {found} of 512 nodes are wrong\n");
+        std::io::stderr().write_all(told.as_bytes()).unwrap();
+        assert_ne!(found, 0, "{wrong}");
+    });
+}
+
+/// Nothing waits for it, nor for anybody else who listens to the kernel's events:
+/// protocol 15, group 1, by the columns of /proc/net/netlink.
+const MDEVD_IS_IDLE: &str = "awk '$2 == 15 && $4 == \"00000001\" { listens = 1; waits += $5 }
+    END { exit !(listens && !waits) }' /proc/net/netlink";

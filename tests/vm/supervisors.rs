@@ -75,6 +75,7 @@ fn openrc() {
             .contrib("openrc/plugd.initd", "etc/init.d/plugd")
             .contrib("openrc/plugd.confd", "etc/conf.d/plugd")
             .link("etc/init.d/plugd-handler", "plugd")
+            .contrib("openrc/plugd-forking.initd", "etc/init.d/plugd-forking")
             .text("etc/conf.d/plugd-handler", 0o644, "plugd_handler=/etc/hotplug\nplugd_options=\n")
             .text("etc/insserv.conf", 0o644, "")
             .link("etc/runlevels/sysinit/plugd", "/etc/init.d/plugd");
@@ -86,7 +87,11 @@ fn openrc() {
             stop_handler: "rc-service plugd-handler stop",
             logs: "/run/plugd.log",
         };
-        play(assets, image, &services);
+        let mut machine = play(assets, image, &services);
+        machine.must("rc-service plugd-forking start");
+        machine.see_come(&USB_STORAGE);
+        machine.see_go(&USB_STORAGE);
+        stop(&mut machine, "rc-service plugd-forking stop", &services);
     });
 }
 
@@ -109,7 +114,8 @@ fn busybox() {
     });
 }
 
-fn play(assets: &Assets, image: Image, services: &Services) {
+/// The play; the machine that it leaves has no plugd running.
+fn play(assets: &Assets, image: Image, services: &Services) -> Machine {
     let mut machine = Machine::boot(assets, image, "");
     machine.eventually(services.is_ready);
     machine.must("plugd settle");
@@ -121,6 +127,7 @@ fn play(assets: &Assets, image: Image, services: &Services) {
     is_started_anew(&mut machine, services);
     catches_up(&mut machine, services);
     runs_a_handler(&mut machine, services);
+    machine
 }
 
 /// plugd is killed, comes back by itself, and knows what it has acted on.
