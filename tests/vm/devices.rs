@@ -55,6 +55,14 @@ impl Device {
         self.parts.iter().map(move |part| id(part).split(',').next().unwrap_or(""))
     }
 
+    /// The drivers that it needs.
+    pub(crate) fn drivers(&self) -> impl Iterator<Item = &'static str> {
+        self.facts.iter().filter_map(|fact| match fact {
+            Fact::Module(name) => Some(*name),
+            Fact::Node(..) | Fact::Link(..) | Fact::Told(_) => None,
+        })
+    }
+
     /// A script that tells whether all is done that is to be done when it comes.
     pub(crate) fn has_come(&self) -> String {
         script(self.facts.iter().map(Fact::test))
@@ -100,6 +108,7 @@ pub(crate) const ALL: [&Device; 6] =
 pub(crate) const VIRTIO_BLK: Device = Device {
     parts: &["virtio-blk-pci,id=blk,bus=pci.0,addr=8,drive=disk1,serial=VM2"],
     facts: &[
+        Module("virtio_pci"),
         Module("virtio_blk"),
         Node("vda", "block", "root:disk", "660"),
         Link("disk/by-id/virtio-VM2", "vda"),
@@ -114,7 +123,7 @@ pub(crate) const VIRTIO_BLK: Device = Device {
 /// A network card, the second one.
 pub(crate) const VIRTIO_NET: Device = Device {
     parts: &["virtio-net-pci,id=net,bus=pci.0,addr=9,netdev=net1,romfile="],
-    facts: &[Told("add net eth1")],
+    facts: &[Module("virtio_net"), Told("add net eth1")],
     farewell: "remove net eth1",
     directory: "/sys/bus/pci/devices/0000:00:09.0",
 };
@@ -152,6 +161,7 @@ pub(crate) const VIRTIO_SCSI: Device = Device {
         "scsi-hd,id=hd,bus=scsi.0,drive=disk2,serial=VM3",
     ],
     facts: &[
+        Module("virtio_pci"),
         Module("virtio_scsi"),
         Node("sda", "block", "root:disk", "660"),
         Link("disk/by-id/scsi-SQEMU_QEMU_HARDDISK_VM3", "sda"),

@@ -10,12 +10,13 @@ use crate::machine::Machine;
 use crate::scenario;
 
 /// Has 256 disks come, in the background. Each has some seven devices.
-const BEGIN: &str = "modprobe scsi_debug num_tgts=4 max_luns=64 &";
+const BEGIN: &str = "(modprobe scsi_debug num_tgts=4 max_luns=64 && : >/run/all) &";
 
-/// Waits until the kernel has so many disks.
-fn wait_for_disks(count: usize) -> String {
-    format!("until [ $(ls -d /sys/block/sd* | wc -l) -ge {count} ]; do usleep 10000; done")
-}
+/// Whether some are there, and more to come.
+const SOME: &str = "[ $(ls -d /sys/block/sd* | wc -l) -ge 16 ] && ! [ -e /run/all ]";
+
+/// Whether the kernel has told of them all: loading the driver includes that.
+const ALL: &str = "[ -e /run/all ] && [ $(ls -d /sys/block/sd* | wc -l) = 256 ]";
 
 /// Prints which of these disks and their bsg devices have no node with the right
 /// numbers, owner and mode, and which nodes have no device.
@@ -49,7 +50,7 @@ fn boot(assets: &Assets, arguments: &str) -> Machine {
 /// they go, and none is left. Whoever waits for plugd to settle need not wait
 /// longer.
 fn see_come_and_go(machine: &mut Machine) {
-    machine.must(&wait_for_disks(256));
+    machine.eventually(ALL);
     machine.must("plugd settle");
     assert_eq!(machine.run(WRONG).text, "");
     assert_eq!(machine.must(NODES), "512");
@@ -79,7 +80,7 @@ fn update() {
         machine.must("cp /sbin/plugd /sbin/new");
         let old = machine.must("pidof plugd");
         machine.must(BEGIN);
-        machine.must(&wait_for_disks(16));
+        machine.eventually(SOME);
         machine.must("mv /sbin/new /sbin/plugd && plugd update");
         assert_eq!(machine.must("pidof plugd"), old);
         machine.must(&format!("[ /proc/{old}/exe -ef /sbin/plugd ]"));
@@ -101,7 +102,7 @@ fn mdevd() {
         machine.must("modprobe sd_mod; mdevd -b 65536 2>/run/plugd.log &");
         machine.eventually(MDEVD_IS_IDLE);
         machine.must(BEGIN);
-        machine.must(&wait_for_disks(256));
+        machine.eventually(ALL);
         machine.eventually(MDEVD_IS_IDLE);
         let wrong = machine.run(WRONG).text;
         let found = wrong.lines().filter(|line| line.starts_with('+')).count();

@@ -146,8 +146,7 @@ fn catches_up(machine: &mut Machine, services: &Services) {
     stop(machine, services.stop, services);
     machine.plug(&VIRTIO_BLK);
     machine.unplug(&USB_STORAGE);
-    let (stick, disk) = (USB_STORAGE.directory, VIRTIO_BLK.directory);
-    machine.eventually(&format!("[ -e {disk}/driver ] && ! [ -e {stick} ]"));
+    machine.eventually(&format!("[ -b /dev/vda ] && ! [ -e {} ]", USB_STORAGE.directory));
     assert!(!machine.holds(&VIRTIO_BLK.has_come()), "who did that?");
     assert!(!machine.holds(&USB_STORAGE.has_gone()), "who did that?");
     machine.must(services.start);
@@ -163,6 +162,7 @@ fn catches_up(machine: &mut Machine, services: &Services) {
 fn runs_a_handler(machine: &mut Machine, services: &Services) {
     machine.must(services.start_handler);
     machine.eventually("plugd status --quiet");
+    machine.must("tr '\\0' ' ' </proc/$(pidof plugd)/cmdline | grep -e '--fd 3 .*/etc/hotplug'");
     for (device, name) in [(&USB_STORAGE, "block sda 8:0"), (&VIRTIO_NET, "net eth1 :")] {
         machine.plug(device);
         machine.eventually(&format!("grep -x 'add {name}' /run/handled"));
