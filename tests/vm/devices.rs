@@ -1,5 +1,7 @@
 //! The devices that are plugged in, and what is to become of each.
 
+use Fact::{Link, Module, Node, Told};
+
 /// Something that is so when plugd has done its work. devtmpfs makes and removes
 /// nodes by itself: owner, mode, links, other names, commands and drivers are
 /// plugd's work.
@@ -26,10 +28,12 @@ impl Fact {
         }
     }
 
-    /// The name in /dev that is free when the device is gone.
+    /// The name in /dev that is free when the device is gone: that of a node's
+    /// directory, where it has one.
     fn name(&self) -> Option<&'static str> {
         match self {
-            Self::Node(name, ..) | Self::Link(name, _) => Some(name),
+            Self::Node(name, ..) => name.split('/').next(),
+            Self::Link(name, _) => Some(name),
             Self::Module(_) | Self::Told(_) => None,
         }
     }
@@ -81,7 +85,9 @@ fn script(tests: impl Iterator<Item = String>) -> String {
     format!("code=0\n{}[ $code = 0 ]", each.collect::<String>())
 }
 
-use Fact::{Link, Module, Node, Told};
+/// All of them; they can be plugged in at once.
+pub(crate) const ALL: [&Device; 6] =
+    [&USB_STORAGE, &VIRTIO_BLK, &VIRTIO_NET, &USB_SERIAL, &USB_KBD, &VIRTIO_SCSI];
 
 /// A stick.
 pub(crate) const USB_STORAGE: Device = Device {
@@ -99,10 +105,6 @@ pub(crate) const USB_STORAGE: Device = Device {
     farewell: "remove block sda 8:0 disk",
     directory: "/sys/bus/usb/devices/2-1",
 };
-
-/// All of them; they can be plugged in at once.
-pub(crate) const ALL: [&Device; 6] =
-    [&USB_STORAGE, &VIRTIO_BLK, &VIRTIO_NET, &USB_SERIAL, &USB_KBD, &VIRTIO_SCSI];
 
 /// A disk.
 pub(crate) const VIRTIO_BLK: Device = Device {

@@ -17,12 +17,31 @@ use crate::qmp::Qmp;
 /// The names of disks that devices may be made of.
 const DISKS: [&str; 3] = ["disk0", "disk1", "disk2"];
 
-/// A machine at work; switched off when dropped.
+/// What is asked when something has failed.
+const REPORT: &str = "plugd status
+    tail -n 50 /run/plugd.log /run/log/*/current
+    tail -n 50 /run/told /run/handled
+    ls -lR /dev
+    lsmod
+    ps -o pid,ppid,args
+    dmesg | tail -n 20";
+
+/// A machine at work.
 pub(crate) struct Machine {
-    qemu: Child,
     agent: Agent,
     qmp: Qmp,
+    _power: Power,
     dir: TempDir,
+}
+
+/// QEMU, which is ended when this is dropped.
+struct Power(Child);
+
+impl Drop for Power {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
 }
 
 impl Machine {
@@ -33,10 +52,10 @@ impl Machine {
         for name in DISKS {
             fs::write(dir.path().join(name), disk(name)).unwrap();
         }
-        let mut qemu = qemu(assets, dir.path(), arguments).spawn().unwrap();
-        let agent = Agent::new(qemu.stdin.take().unwrap(), qemu.stdout.take().unwrap());
+        let mut power = Power(qemu(assets, dir.path(), arguments).spawn().unwrap());
+        let (line, replies) = (power.0.stdin.take().unwrap(), power.0.stdout.take().unwrap());
         let qmp = Qmp::connect(&dir.path().join("monitor"));
-        let mut machine = Self { qemu, agent, qmp, dir };
+        let mut machine = Self { agent: Agent::new(line, replies), qmp, _power: power, dir };
         if let Err(why) = machine.agent.wait_until_ready() {
             panic!("{why}; the console:\n{}", machine.console());
         }
@@ -104,10 +123,7 @@ impl Machine {
 
     /// What may explain why something failed.
     fn report(&mut self) -> String {
-        let asked =
-            "plugd status; cat /run/plugd.log /run/log/plugd/current 2>/dev/null | tail -n 50
-            ls -l /dev/disk/*; echo told:; cat /run/told /run/handled; ls -lR /dev; lsmod; dmesg | tail -n 20; ps -o pid,ppid,args | grep -v ' 2 '";
-        let answer = self.agent.run(asked).map_or_else(|why| why, |output| output.text);
+        let answer = self.agent.run(REPORT).map_or_else(|why| why, |output| output.text);
         format!("{answer}\nthe console:\n{}", self.console())
     }
 
@@ -115,13 +131,6 @@ impl Machine {
     fn console(&self) -> String {
         let bytes = ["console", "complaints"].map(|name| fs::read(self.dir.path().join(name)));
         String::from_utf8_lossy(&bytes.map(Result::unwrap_or_default).concat()).into_owned()
-    }
-}
-
-impl Drop for Machine {
-    fn drop(&mut self) {
-        let _ = self.qemu.kill();
-        let _ = self.qemu.wait();
     }
 }
 
@@ -138,7 +147,8 @@ fn disk(label: &str) -> Vec<u8> {
     disk
 }
 
-/// PLUGD_VM_ACCEL may be kvm. It is not looked for: it may be there and hang.
+/// QEMU, about to be started. Its standard input and output is the machine's
+/// second serial line.
 fn qemu(assets: &Assets, dir: &Path, arguments: &str) -> Command {
     let accelerator = std::env::var("PLUGD_VM_ACCEL");
     let accelerator = accelerator.as_deref().unwrap_or("tcg,thread=multi");

@@ -2,9 +2,10 @@
 //! as its device manager, under each of the supervisors, from contrib/ as it is.
 //! Devices are plugged in and unplugged. Needs no root.
 //!
-//! A machine that lacks QEMU or Debian's packages is told so; with `vm` in the
-//! variable REQUIRE that is a failure. Build the static binary before. How long
-//! each scenario took goes to stderr.
+//! Where QEMU or Debian's packages are missing that is said, and is a failure if
+//! the variable REQUIRE has the word `vm`. Build the static binary before. How
+//! long each scenario took is printed. PLUGD_VM_ACCEL is QEMU's accelerator: KVM
+//! is not looked for, as it may be there and hang.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod agent;
