@@ -25,8 +25,8 @@ impl Accounts {
             let mut fields = line.split(|&b| b == b':');
             let (Some(name), Some(uid), Some(gid)) = (
                 fields.next().filter(|name| !name.is_empty()),
-                fields.nth(1).and_then(number),
-                fields.next().and_then(number),
+                fields.nth(1).and_then(id),
+                fields.next().and_then(id),
             ) else {
                 continue;
             };
@@ -36,7 +36,7 @@ impl Accounts {
         for line in group.split(|&b| b == b'\n') {
             let mut fields = line.split(|&b| b == b':');
             let name = fields.next().filter(|name| !name.is_empty());
-            if let (Some(name), Some(gid)) = (name, fields.nth(1).and_then(number)) {
+            if let (Some(name), Some(gid)) = (name, fields.nth(1).and_then(id)) {
                 accounts.groups.entry(name.into()).or_insert(gid);
             }
         }
@@ -78,14 +78,20 @@ pub fn groups_of(user: &[u8], group: &[u8]) -> Vec<u32> {
     let mut ids = Vec::new();
     for line in group.split(|&b| b == b'\n') {
         let mut fields = line.split(|&b| b == b':').skip(2);
-        let (Some(id), Some(members)) = (fields.next().and_then(number), fields.next()) else {
+        let (Some(gid), Some(members)) = (fields.next().and_then(id), fields.next()) else {
             continue;
         };
-        if members.split(|&b| b == b',').any(|member| member == user) && !ids.contains(&id) {
-            ids.push(id);
+        if members.split(|&b| b == b',').any(|member| member == user) && !ids.contains(&gid) {
+            ids.push(gid);
         }
     }
     ids
+}
+
+/// The id of a user or a group. The largest number is none: it means "leave it
+/// as it is" to chown(2) and setresuid(2).
+pub fn id(digits: &[u8]) -> Option<u32> {
+    number(digits).filter(|&id| id != u32::MAX)
 }
 
 /// A decimal number of 32 bits, of digits only.
@@ -130,11 +136,14 @@ mod tests {
 
     #[test]
     fn what_is_no_entry_is_skipped() {
-        let lines =
-            b"\n# x\n+::::::\nshort:x\n:x:1:1\na:x:-1:1\nb:x:4294967296:1\nc:x:1:z\nd:x:3:4\n";
+        let lines = b"\n# x\n+::::::\nshort:x\n:x:1:1\na:x:-1:1\nb:x:4294967296:1\nc:x:1:z\n\
+                      e:x:4294967295:1\nf:x:1:4294967295\nd:x:3:4\n";
         let accounts = Accounts::parse(lines, lines);
         assert_eq!(accounts.users.keys().collect::<Vec<_>>(), [&Box::from(&b"d"[..])]);
         assert_eq!(accounts.user(b"d"), Some(3));
+        let groups = Accounts::parse(b"", b"a:x:4294967295:\nb:x:4294967294:\n").groups;
+        assert_eq!(groups, HashMap::from([(b"b"[..].into(), 4_294_967_294)]));
+        assert_eq!(groups_of(b"ann", b"a:x:4294967295:ann\nb:x:7:ann\n"), [7]);
     }
 
     #[test]

@@ -19,7 +19,7 @@ use rustix::process::{
 use crate::environment::Environment;
 use crate::error::reason;
 use crate::machine::Refusal;
-use crate::plan::Run;
+use crate::plan::{Program, Run};
 use crate::sys::Spawner;
 
 /// A child that has not been reaped.
@@ -159,12 +159,12 @@ impl AsRawFd for Child {
 }
 
 /// What an error of [`Child::spawn`] means for the event.
-pub fn refusal(error: &io::Error) -> Refusal {
+pub fn refusal(error: &io::Error, program: &Program) -> Refusal {
     match Errno::from_io_error(error) {
         Some(Errno::AGAIN | Errno::NOMEM | Errno::MFILE | Errno::NFILE | Errno::TXTBSY) => {
             Refusal::Transient
         }
-        Some(Errno::NOENT | Errno::ACCESS) => Refusal::Missing,
+        Some(Errno::NOENT | Errno::ACCESS) if program.was_found => Refusal::Missing,
         _ => Refusal::Final,
     }
 }

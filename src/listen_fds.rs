@@ -2,7 +2,7 @@
 //!
 //! Pure: says which file descriptors they are, and what the environment tells
 //! of them. Taking them over is `sys::adopt`'s business, putting one
-//! in its place [`crate::sys::hand_over`]'s.
+//! in its place `sys::hand_over`'s.
 #![forbid(unsafe_code)]
 
 use std::ffi::{OsStr, OsString};

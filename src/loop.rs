@@ -317,7 +317,10 @@ impl Daemon {
                 }
             };
             match source.map_or(Verdict::Act, |source| self.judge(source, &event, &mut first)) {
-                Verdict::Act => {
+                verdict @ (Verdict::Act | Verdict::ActAndCompare) => {
+                    if verdict == Verdict::ActAndCompare {
+                        self.compare_again();
+                    }
                     self.counters.received += u64::from(source.is_some());
                     self.act(engine, source, datagram, &event)?;
                 }
@@ -328,7 +331,9 @@ impl Daemon {
                         self.act(engine, None, &first, &event)?;
                     }
                 }
-                Verdict::Stale | Verdict::StaleIfListed => self.pass_over(source, &event),
+                Verdict::Stale | Verdict::StaleIfListed | Verdict::StaleIfSame => {
+                    self.pass_over(source, &event);
+                }
             }
         }
         self.notifier.stopping();
@@ -599,7 +604,7 @@ impl Daemon {
                 Input::Started
             }
             Err(error) => {
-                let refusal = child::refusal(&error);
+                let refusal = child::refusal(&error, run.program);
                 deed.refused = Some(error);
                 Input::Refused(refusal)
             }

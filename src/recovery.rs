@@ -189,7 +189,7 @@ mod tests {
         for path in paths {
             let text = format!("add@{path}\0ACTION=add\0DEVPATH={path}\0SUBSYSTEM=s\0");
             let event = Uevent::parse(text.as_bytes(), Header::Required).unwrap();
-            inventory.begin(&event);
+            inventory.begin(&event, true);
             inventory.finish(&event);
         }
         inventory

@@ -92,7 +92,7 @@ pub fn close_all_on_exec() -> io::Result<()> {
 ///
 /// # Errors
 /// Those of reading /proc/self/fd.
-pub fn close_inherited() -> io::Result<()> {
+pub(crate) fn close_inherited() -> io::Result<()> {
     let mut inherited = Vec::new();
     for entry in std::fs::read_dir("/proc/self/fd")? {
         let name = entry?.file_name();
@@ -122,6 +122,15 @@ pub enum Fork {
     Child,
 }
 
+/// Whether this process has another thread. Where a sandbox forbids to ask, the
+/// answer is no: the caller has to know best.
+pub fn has_other_threads() -> bool {
+    // SAFETY: with this flag the call does nothing but to say EINVAL if there
+    // is another thread (unshare(2)), and needs no /proc to know.
+    let result = unsafe { libc::unshare(libc::CLONE_THREAD) };
+    result != 0 && io::Error::last_os_error().raw_os_error() == Some(libc::EINVAL)
+}
+
 /// Splits this process in two.
 ///
 /// # Errors
@@ -129,11 +138,7 @@ pub enum Fork {
 /// would be missing in the child, with the locks that they hold. Those of
 /// fork(2).
 pub fn fork() -> io::Result<Fork> {
-    // SAFETY: with this flag the call does nothing but to say EINVAL if there
-    // is another thread (unshare(2)), and needs no /proc to know. Where a
-    // sandbox forbids the call the caller has to know best.
-    let result = unsafe { libc::unshare(libc::CLONE_THREAD) };
-    if result != 0 && io::Error::last_os_error().raw_os_error() == Some(libc::EINVAL) {
+    if has_other_threads() {
         let text = "a process with several threads cannot fork";
         return Err(io::Error::new(io::ErrorKind::Unsupported, text));
     }
@@ -190,7 +195,7 @@ fn chmod_by_proc(fd: BorrowedFd<'_>, mode: u32, unsupported: io::Error) -> io::R
 ///
 /// # Errors
 /// Those of dup2(2): `EBADF` if `at` is beyond the limit of open files.
-pub fn hand_over(fd: OwnedFd, at: RawFd) -> io::Result<()> {
+pub(crate) fn hand_over(fd: OwnedFd, at: RawFd) -> io::Result<()> {
     if fd.as_raw_fd() == at {
         rustix::io::fcntl_setfd(&fd, FdFlags::empty())?;
         let _: RawFd = fd.into_raw_fd();
@@ -436,21 +441,40 @@ pub fn forward_signal(signal: c_int, pipe: &'static OwnedFd) -> io::Result<()> {
 }
 
 /// Undoes what a careless parent may have left: no signal is blocked any more
-/// in this thread, the only one, and SIGCHLD has its default disposition (if
-/// it were ignored, children would be reaped behind our back: waitpid(2)).
+/// in this thread, the only one, and SIGCHLD is as [`do_not_ignore_children`]
+/// has it.
 ///
 /// # Errors
 /// Those of sigprocmask(2) and sigaction(2).
 pub fn normalize_signals() -> io::Result<()> {
-    // SAFETY: both types are plain data for which all zeros is a valid value;
-    // no handler is installed.
+    do_not_ignore_children()?;
+    // SAFETY: sigset_t is plain data for which all zeros is a valid value.
     let result = unsafe {
-        let mut default: libc::sigaction = std::mem::zeroed();
-        default.sa_sigaction = libc::SIG_DFL;
         let mut none: libc::sigset_t = std::mem::zeroed();
         libc::sigemptyset(&raw mut none);
-        libc::sigaction(libc::SIGCHLD, &raw const default, ptr::null_mut())
-            | libc::sigprocmask(libc::SIG_SETMASK, &raw const none, ptr::null_mut())
+        libc::sigprocmask(libc::SIG_SETMASK, &raw const none, ptr::null_mut())
+    };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Gives SIGCHLD its default disposition if it is ignored, as a careless parent
+/// may have left it: else children would be reaped behind our back (waitpid(2)).
+///
+/// # Errors
+/// Those of sigaction(2).
+pub fn do_not_ignore_children() -> io::Result<()> {
+    // SAFETY: sigaction is plain data for which all zeros is a valid value; a
+    // null pointer has the call only read or only write; no handler is installed.
+    let result = unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        let result = libc::sigaction(libc::SIGCHLD, ptr::null(), &raw mut action);
+        if result != 0 || action.sa_sigaction != libc::SIG_IGN {
+            result
+        } else {
+            action = std::mem::zeroed();
+            action.sa_sigaction = libc::SIG_DFL;
+            libc::sigaction(libc::SIGCHLD, &raw const action, ptr::null_mut())
+        }
     };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
@@ -597,7 +621,7 @@ pub fn block_signals() -> io::Result<()> {
 ///
 /// # Errors
 /// Those of fcntl(2); then some may have been changed.
-pub fn keep_across_exec(fds: impl Iterator<Item = RawFd>, keep: bool) -> io::Result<()> {
+pub(crate) fn keep_across_exec(fds: impl Iterator<Item = RawFd>, keep: bool) -> io::Result<()> {
     let flags = if keep { FdFlags::empty() } else { FdFlags::CLOEXEC };
     for fd in fds {
         // SAFETY: `borrowed` lives in this statement only, and changing the

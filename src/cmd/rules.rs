@@ -3,6 +3,7 @@
 
 use std::ffi::OsStr;
 use std::io;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf, absolute};
 
 use crate::beneath::{Failed, Why};
@@ -49,7 +50,7 @@ impl Files {
     ///
     /// # Errors
     /// Those of getcwd(2).
-    fn absolute(&self) -> io::Result<Self> {
+    pub(super) fn absolute(&self) -> io::Result<Self> {
         Ok(Self {
             conf: absolute(&self.conf)?,
             dev: absolute(&self.dev)?,
@@ -60,7 +61,8 @@ impl Files {
 }
 
 /// Reads the rules and opens the roots. With no file of rules, nodes are made
-/// as root's with mode 0660, and nothing else is done.
+/// as root's with mode 0660, and nothing else is done. The files have to be
+/// absolute, as the rules are read again from another working directory.
 pub(super) fn engine(
     files: &Files,
     dry_run: bool,
@@ -68,8 +70,7 @@ pub(super) fn engine(
 ) -> Result<Engine, Fatal> {
     let sysfs = open_sysfs(&files.sys)?;
     let rules = read(files, clean_environment)?;
-    // They are read again from another working directory.
-    let files = files.absolute().map_err(|e| Fatal::system("find the working directory", e))?;
+    let files = files.clone();
     let hands = if dry_run {
         Hands::DryRun
     } else {
@@ -113,8 +114,12 @@ pub(super) fn read(files: &Files, clean_environment: bool) -> Result<rules::Engi
     }
     let path = std::env::var_os("PATH");
     let path = path.as_deref().unwrap_or(OsStr::new(DEFAULT_PATH));
-    let execlineb = child::find_program(OsStr::new("execlineb"), path).ok();
+    // Its commands run in another working directory.
+    let execlineb = child::find_program(OsStr::new("execlineb"), path);
+    let execlineb = execlineb.and_then(|path| child::absolute(&path)).ok();
     let mut settings = Settings::new(environment(clean_environment), execlineb);
+    let shell = &mut settings.shell;
+    shell.was_found = child::find_program(OsStr::from_bytes(shell.path.to_bytes()), path).is_ok();
     settings.root_device = device_of(Path::new("/")).unwrap_or_default();
     rules::Engine::new(found.unwrap_or_default(), settings)
         .map_err(|too_large| Fatal::Configuration(too_large.to_string()))

@@ -181,6 +181,8 @@ pub(super) struct Options {
     pub(super) control_mode: Mode,
     /// Gets a newline when plugd is ready.
     pub(super) notify_fd: Option<RawFd>,
+    /// The command line has paths that mean something else in another directory.
+    pub(super) relative_paths: bool,
     pub(super) daemon: DaemonOptions,
     pub(super) recovery: RecoveryOptions,
     /// Where sysfs is.
@@ -217,6 +219,7 @@ impl Options {
             control: Some(Address::default()),
             control_mode: Mode::RUSR | Mode::WUSR,
             notify_fd: None,
+            relative_paths: false,
             daemon: DaemonOptions::default(),
             recovery: RecoveryOptions::default(),
             sys: "/sys".into(),
@@ -342,6 +345,13 @@ fn parse(mut parser: lexopt::Parser) -> Result<Result<Options, Request>, Fatal> 
             },
         }
     }
+    // Once for all, as a daemon goes to another directory.
+    let given = (files.are_absolute(), options.control.clone());
+    let cannot_find = |e| Fatal::system("find the working directory", e);
+    files = files.absolute().map_err(cannot_find)?;
+    let control = options.control.as_ref().map(Address::absolute);
+    options.control = control.transpose().map_err(cannot_find)?;
+    options.relative_paths = given != (true, options.control.clone());
     options.sys = files.sys.clone();
     options.work = program.unwrap_or(Work::Rules { files, dry_run });
     if dry_run && options.recovery.state == State::Default {
@@ -505,11 +515,8 @@ fn open_directory(path: &Path) -> Result<OwnedFd, Fatal> {
 
 /// Whether the command line means the same when it is executed once more.
 fn may_update(options: &Options) -> bool {
-    let same_files = match &options.work {
-        Work::Program(..) => true,
-        Work::Rules { files, .. } => files.are_absolute(),
-    };
-    same_files && options.daemon.may_be_executed_again()
+    let same_directory = matches!(options.work, Work::Program(..));
+    (same_directory || !options.relative_paths) && options.daemon.may_be_executed_again()
 }
 
 fn control(
@@ -578,6 +585,7 @@ fn handler(
                 .map(|a| child::c_string(a))
                 .collect::<io::Result<_>>()
                 .map_err(cannot_run)?,
+            was_found: true,
         },
         hotplug_argument: options.hotplug_argument,
         environment: rules::environment(options.clean_environment),

@@ -47,6 +47,17 @@ impl Address {
         address.to_socket_address().ok().map(|_| address)
     }
 
+    /// The same, from any working directory.
+    ///
+    /// # Errors
+    /// Those of getcwd(2).
+    pub fn absolute(&self) -> io::Result<Self> {
+        Ok(match self {
+            Self::Abstract(_) => self.clone(),
+            Self::Path(path) => Self::Path(std::path::absolute(path)?),
+        })
+    }
+
     /// As bind(2) and connect(2) take it.
     ///
     /// # Errors

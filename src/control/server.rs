@@ -50,6 +50,8 @@ const PER_TURN: usize = 128;
 pub struct Server {
     listener: UnixListener,
     address: Address,
+    /// Which file that is, if it is one: device and inode.
+    file: Option<(u64, u64)>,
     /// Who may ask; see [`Server::may_ask`].
     mode: Mode,
     /// The token of the listener; the clients' follow.
@@ -167,7 +169,7 @@ impl Server {
             .map_err(|error| Fatal::system("listen on control socket", error))
     }
 
-    /// Goes on with a socket that was bound and listens.
+    /// Goes on with a socket that was bound to this address and listens.
     ///
     /// # Errors
     /// Those of fcntl(2).
@@ -177,9 +179,14 @@ impl Server {
         mode: Mode,
     ) -> io::Result<Self> {
         listener.set_nonblocking(true)?;
+        let file = match &address {
+            Address::Abstract(_) => None,
+            Address::Path(path) => identity(path),
+        };
         Ok(Self {
             listener: UnixListener::from_std(listener),
             address,
+            file,
             mode,
             first_token: 0,
             next_id: 0,
@@ -379,13 +386,16 @@ impl Server {
         self.activate(id);
     }
 
-    /// The end: each client hears what it can hear at once, and a file is
-    /// removed.
+    /// The end: each client hears what it can hear at once, and the file is
+    /// removed, unless another one has taken its place.
     pub fn close(mut self, now: Time) {
         for client in self.clients.values_mut() {
             client.hear(now);
         }
-        if let Address::Path(path) = &self.address {
+        if let Address::Path(path) = &self.address
+            && self.file.is_some()
+            && self.file == identity(path)
+        {
             let _ = rustix::fs::unlink(path);
         }
     }
@@ -661,6 +671,11 @@ fn bind_file(address: &Address, path: &Path, mode: Mode) -> io::Result<std_net::
     let listener = listener?;
     rustix::fs::chmod(path, mode)?;
     Ok(listener)
+}
+
+/// Device and inode of a file; `None` if there is none.
+fn identity(path: &Path) -> Option<(u64, u64)> {
+    rustix::fs::lstat(path).ok().map(|status| (status.st_dev, status.st_ino))
 }
 
 /// Whether it is a socket that nobody listens on.

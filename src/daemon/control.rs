@@ -23,6 +23,7 @@ use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use crate::error::Fatal;
+use crate::sys;
 
 use super::pid_file::{self, State};
 
@@ -106,7 +107,8 @@ impl Control {
     }
 
     /// Starts the daemon: runs `command`, which must go into the background by
-    /// itself, and waits until that has exited.
+    /// itself, and waits until that has exited. If SIGCHLD was ignored, it is
+    /// not any more.
     ///
     /// # Errors
     /// If the command cannot be run, fails, or takes longer than the timeout
@@ -120,6 +122,7 @@ impl Control {
             return Ok(Outcome::NothingToDo);
         }
         let program = command.get_program().as_bytes().escape_ascii().to_string();
+        sys::do_not_ignore_children().map_err(|e| Fatal::system("have children waited for", e))?;
         let mut child =
             command.spawn().map_err(|e| Fatal::system(format_args!("execute {program}"), e))?;
         let status = wait(&mut child, deadline)

@@ -35,6 +35,7 @@ pub(super) fn detach(pid_file: Option<&mut PidFile>) -> Result<Starter, Fatal> {
     let (ours, theirs) =
         UnixStream::pair().map_err(|e| Fatal::system("make a pair of sockets", e))?;
     let parent = rustix::process::getpid();
+    sys::do_not_ignore_children().map_err(|e| Fatal::system("have children waited for", e))?;
     match sys::fork().map_err(|e| Fatal::system("fork", e))? {
         Fork::Parent(pid) => {
             drop(theirs);

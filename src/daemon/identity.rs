@@ -2,14 +2,16 @@
 
 use std::ffi::OsStr;
 use std::fs;
+use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-use rustix::process::{Gid, Uid, getgid};
+use rustix::process::{Gid, Uid, getegid, geteuid, getgid, getgroups, getuid};
 use rustix::thread::{set_thread_groups, set_thread_res_gid, set_thread_res_uid};
 
 use crate::account::{self, Accounts};
 use crate::error::Fatal;
+use crate::sys;
 
 /// What to become; nothing changes where it says nothing.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -66,8 +68,14 @@ impl Identity {
         Ok(Self { user: uid, group: primary, groups: Some(groups) })
     }
 
-    /// Becomes it. Of this thread only, which has to be the only one.
+    /// Becomes it. The system calls change this thread only, so it has to be
+    /// the only one.
     pub(super) fn assume(&self) -> Result<(), Fatal> {
+        if *self != Self::default() && sys::has_other_threads() {
+            let text = "a process with several threads cannot change them in all";
+            let error = io::Error::new(io::ErrorKind::Unsupported, text);
+            return Err(Fatal::system("become another user or group", error));
+        }
         if let Some(groups) = &self.groups {
             let groups: Vec<Gid> = groups.iter().copied().map(Gid::from_raw).collect();
             set_thread_groups(&groups)
@@ -83,14 +91,42 @@ impl Identity {
             set_thread_res_uid(id, id, id)
                 .map_err(|e| Fatal::system(format_args!("become user #{uid}"), e))?;
         }
+        self.verify()
+    }
+
+    /// A daemon that only believes to have no privileges is the worst of all.
+    fn verify(&self) -> Result<(), Fatal> {
+        let as_wanted = |wanted: Option<u32>, ids: [u32; 2]| {
+            wanted.is_none_or(|wanted| ids.iter().all(|id| *id == wanted))
+        };
+        if !as_wanted(self.user, [getuid(), geteuid()].map(Uid::as_raw))
+            || !as_wanted(self.group, [getgid(), getegid()].map(Gid::as_raw))
+        {
+            let error = io::Error::other("the ids are others than those that were set");
+            return Err(Fatal::system("become another user or group", error));
+        }
+        if let Some(groups) = &self.groups {
+            // The kernel keeps them sorted.
+            let mut wanted = groups.clone();
+            wanted.sort_unstable();
+            let mut got: Vec<u32> = getgroups()
+                .map_err(|e| Fatal::system("read the supplementary groups", e))?
+                .into_iter()
+                .map(Gid::as_raw)
+                .collect();
+            got.sort_unstable();
+            if got != wanted {
+                let error = io::Error::other("they are others than those that were set");
+                return Err(Fatal::system("set the supplementary groups", error));
+            }
+        }
         Ok(())
     }
 }
 
 fn id(text: &OsStr, kind: &str, by_name: impl FnOnce(&[u8]) -> Option<u32>) -> Result<u32, Fatal> {
-    // The largest one means "leave as it is" to setresuid(2).
     let id = match text.as_bytes() {
-        [b'#', digits @ ..] => account::number(digits).filter(|&id| id != u32::MAX),
+        [b'#', digits @ ..] => account::id(digits),
         name => by_name(name),
     };
     id.ok_or_else(|| {
@@ -102,8 +138,10 @@ fn id(text: &OsStr, kind: &str, by_name: impl FnOnce(&[u8]) -> Option<u32>) -> R
 mod tests {
     use super::*;
 
-    const PASSWD: &[u8] = b"root:x:0:0::/:\nann:x:100:7::/:\n";
-    const GROUP: &[u8] = b"root:x:0:root\nann:x:7:\ndisk:x:6:ann\nvideo:x:27:bob,ann\nc:x:7:ann\n";
+    const PASSWD: &[u8] = b"root:x:0:0::/:\nann:x:100:7::/:\nall:x:4294967295:7::/:\n\
+                            any:x:101:4294967295::/:\n";
+    const GROUP: &[u8] = b"root:x:0:root\nann:x:7:\ndisk:x:6:ann\nvideo:x:27:bob,ann\nc:x:7:ann\n\
+                           every:x:4294967295:ann\n";
 
     fn look_up(user: Option<&str>, group: Option<&str>) -> Option<Identity> {
         let accounts = Accounts::parse(PASSWD, GROUP);
@@ -124,6 +162,10 @@ mod tests {
             (Some("#5"), None, identity(Some(5), None, &[])),
             (Some("#5"), Some("disk"), identity(Some(5), Some(6), &[])),
             (None, Some("disk"), identity(None, Some(6), &[])),
+            (Some("#101"), None, identity(Some(101), None, &[])),
+            (Some("all"), None, None),
+            (Some("any"), None, None),
+            (None, Some("every"), None),
             (Some("eve"), None, None),
             (Some("100"), None, None),
             (Some("#"), None, None),

@@ -138,10 +138,12 @@ impl Standby {
     /// after this: signal handlers that know the process id, locks of fcntl(2),
     /// threads. File descriptors are handed on. Until the daemon is ready it
     /// gets SIGTERM if its parent dies, for then nobody would know about it.
+    /// If SIGCHLD was ignored, it is not any more.
     ///
     /// # Errors
     /// Those of the system calls that it takes. If this process has other
-    /// threads, the kind is [`std::io::ErrorKind::Unsupported`].
+    /// threads, and shall be detached or become another user or group, the kind
+    /// is [`std::io::ErrorKind::Unsupported`].
     pub fn start(mut self) -> Result<Running, Fatal> {
         let starter = if self.detach {
             Some(detach::detach(self.pid_file.as_mut())?)
@@ -192,4 +194,39 @@ fn open_null() -> Result<File, Fatal> {
         .write(true)
         .open("/dev/null")
         .map_err(|e| Fatal::system("open /dev/null", e))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::process::{getgroups, getuid};
+    use std::io::ErrorKind;
+    use std::thread;
+
+    /// The others would keep their privileges.
+    #[test]
+    fn a_process_with_threads_becomes_nobody_else() {
+        let dir = tempfile::tempdir().unwrap();
+        let pid_file = dir.path().join("x.pid");
+        let own = format!("#{}", getuid().as_raw());
+        let groups = getgroups().unwrap();
+        for detach in [false, true] {
+            let settings = Settings {
+                detach,
+                pid_file: Some(pid_file.clone()),
+                user: Some(own.clone().into()),
+                ..Settings::default()
+            };
+            // libtest may run a test in its only thread.
+            let start = move || (settings.prepare().unwrap().start(), getgroups().unwrap());
+            let (started, groups_there) = thread::spawn(start).join().unwrap();
+            let Err(Fatal::System { error, .. }) = started else { panic!("{started:?}") };
+            assert_eq!(error.kind(), ErrorKind::Unsupported, "{error}");
+            assert_eq!(groups_there, groups);
+            assert_eq!(std::fs::read(&pid_file).unwrap(), b"");
+        }
+        // Nobody's thread has anything to lose.
+        let settings = Settings { pid_file: Some(pid_file), ..Settings::default() };
+        thread::spawn(move || settings.prepare().unwrap().start().unwrap()).join().unwrap();
+    }
 }

@@ -11,7 +11,7 @@ use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use super::ere::{self, Ere};
-use crate::account::{Accounts, number};
+use crate::account::{self, Accounts, number};
 use crate::plan::{Access, Interpreter};
 
 /// The mode of a node that no rule gives one.
@@ -548,8 +548,7 @@ impl<'l> Reader<'l> {
         field: Field<'l>,
         by_name: impl Fn(&[u8]) -> Option<u32>,
     ) -> Option<u32> {
-        // The last number is the "leave it" of chown(2).
-        let id = by_name(field.text).or(number(field.text)).filter(|&id| id != u32::MAX);
+        let id = by_name(field.text).or(account::id(field.text));
         if id.is_none() {
             let message = if field.text.is_empty() {
                 format!("expected the name or number of a {what}")

@@ -1,5 +1,6 @@
 //! What all test crates that drive the real binary stand on.
 
+use std::env::consts::ARCH;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -39,16 +40,14 @@ pub(crate) fn target_directory() -> &'static Path {
     Path::new(PLUGD).parent().unwrap().parent().unwrap()
 }
 
-/// The static binary: named in PLUGD_STATIC, or where cargo puts it.
+/// The static binary for this machine: named in PLUGD_STATIC, or where cargo puts it.
 pub(crate) fn static_binary() -> Option<PathBuf> {
     if let Some(file) = std::env::var_os("PLUGD_STATIC") {
         return Some(file.into());
     }
-    let triples = std::fs::read_dir(target_directory()).unwrap().map(|entry| entry.unwrap().path());
-    triples
-        .filter(|path| path.to_string_lossy().ends_with("-musl"))
-        .flat_map(|path| ["release", "debug"].map(|profile| path.join(profile).join("plugd")))
-        .find(|file| file.exists())
+    let target = target_directory().join(format!("{ARCH}-unknown-linux-musl"));
+    let builds = ["release", "debug"].map(|profile| target.join(profile).join("plugd"));
+    builds.into_iter().find(|file| file.exists())
 }
 
 /// Whether there is a program of this name.

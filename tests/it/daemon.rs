@@ -11,7 +11,7 @@ use std::process::{Command, Stdio};
 use rustix::io::{FdFlags, fcntl_setfd};
 use rustix::pipe::pipe;
 
-use crate::harness::background::{Place, finish, kill};
+use crate::harness::background::{Place, finish, ignoring_children, kill};
 use crate::harness::daemon::field;
 use crate::harness::{PLUGD, eventually, ns, program, skip, static_binary};
 
@@ -107,7 +107,8 @@ fn a_failed_setup_is_told_and_leaves_nothing() {
     assert_eq!(place.act("--check", &[]), 101);
 }
 
-/// What fails in the new process has the old one's exit code and stderr, too.
+/// What fails in the new process has the old one's exit code and stderr, too,
+/// even if whoever started it ignores children, which is inherited.
 #[test]
 fn a_failure_after_the_fork_is_told_as_well() {
     if rustix::process::geteuid().is_root() && program("setpriv").is_none() {
@@ -115,20 +116,23 @@ fn a_failure_after_the_fork_is_told_as_well() {
     }
     let place = Place::new();
     let daemon = place.daemon(&["--user", "#4242"]);
-    let mut command = match rustix::process::geteuid().is_root() {
-        // Only CAP_SETUID and CAP_SETGID are missing.
-        true => {
-            let mut command = Command::new("setpriv");
-            command.args(["--bounding-set=-setuid,-setgid", "--"]).arg(&daemon[0]);
-            command
-        }
-        false => Command::new(&daemon[0]),
+    let Some(ignoring) = ignoring_children() else {
+        return skip("tools", "a_failure_after_the_fork_is_told_as_well", "env is too old");
     };
-    let finished = finish(command.args(&daemon[1..]));
-    assert_eq!(finished.code, Some(111), "{finished:?}");
-    assert!(finished.stderr.contains("cannot set the supplementary groups"), "{finished:?}");
-    assert_eq!(place.act("--check", &[]), 101);
-    assert_eq!(place.holders(), [0_i32; 0]);
+    for prefix in [&["env"][..], &ignoring] {
+        let mut command = Command::new(prefix[0]);
+        command.args(&prefix[1..]);
+        if rustix::process::geteuid().is_root() {
+            // Only CAP_SETUID and CAP_SETGID are missing.
+            command.args(["setpriv", "--bounding-set=-setuid,-setgid", "--"]);
+        }
+        let finished = finish(command.args(&daemon));
+        assert_eq!(finished.code, Some(111), "{finished:?}");
+        assert!(finished.stderr.contains("cannot set the supplementary groups"), "{finished:?}");
+        assert!(!finished.stderr.contains("cannot wait"), "{finished:?}");
+        assert_eq!(place.act("--check", &[]), 101);
+        assert_eq!(place.holders(), [0_i32; 0]);
+    }
 }
 
 #[test]
@@ -226,6 +230,43 @@ fn rules_are_found_from_elsewhere() {
     assert_eq!(place.act("--reload", &[]), 0);
     let told = format!("{}:1:", place.path("mdev.conf").display());
     eventually("the mistake is told", || place.text("log").contains(&told).then_some(()));
+}
+
+/// So may the control socket, and where the devices are that plugd is asked about.
+#[test]
+fn it_is_asked_from_elsewhere() {
+    let place = Place::new();
+    fs::write(place.path("mdev.conf"), "").unwrap();
+    fs::create_dir(place.path("dev")).unwrap();
+    fs::write(place.path("dev/node"), "").unwrap();
+    // Is not the socket, though it is called like it and in the working directory.
+    fs::write(place.path("dev/socket"), "precious").unwrap();
+    let mut daemon = place.daemon(&["--control", "socket", "--conf", "mdev.conf", "--dev", "dev"]);
+    daemon.pop();
+    let mut command = Command::new(&daemon[0]);
+    let finished = finish(command.args(&daemon[1..]).current_dir(place.path(".")));
+    assert_eq!(finished.code, Some(0), "{finished:?}");
+    let socket = place.path("socket");
+    let ask =
+        |words: &[&str]| finish(Command::new(PLUGD).args(words).arg("--control").arg(&socket)).code;
+    assert_eq!(ask(&["wait", "--timeout", "0", "/dev/node"]), Some(0));
+    assert_eq!(ask(&["wait", "--timeout", "0", "/dev/socket/x"]), Some(1));
+    assert_eq!(place.act("--stop", &[]), 0);
+    assert!(!socket.exists(), "it was left behind");
+    assert_eq!(place.text("dev/socket"), "precious");
+}
+
+/// The control socket is removed at the end, but nothing that is there instead.
+#[test]
+fn what_has_replaced_the_control_socket_stays() {
+    let place = Place::new();
+    let socket = place.path("socket");
+    let daemon = place.daemon(&["--control", socket.to_str().unwrap()]);
+    assert_eq!(launch(&daemon).0, Some(0));
+    fs::rename(&socket, place.path("elsewhere")).unwrap();
+    fs::write(&socket, "precious").unwrap();
+    assert_eq!(place.act("--stop", &[]), 0);
+    assert_eq!(place.text("socket"), "precious");
 }
 
 /// User and group, with files of our own instead of the machine's.

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use rustix::fs::{FlockOperation, flock};
 
-use crate::harness::background::{Place, finish, kill};
+use crate::harness::background::{Place, finish, ignoring_children, kill};
 use crate::harness::{PLUGD, eventually, ns, program, skip};
 
 /// A process id that nobody has: of a child that has been reaped.
@@ -168,6 +168,28 @@ fn what_it_starts_must_become_a_daemon() {
     assert!(stderr.contains("plugd: fatal: cannot receive from file descriptor 77"), "{stderr}");
     assert_eq!(place.act("--check", &[]), 101);
     assert_eq!(place.start(&[]), 0);
+}
+
+/// Whoever starts it may ignore SIGCHLD, and that is inherited: then the kernel
+/// reaps children, and their exit status is lost.
+#[test]
+fn children_may_be_ignored_by_who_starts_it() {
+    let Some(prefix) = ignoring_children() else {
+        return skip("tools", "children_may_be_ignored_by_who_starts_it", "env is too old");
+    };
+    let place = Place::new();
+    let start = |daemon: &[String]| {
+        let control = place.control("--start");
+        let mut command = Command::new(prefix[0]);
+        command.args(&prefix[1..]).arg(PLUGD).args(control.get_args());
+        finish(command.arg("--").args(daemon))
+    };
+    let started = start(&place.daemon(&[]));
+    assert_eq!(started.code, Some(0), "{started:?}");
+    assert_eq!(place.act("--stop", &[]), 0);
+    let failed = start(&["sh", "-c", "exit 3"].map(str::to_owned));
+    assert_eq!(failed.code, Some(102));
+    assert!(failed.stderr.contains("exit status: 3"), "{failed:?}");
 }
 
 #[test]

@@ -260,6 +260,29 @@ fn control_may_be_killed_anywhere() {
     });
 }
 
+/// A system call that claims to have changed the user, but has not.
+#[test]
+fn privileges_that_were_not_dropped_are_noticed() {
+    ns::inside_as_root(|| {
+        if strace_is_missing("privileges_that_were_not_dropped_are_noticed") {
+            return;
+        }
+        for (call, options, told) in [
+            ("setresuid", ["--user", "#4242"], "cannot become another user or group: the ids are"),
+            ("setresgid", ["--group", "#4242"], "cannot become another user or group: the ids are"),
+            ("setgroups", ["--user", "daemon"], "cannot set the supplementary groups: they are"),
+        ] {
+            let place = Place::new();
+            let mut words = traced(&place, &format!("{call}:retval=0"), true);
+            words.extend(place.daemon(&options));
+            let finished = finish(Command::new(&words[0]).args(&words[1..]));
+            assert_eq!(finished.code, Some(111), "{call}: {finished:?}");
+            assert!(finished.stderr.contains(told), "{call}: {finished:?}");
+            assert_eq!(place.act("--check", &[]), 101, "{call}");
+        }
+    });
+}
+
 /// Whoever waits for the daemon dies: then the daemon, which is not ready yet,
 /// does not stay behind without anybody knowing.
 #[test]

@@ -3,6 +3,7 @@
 //! target directory.
 
 use std::collections::{BTreeSet, HashMap};
+use std::env::consts::ARCH;
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -123,6 +124,9 @@ fn directory(cache: &Path, part: Part) -> PathBuf {
 fn prepare() -> Result<Assets, String> {
     if let Some(tool) = TOOLS.into_iter().find(|tool| program(tool).is_none()) {
         return Err(format!("there is no {tool}"));
+    }
+    if ARCH != "x86_64" {
+        return Err(format!("the machines are x86_64's, and the static binary is {ARCH}'s"));
     }
     let plugd = static_binary().ok_or("no static binary: build it, or name it in PLUGD_STATIC")?;
     let cache = target_directory().join("vm-cache");

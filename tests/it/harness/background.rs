@@ -161,6 +161,14 @@ pub(crate) fn kill(pid: i32) {
     eventually("it is gone", || test_kill_process(process).is_err().then_some(()));
 }
 
+/// What to put before a command that shall start with SIGCHLD ignored, which is
+/// inherited; `None` if env(1) cannot do that.
+pub(crate) fn ignoring_children() -> Option<[&'static str; 2]> {
+    let prefix = ["env", "--ignore-signal=CHLD"];
+    let probe = Command::new(prefix[0]).args([prefix[1], "true"]).output();
+    probe.is_ok_and(|output| output.status.success()).then_some(prefix)
+}
+
 /// How long a test that could go on for ever shall take: PLUGD_TEST_SECONDS, or 10 s.
 pub(crate) fn duration() -> std::time::Duration {
     let seconds = std::env::var("PLUGD_TEST_SECONDS").ok();

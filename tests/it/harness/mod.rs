@@ -10,4 +10,4 @@ pub(crate) mod unix;
 #[path = "../../common/mod.rs"]
 mod common;
 
-pub(crate) use common::{PATIENCE, PLUGD, eventually, program, skip, static_binary};
+pub(crate) use common::*;
