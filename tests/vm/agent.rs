@@ -4,10 +4,9 @@
 use std::io::{BufRead, BufReader, Write};
 use std::process::{ChildStdin, ChildStdout};
 use std::sync::mpsc::{Receiver, channel};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-/// How long a command may take.
-const PATIENCE: Duration = Duration::from_secs(90);
+use crate::PATIENCE;
 
 /// What a command printed, and its exit code.
 #[derive(Debug)]

@@ -7,9 +7,9 @@ use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
+use crate::PATIENCE;
 use crate::agent::{Agent, Output};
 use crate::assets::Assets;
-use crate::common::PATIENCE;
 use crate::devices::Device;
 use crate::image::Image;
 use crate::qmp::Qmp;

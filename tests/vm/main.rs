@@ -22,9 +22,13 @@ mod storm;
 mod supervisors;
 
 use std::io::Write;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use assets::Assets;
+
+/// How long to wait for what must happen in a machine. Each has a fraction of a
+/// processor, and that may be busy.
+const PATIENCE: Duration = Duration::from_secs(90);
 
 /// Runs what is to happen, if machines can be had here.
 fn scenario(name: &str, play: impl FnOnce(&Assets)) {

@@ -7,7 +7,8 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-use crate::common::{PATIENCE, eventually};
+use crate::PATIENCE;
+use crate::common::eventually;
 
 /// A connection to a machine's monitor.
 pub(crate) struct Qmp {
