@@ -11,9 +11,9 @@ use std::process::{Command, Stdio};
 use rustix::io::{FdFlags, fcntl_setfd};
 use rustix::pipe::pipe;
 
-use crate::harness::background::{PLUGD, Place, finish, ignoring_children, kill, program};
+use crate::harness::background::{Place, finish, ignoring_children, kill};
 use crate::harness::daemon::field;
-use crate::harness::{eventually, ns, skip};
+use crate::harness::{PLUGD, eventually, ns, program, skip, static_binary};
 
 /// Runs such a command of [`Place::daemon`] without daemon-control.
 fn launch(daemon: &[String]) -> (Option<i32>, String) {
@@ -349,19 +349,6 @@ fn names_are_found_without_nss() {
         inside(&["daemon-control", "--stop", "--pid-file", "/run/x.pid"]);
         assert_eq!(place.text("root/run/x.pid"), "");
     });
-}
-
-/// The static binary: named in PLUGD_STATIC, or where cargo puts it.
-fn static_binary() -> Option<PathBuf> {
-    if let Some(file) = std::env::var_os("PLUGD_STATIC") {
-        return Some(file.into());
-    }
-    let targets = Path::new(PLUGD).parent().unwrap().parent().unwrap();
-    let triples = fs::read_dir(targets).unwrap().map(|entry| entry.unwrap().path());
-    triples
-        .filter(|path| path.ends_with(format!("{}-unknown-linux-musl", std::env::consts::ARCH)))
-        .flat_map(|path| ["release", "debug"].map(|profile| path.join(profile).join("plugd")))
-        .find(|file| file.exists())
 }
 
 #[test]

@@ -6,8 +6,8 @@ use std::time::Instant;
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::harness::background::{PLUGD, Place, at_once, duration, finish, kill, program};
-use crate::harness::{PATIENCE, eventually, ns, skip};
+use crate::harness::background::{Place, at_once, duration, finish, kill};
+use crate::harness::{PATIENCE, PLUGD, eventually, ns, program, skip};
 
 /// A program under strace(1), which does something at one of its system calls,
 /// and tells in the place's file `trace`. The program is the child itself, not
