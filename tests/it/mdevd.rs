@@ -100,7 +100,7 @@ fn file(bytes: &[u8]) -> File {
     file
 }
 
-pub(crate) fn numbers(range: std::ops::RangeInclusive<usize>) -> Vec<String> {
+fn numbers(range: std::ops::RangeInclusive<usize>) -> Vec<String> {
     range.map(|n| n.to_string()).collect()
 }
 
