@@ -121,10 +121,12 @@ pub(super) struct Started {
 impl Started {
     /// Tells whoever has started it that it is up, and turns to its own log.
     pub(super) fn ready(&mut self) -> Result<(), Fatal> {
-        self.running.ready()?;
+        let ready = self.running.ready();
+        // Also if that has failed: stderr may be given up already.
         if let Some(syslog) = self.syslog.take() {
             logging::to_syslog(syslog);
         }
+        ready?;
         if self.moves_log {
             log::info!("process {} is up", std::process::id());
         }

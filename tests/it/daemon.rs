@@ -11,9 +11,11 @@ use std::process::{Command, Stdio};
 use rustix::io::{FdFlags, fcntl_setfd};
 use rustix::pipe::pipe;
 
-use crate::harness::background::{Place, finish, ignoring_children, kill};
+use crate::harness::background::{
+    Place, finish, ignoring_children, kill, strace_is_missing, traced,
+};
 use crate::harness::daemon::field;
-use crate::harness::{PLUGD, eventually, ns, program, skip, static_binary};
+use crate::harness::{PATIENCE, PLUGD, eventually, ns, program, skip, static_binary};
 
 /// Runs such a command of [`Place::daemon`] without daemon-control.
 fn launch(daemon: &[String]) -> (Option<i32>, String) {
@@ -351,16 +353,48 @@ fn names_are_found_without_nss() {
     });
 }
 
+/// A /dev with nothing but null in it.
+fn own_dev(place: &Place) {
+    let null = place.path("null");
+    fs::write(&null, "").unwrap();
+    mount(&["--bind", "/dev/null", null.to_str().unwrap()]);
+    mount(&["-t", "tmpfs", "tmpfs", "/dev"]);
+    fs::write("/dev/null", "").unwrap();
+    mount(&["--bind", null.to_str().unwrap(), "/dev/null"]);
+}
+
+fn receive(log: &UnixDatagram) -> String {
+    let mut buffer = [0; 1024];
+    log.set_read_timeout(Some(PATIENCE)).unwrap();
+    let length = log.recv(&mut buffer).unwrap();
+    String::from_utf8_lossy(&buffer[..length]).into_owned()
+}
+
+/// Then stderr is given up already.
+#[test]
+fn syslog_is_told_that_nobody_learns_that_it_is_ready() {
+    ns::inside_as_root_with_mounts(|| {
+        let place = Place::new();
+        own_dev(&place);
+        if strace_is_missing("syslog_is_told_that_nobody_learns_that_it_is_ready") {
+            return;
+        }
+        let log = UnixDatagram::bind("/dev/log").unwrap();
+        // By the first one the daemon watches its parent, by the last it lets it go.
+        let mut words = traced(&place, "prctl:error=EPERM:when=2+", true);
+        words.extend(place.daemon(&["--syslog"]));
+        assert_eq!(launch(&words).0, Some(111));
+        let told = receive(&log);
+        assert!(told.contains("plugd: fatal: cannot forget the parent: "), "{told}");
+        assert_eq!(place.act("--check", &[]), 101);
+    });
+}
+
 #[test]
 fn syslog_takes_over() {
     ns::inside_as_root_with_mounts(|| {
         let place = Place::new();
-        let null = place.path("null");
-        fs::write(&null, "").unwrap();
-        mount(&["--bind", "/dev/null", null.to_str().unwrap()]);
-        mount(&["-t", "tmpfs", "tmpfs", "/dev"]);
-        fs::write("/dev/null", "").unwrap();
-        mount(&["--bind", null.to_str().unwrap(), "/dev/null"]);
+        own_dev(&place);
         let (code, stderr) = launch(&place.daemon(&["--syslog"]));
         assert_eq!(code, Some(111));
         assert!(stderr.contains("cannot connect to /dev/log"), "{stderr}");
@@ -371,11 +405,7 @@ fn syslog_takes_over() {
         assert!(!stderr.contains("is up"), "{stderr}");
         let pid = place.pid();
         assert_eq!(link(pid, "fd/2"), Path::new("/dev/null"));
-        let receive = || {
-            let mut buffer = [0; 1024];
-            let length = log.recv(&mut buffer).unwrap();
-            String::from_utf8_lossy(&buffer[..length]).into_owned()
-        };
+        let receive = || receive(&log);
         assert_eq!(receive(), format!("<30>plugd[{pid}]: info: process {pid} is up"));
         assert_eq!(place.act("--stop", &[]), 0);
         assert!(receive().contains("info: SIGTERM from pid"));

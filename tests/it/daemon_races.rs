@@ -6,34 +6,12 @@ use std::time::Instant;
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::harness::background::{Place, at_once, duration, finish, kill};
-use crate::harness::{PATIENCE, PLUGD, eventually, ns, program, skip};
+use crate::harness::background::{
+    Place, at_once, duration, finish, kill, strace_is_missing, traced,
+};
+use crate::harness::{PATIENCE, PLUGD, eventually, ns, program};
 
-/// A program under strace(1), which does something at one of its system calls,
-/// and tells in the place's file `trace`. The program is the child itself, not
-/// strace.
-fn traced(place: &Place, inject: &str, all_processes: bool) -> Vec<String> {
-    let output = place.path("trace");
-    let mut words = vec!["strace", "-D", "-qq", "-o", output.to_str().unwrap()];
-    if all_processes {
-        words.push("-f");
-    }
-    let trace = inject.split(':').next().unwrap();
-    let (trace, inject) = (format!("--trace={trace}"), format!("--inject={inject}"));
-    words.extend([&*trace, &*inject]);
-    words.into_iter().map(ToOwned::to_owned).collect()
-}
-
-fn strace_is_missing(test: &str) -> bool {
-    let probe = Command::new("strace").args(["-D", "-o", "/dev/null", "true"]).status();
-    let missing = !probe.is_ok_and(|status| status.success());
-    if missing {
-        skip("tools", test, "strace cannot be used");
-    }
-    missing
-}
-
-/// Waits until such a program has stopped. (It is also stopped, for a moment,
+/// Waits until a program under strace has stopped. (It is also stopped, for a moment,
 /// whenever strace has a look at it.)
 fn wait_stopped(place: &Place) {
     eventually("it is stopped", || {

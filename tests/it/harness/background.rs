@@ -11,7 +11,7 @@ use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 use tempfile::TempDir;
 
 use super::daemon::Finished;
-use super::{PATIENCE, PLUGD, eventually, ns};
+use super::{PATIENCE, PLUGD, eventually, ns, skip};
 
 /// The directory of one daemon, which is killed when this is dropped.
 pub(crate) struct Place {
@@ -167,6 +167,30 @@ pub(crate) fn ignoring_children() -> Option<[&'static str; 2]> {
     let prefix = ["env", "--ignore-signal=CHLD"];
     let probe = Command::new(prefix[0]).args([prefix[1], "true"]).output();
     probe.is_ok_and(|output| output.status.success()).then_some(prefix)
+}
+
+/// A program under strace(1), which does something at one of its system calls,
+/// and tells in the place's file `trace`. The program is the child itself, not
+/// strace.
+pub(crate) fn traced(place: &Place, inject: &str, all_processes: bool) -> Vec<String> {
+    let output = place.path("trace");
+    let mut words = vec!["strace", "-D", "-qq", "-o", output.to_str().unwrap()];
+    if all_processes {
+        words.push("-f");
+    }
+    let trace = inject.split(':').next().unwrap();
+    let (trace, inject) = (format!("--trace={trace}"), format!("--inject={inject}"));
+    words.extend([&*trace, &*inject]);
+    words.into_iter().map(ToOwned::to_owned).collect()
+}
+
+pub(crate) fn strace_is_missing(test: &str) -> bool {
+    let probe = Command::new("strace").args(["-D", "-o", "/dev/null", "true"]).status();
+    let missing = !probe.is_ok_and(|status| status.success());
+    if missing {
+        skip("tools", test, "strace cannot be used");
+    }
+    missing
 }
 
 /// How long a test that could go on for ever shall take: PLUGD_TEST_SECONDS, or 10 s.
