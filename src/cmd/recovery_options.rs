@@ -79,9 +79,14 @@ impl RecoveryOptions {
             Some(handover) => (taken_over(handover), true),
             None => (self.open(control).map(Store::File), false),
         };
+        // What a state file does not tell has to be found.
+        let coldplug = match self.state {
+            State::File(_) => Some(self.coldplug.unwrap_or(Coldplug::Scan)),
+            State::Default | State::None => self.coldplug,
+        };
         let loaded = store.map(|store| Inventory::load(store, world));
         let (inventory, start) = match loaded {
-            None => (Inventory::new(Store::Memory(Vec::new()), world), fresh(self.coldplug)),
+            None => (Inventory::new(Store::Memory(Vec::new()), world), fresh(coldplug)),
             Some(Ok(inventory)) if known => (inventory, Start::Nothing),
             Some(Ok(inventory)) => {
                 log::info!("{} devices are known from before", inventory.len());
@@ -92,8 +97,7 @@ impl RecoveryOptions {
                     Unusable::Empty => {}
                     why => log::warn!("what is known of devices is not used: {why}"),
                 }
-                let coldplug = self.coldplug.unwrap_or(Coldplug::Scan);
-                (Inventory::new(store, world), fresh(Some(coldplug)))
+                (Inventory::new(store, world), fresh(coldplug))
             }
         };
         let sys = absolute(sys).map_err(|e| Fatal::system("find the working directory", e))?;
