@@ -123,9 +123,13 @@ impl Case {
     /// Waits until all events have been acted on.
     fn end(&mut self) {
         let [_, _, _, done] = Self::files(&self.conf);
-        eventually(&format!("the end of {}", self.conf), || {
-            read(&done).windows(8).any(|field| field == b"\0LAST=1\0").then_some(())
-        });
+        let is_whole = |done: &[u8]| done.windows(8).any(|field| field == b"\0LAST=1\0");
+        let mut seen = 0;
+        while !is_whole(&read(&done)) {
+            seen = eventually(&format!("{} goes on", self.conf), || {
+                Some(read(&done).len()).filter(|&length| length > seen)
+            });
+        }
         self.daemon.signal(Signal::TERM);
         assert_eq!(self.daemon.wait_exit().code(), Some(0), "{}", self.conf);
     }
