@@ -204,7 +204,8 @@ impl Source {
     ///
     /// # Errors
     /// If it is no socket, listens for connections, is not connected though of a
-    /// kind that has to be, or is of another kind.
+    /// kind that has to be, is of another kind, or of a netlink protocol other
+    /// than that of uevents.
     pub fn from_inherited(fd: OwnedFd) -> io::Result<Self> {
         let kind = match sockopt::socket_type(&fd)? {
             SocketType::SEQPACKET => Kind::Seqpacket,
@@ -219,6 +220,16 @@ impl Source {
         }
         if kind == Kind::Seqpacket {
             rustix::net::getpeername(&fd)?;
+        }
+        if kind == Kind::Netlink {
+            let number =
+                sockopt::socket_protocol(&fd)?.map_or(0, |protocol| protocol.as_raw().get());
+            let protocol = Protocol::from_number(number);
+            if protocol != Protocol::KOBJECT_UEVENT {
+                let text =
+                    format!("a netlink socket of the protocol {protocol}: no uevents come there");
+                return Err(io::Error::other(text));
+            }
         }
         let check = if kind == Kind::Netlink && sockopt::socket_passcred(&fd)? {
             Check::Credentials(own_user_ids())
@@ -267,11 +278,7 @@ impl Source {
 
     /// Whether this is where the kernel sends its uevents.
     pub fn is_kernels(&self) -> bool {
-        let uevents = Some(Protocol::KOBJECT_UEVENT.number());
-        self.kind == Kind::Netlink
-            && self.groups() & KERNEL_GROUP != 0
-            && sockopt::socket_protocol(&self.fd)
-                .is_ok_and(|protocol| protocol.map(|p| p.as_raw().get()) == uevents)
+        self.kind == Kind::Netlink && self.groups() & KERNEL_GROUP != 0
     }
 
     /// Whether events of the network interfaces of other namespaces come from

@@ -10,6 +10,7 @@ use rustix::process::Signal;
 
 use crate::daemon::control::{Control, Outcome};
 use crate::error::Fatal;
+use crate::logging::escaped;
 use crate::signals;
 
 use super::options::{self, SECONDS};
@@ -90,14 +91,15 @@ fn main(parser: lexopt::Parser, _log_name: &'static str) -> Result<Request, Fata
         Ok(Ok(options)) => options,
         Ok(Err(other)) => return Ok(other),
         Err(error) => {
-            complain(&format!("{NAME}: fatal: {error}\nusage: {}\n", COMMAND.usage));
+            let text = escaped(&error.to_string());
+            complain(&format!("{NAME}: fatal: {text}\nusage: {}\n", COMMAND.usage));
             return Ok(Request::Exit(EXIT_USAGE));
         }
     };
     Ok(Request::Exit(match act(options) {
         Ok(outcome) => outcome.exit_code(),
         Err(error) => {
-            complain(&format!("{NAME}: error: {error}\n"));
+            complain(&format!("{NAME}: error: {}\n", escaped(&error.to_string())));
             EXIT_FAILED
         }
     }))

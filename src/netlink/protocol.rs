@@ -57,6 +57,11 @@ impl Protocol {
         NAMES.map(|(name, _)| name).join(" ")
     }
 
+    /// The protocol with this number of the kernel's.
+    pub fn from_number(number: u32) -> Self {
+        Self(number)
+    }
+
     /// The kernel's number, below 2^31.
     pub fn number(self) -> u32 {
         self.0

@@ -355,6 +355,14 @@ fn arguments() {
         assert_eq!(finished.code, Some(1), "{wrong:?}");
         assert!(finished.stderr.contains("\nusage: daemon-control "), "{finished:?}");
     }
+    for (odd, exit, told) in [
+        (&["--\x1b"][..], 1, "there is no option --\\u{1b}\n"),
+        (&["--check", "--pid-file", "/\x1b/x.pid"], 102, "lock guard file /\\u{1b}/x.lock: "),
+    ] {
+        let finished = code(odd);
+        assert_eq!(finished.code, Some(exit), "{finished:?}");
+        assert!(finished.stderr.contains(told), "{finished:?}");
+    }
     assert_eq!(code(&["--check", "--pid-file", pid_file]).code, Some(101));
     assert_eq!(code(&["--check", &format!("--pid-file={pid_file}")]).code, Some(101));
     assert_eq!(code(&["--help"]).code, Some(0));

@@ -1,10 +1,11 @@
 //! Where events come from: plugd's own socket, or those handed over.
 
 use std::fs::{self, File};
+use std::num::NonZero;
 use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::net::{
-    AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, listen, socket_with,
+    AddressFamily, Protocol, SocketAddrUnix, SocketFlags, SocketType, bind, listen, socket_with,
 };
 use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
 use socket2::SockRef;
@@ -182,7 +183,14 @@ fn what_cannot_be_read_is_a_fatal_error() {
         listen(&fd, 1).unwrap();
         fd
     };
-    let cases: [(Option<OwnedFd>, &str); 6] = [
+    let netlink = |protocol: u32| {
+        let protocol = NonZero::new(protocol).map(Protocol::from_raw);
+        socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, protocol)
+            .unwrap()
+    };
+    let cases: [(Option<OwnedFd>, &str); 8] = [
+        (Some(netlink(0)), "a netlink socket of the protocol route: no uevents come there"),
+        (Some(netlink(16)), "a netlink socket of the protocol generic: no uevents come there"),
         (None, "Bad file descriptor"),
         (Some(File::open("/dev/null").unwrap().into()), "Socket operation on non-socket"),
         (Some(File::open("/").unwrap().into()), "Socket operation on non-socket"),
