@@ -431,13 +431,30 @@ pub fn forward_signal(signal: c_int, pipe: &'static OwnedFd) -> io::Result<()> {
         // SAFETY: for these codes the kernel fills in pid and uid (sigaction(2)).
         let sender = by_process.then(|| unsafe { (info.si_pid().cast_unsigned(), info.si_uid()) });
         let record = SignalRecord { signal: info.si_signo, sender };
-        let _ = rustix::io::write(pipe, &record.to_bytes());
+        if rustix::io::write(pipe, &record.to_bytes()).is_err() {
+            // It is full: of this one it will at least be known that it came.
+            if let Some(missed) = missed_signal(info.si_signo) {
+                missed.store(true, Ordering::Relaxed);
+            }
+        }
     };
     // SAFETY: the action allocates nothing, takes no lock and calls only
     // getpid(2) and write(2), which are async-signal-safe (signal-safety(7));
     // the registry saves and restores errno.
     unsafe { signal_hook_registry::register_sigaction(signal, action) }?;
     Ok(())
+}
+
+/// Signals that found the pipe of [`forward_signal`] full, by their numbers.
+static MISSED_SIGNALS: [AtomicBool; 32] = [const { AtomicBool::new(false) }; 32];
+
+fn missed_signal(signal: c_int) -> Option<&'static AtomicBool> {
+    MISSED_SIGNALS.get(usize::try_from(signal).ok()?)
+}
+
+/// Whether this signal found the pipe full since the last time this was asked.
+pub fn take_missed_signal(signal: c_int) -> bool {
+    missed_signal(signal).is_some_and(|missed| missed.swap(false, Ordering::Relaxed))
 }
 
 /// Undoes what a careless parent may have left: no signal is blocked any more
