@@ -118,8 +118,10 @@ impl Control {
         let deadline = self.deadline();
         let _guard = self.guard(deadline)?;
         let before = self.look()?;
-        if let State::Running(_) = before {
-            return Ok(Outcome::NothingToDo);
+        match before {
+            State::NotRunning | State::Stale => {}
+            State::Running(_) => return Ok(Outcome::NothingToDo),
+            State::Starting => return Err(self.starting()),
         }
         let program = command.get_program().as_bytes().escape_ascii().to_string();
         sys::do_not_ignore_children().map_err(|e| Fatal::system("have children waited for", e))?;
@@ -138,6 +140,7 @@ impl Control {
         match (self.look()?, before) {
             (State::Running(_), State::Stale) => Ok(Outcome::Stale),
             (State::Running(_), _) => Ok(Outcome::Done),
+            (State::Starting, _) => Err(self.starting()),
             (State::NotRunning | State::Stale, _) => {
                 let text = "it has not locked the PID file, or has ended again";
                 Err(Fatal::system(format_args!("start {program}"), io::Error::other(text)))
@@ -162,8 +165,9 @@ impl Control {
     /// # Errors
     /// If it cannot be signalled; if the guard or the PID file cannot be used.
     pub fn reload(&self, signal: Signal) -> Result<Outcome, Fatal> {
-        let _guard = self.guard(self.deadline())?;
-        let (state, Some(process)) = self.find()? else { return Ok(Outcome::NotRunning) };
+        let deadline = self.deadline();
+        let _guard = self.guard(deadline)?;
+        let (state, Some(process)) = self.find(deadline)? else { return Ok(Outcome::NotRunning) };
         match pidfd_send_signal(process, signal) {
             Err(Errno::SRCH) => Ok(Outcome::NotRunning),
             result => result.map(|()| Outcome::Done).map_err(|e| cannot_signal(state, e)),
@@ -176,11 +180,12 @@ impl Control {
     /// If the guard or the PID file cannot be used.
     pub fn check(&self) -> Result<Outcome, Fatal> {
         let _guard = self.guard(self.deadline())?;
-        Ok(match self.look()? {
-            State::NotRunning => Outcome::NotRunning,
-            State::Stale => Outcome::Stale,
-            State::Running(_) => Outcome::Done,
-        })
+        match self.look()? {
+            State::NotRunning => Ok(Outcome::NotRunning),
+            State::Stale => Ok(Outcome::Stale),
+            State::Running(_) => Ok(Outcome::Done),
+            State::Starting => Err(self.starting()),
+        }
     }
 
     fn deadline(&self) -> Deadline {
@@ -188,8 +193,15 @@ impl Control {
     }
 
     fn look(&self) -> Result<State, Fatal> {
-        pid_file::look(&self.pid_file)
-            .map_err(|e| Fatal::system(format_args!("use PID file {}", self.pid_file.display()), e))
+        pid_file::look(&self.pid_file).map_err(|e| self.cannot_use(e))
+    }
+
+    fn cannot_use(&self, error: io::Error) -> Fatal {
+        Fatal::system(format_args!("use PID file {}", self.pid_file.display()), error)
+    }
+
+    fn starting(&self) -> Fatal {
+        self.cannot_use(io::Error::other("the daemon is just being started"))
     }
 
     fn guard(&self, deadline: Deadline) -> Result<Guard, Fatal> {
@@ -229,11 +241,25 @@ impl Control {
         Fatal::system(what, io::Error::new(io::ErrorKind::TimedOut, text))
     }
 
-    /// The state and, if there is one, the daemon's process.
-    fn find(&self) -> Result<(State, Option<OwnedFd>), Fatal> {
+    /// The state and, if there is one, the daemon's process. If one is being
+    /// started, that is waited for.
+    fn find(&self, deadline: Deadline) -> Result<(State, Option<OwnedFd>), Fatal> {
         let mut state = self.look()?;
         loop {
-            let State::Running(Some(pid)) = state else { return Ok((state, None)) };
+            let pid = match state {
+                State::Running(Some(pid)) => pid,
+                State::NotRunning | State::Stale | State::Running(None) => {
+                    return Ok((state, None));
+                }
+                State::Starting if deadline.left() == Some(Duration::ZERO) => {
+                    return Err(self.starting());
+                }
+                State::Starting => {
+                    thread::sleep(deadline.at_most(INTERVAL));
+                    state = self.look()?;
+                    continue;
+                }
+            };
             let process = pidfd_open(pid, PidfdFlags::empty());
             let plausible = process.is_ok() && has_open(pid, &self.pid_file);
             // If nothing has changed, the daemon lived all the time with this
@@ -257,11 +283,11 @@ impl Control {
     }
 
     fn end(&self, how: Ending) -> Result<Outcome, Fatal> {
-        let (state, process) = self.find()?;
+        let (state, process) = self.find(how.deadline)?;
         match state {
             State::NotRunning => return Ok(Outcome::NothingToDo),
             State::Stale => return Ok(Outcome::Stale),
-            State::Running(_) => {}
+            State::Running(_) | State::Starting => {}
         }
         if let Some(process) = &process {
             signal(process, how.signal, state)?;
@@ -290,7 +316,7 @@ impl Control {
                     let text = format!("another one was started meanwhile, process {now}");
                     return Err(Fatal::system("stop the daemon", io::Error::other(text)));
                 }
-                (State::Running(_), _) => {}
+                (State::Running(_) | State::Starting, _) => {}
             }
             if how.deadline.left() == Some(Duration::ZERO) {
                 return Err(self.too_late("stop the daemon"));

@@ -33,6 +33,8 @@ pub enum State {
     NotRunning,
     /// Nobody holds the lock, but there is a text: the daemon died.
     Stale,
+    /// It is locked, and has no process id yet: the daemon is being started.
+    Starting,
     /// It is locked, and this is the daemon; `None`: the file is empty, the
     /// daemon is about to end.
     Running(Option<Pid>),
@@ -63,18 +65,27 @@ pub fn look(path: &Path) -> io::Result<State> {
     let mut buffer = [0; TEXT_MAX];
     let length = read_up_to(&file, &mut buffer)?;
     match (&buffer[..length], locked) {
+        (text, true) if is_starting(text) => Ok(State::Starting),
         (text, _) if text.len() == TEXT_MAX => {
             Err(io::Error::other("it is too long to be a PID file"))
         }
         ([], false) => Ok(State::NotRunning),
         (_, false) => Ok(State::Stale),
         ([], true) => Ok(State::Running(None)),
-        (STARTING, true) => Err(io::Error::other("the daemon is just being started")),
         (text, true) => match process_id(text) {
             Some(pid) => Ok(State::Running(Some(pid))),
             None => Err(io::Error::other("there is no process id in it")),
         },
     }
+}
+
+/// Whether a daemon that is being started has written this. It writes over what
+/// was there, and cuts off the rest after that: first the remains of a daemon
+/// that died, then its own.
+fn is_starting(text: &[u8]) -> bool {
+    let by_id = |(now, before): (&u8, &u8)| now == before || matches!(now, b'0'..=b'9' | b'\n');
+    text.starts_with(STARTING)
+        || text.len() == STARTING.len() && text.iter().zip(STARTING).all(by_id)
 }
 
 /// Empties a stale PID file, if this process id is still in it.
@@ -284,7 +295,7 @@ mod tests {
 
         let mut file = PidFile::lock(&path).unwrap();
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o7777, 0o644);
-        assert_eq!(state(&path), Err("the daemon is just being started".into()));
+        assert_eq!(state(&path), Ok(State::Starting));
         let pid = Pid::from_raw(42).unwrap();
         file.write(pid).unwrap();
         assert_eq!(fs::read(&path).unwrap(), b"42\n");
@@ -301,6 +312,32 @@ mod tests {
         drop(file);
         assert_eq!(state(&path), Ok(State::NotRunning));
         assert!(path.exists());
+    }
+
+    #[test]
+    fn between_two_texts_it_is_being_started() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x.pid");
+        let file = File::create(&path).unwrap();
+        flock(&file, FlockOperation::LockExclusive).unwrap();
+        for (text, expected) in [
+            ("(starting)\n", true),
+            // Over what a daemon has left that died.
+            ("(starting)\nish\n", true),
+            ("(starting)\nrubbish, and not little\n", true),
+            // The process id over that.
+            ("4\ntarting)\n", true),
+            ("4194304\ng)\n", true),
+            // Read while it was written.
+            ("41tarting)\n", true),
+            ("rubbish\n", false),
+            ("4\nrubbish)\n", false),
+            ("(start", false),
+        ] {
+            file.set_len(0).unwrap();
+            file.write_all_at(text.as_bytes(), 0).unwrap();
+            assert_eq!(state(&path) == Ok(State::Starting), expected, "{text:?}");
+        }
     }
 
     #[test]

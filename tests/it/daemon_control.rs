@@ -7,7 +7,7 @@ use std::os::unix::process::CommandExt;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use rustix::fs::{FlockOperation, flock};
+use rustix::fs::{CWD, FlockOperation, Mode, flock, mkfifoat};
 
 use crate::harness::background::{PLUGD, Place, finish, ignoring_children, kill, program};
 use crate::harness::{eventually, ns, skip};
@@ -96,6 +96,8 @@ fn exit_codes_in_each_state() {
             let _lock = make(&place);
             let done = match action {
                 "--start" => place.start(&[]),
+                // They wait, until it is up or they are tired of that.
+                _ if state == "starting" => place.act(action, &["--timeout", "0.1"]),
                 _ => place.act(action, &[]),
             };
             assert_eq!(done, code, "{action} when: {state}");
@@ -104,6 +106,48 @@ fn exit_codes_in_each_state() {
             }
         }
     }
+}
+
+/// A FIFO in the place of the rules: a daemon waits there, with its PID file
+/// locked, until somebody writes them, and says so by opening it.
+fn fifo(place: &Place) -> String {
+    let path = place.path("rules");
+    mkfifoat(CWD, &path, Mode::RUSR | Mode::WUSR).unwrap();
+    path.to_str().unwrap().to_owned()
+}
+
+/// A daemon that reads its rules there.
+fn with_rules(place: &Place, rules: &str) -> Vec<String> {
+    let dev = place.path("dev");
+    fs::create_dir_all(&dev).unwrap();
+    let mut daemon = place.daemon(&["--dev", dev.to_str().unwrap(), "--conf", rules]);
+    daemon.pop();
+    daemon
+}
+
+/// By somebody who does not use daemon-control, and so has not locked the guard.
+#[test]
+fn a_daemon_that_is_being_started_is_waited_for() {
+    let place = Place::new();
+    let rules = fifo(&place);
+    let daemon = with_rules(&place, &rules);
+    let mut launcher = Command::new(&daemon[0]).args(&daemon[1..]).spawn().unwrap();
+    eventually("it is being started", || (place.text("x.pid") == "(starting)\n").then_some(()));
+    let check = finish(&mut place.control("--check"));
+    assert_eq!(check.code, Some(102));
+    assert!(check.stderr.contains("x.pid: the daemon is just being started\n"), "{check:?}");
+    let mut stop = place.control("--stop").spawn().unwrap();
+    eventually("it waits", || {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", stop.id())).unwrap();
+        let guard = File::open(place.path("x.lock")).unwrap();
+        let locked = flock(&guard, FlockOperation::NonBlockingLockShared).is_err();
+        (locked && stat.contains(") S ")).then_some(())
+    });
+    assert!(stop.try_wait().unwrap().is_none());
+    fs::write(&rules, "").unwrap();
+    assert!(launcher.wait().unwrap().success());
+    assert_eq!(stop.wait().unwrap().code(), Some(0));
+    assert_eq!(place.act("--check", &[]), 101);
 }
 
 #[test]
