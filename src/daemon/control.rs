@@ -292,8 +292,8 @@ impl Control {
         if let Some(process) = &process {
             signal(process, how.signal, state)?;
         }
-        self.await_end(state, process, how)?;
-        if let State::Running(Some(pid)) = state {
+        let after = self.await_end(state, process, how)?;
+        if let (State::Running(Some(pid)), State::Stale) = (state, after) {
             // It could not do so itself if it was killed. If we may not either,
             // the file stays stale.
             let _ = pid_file::clear(&self.pid_file, pid);
@@ -301,18 +301,18 @@ impl Control {
         Ok(Outcome::Done)
     }
 
-    /// Waits until the PID file is not locked any more.
+    /// Waits until the PID file is not locked any more; returns what it is then.
     fn await_end(
         &self,
         before: State,
         mut process: Option<OwnedFd>,
         how: Ending,
-    ) -> Result<(), Fatal> {
+    ) -> Result<State, Fatal> {
         let mut kill_at = how.kill_after.and_then(|after| Instant::now().checked_add(after));
         loop {
             match (self.look()?, before) {
-                (State::NotRunning | State::Stale, _) => return Ok(()),
-                (State::Running(Some(now)), State::Running(Some(old))) if now != old => {
+                (after @ (State::NotRunning | State::Stale), _) => return Ok(after),
+                (State::Running(Some(now)), State::Running(old)) if old != Some(now) => {
                     let text = format!("another one was started meanwhile, process {now}");
                     return Err(Fatal::system("stop the daemon", io::Error::other(text)));
                 }

@@ -16,7 +16,7 @@ use rustix::fs::{
     AtFlags, CWD, FileType, FlockOperation, Mode, OFlags, Stat, flock, fstat, openat, statat,
 };
 use rustix::io::Errno;
-use rustix::process::{Pid, geteuid};
+use rustix::process::{Pid, geteuid, test_kill_process};
 
 use crate::error::Fatal;
 
@@ -95,6 +95,14 @@ pub(super) fn clear(path: &Path, pid: Pid) -> io::Result<()> {
     let mut buffer = [0; TEXT_MAX];
     let length = read_up_to(&file, &mut buffer)?;
     if process_id(&buffer[..length]) == Some(pid) { file.set_len(0) } else { Ok(()) }
+}
+
+/// Whether it has the process id of a process that there is.
+fn is_of_living(file: &File) -> io::Result<bool> {
+    let mut buffer = [0; TEXT_MAX];
+    let length = read_up_to(file, &mut buffer)?;
+    let pid = process_id(&buffer[..length]);
+    Ok(pid.is_some_and(|pid| test_kill_process(pid) != Err(Errno::SRCH)))
 }
 
 fn process_id(text: &[u8]) -> Option<Pid> {
@@ -250,16 +258,21 @@ fn lock_exclusive(file: &File, path: &Path) -> io::Result<()> {
             Err(Errno::WOULDBLOCK) => {}
             result => return Ok(result?),
         }
-        // A daemon has an exclusive lock; whoever looks has a shared one, for a moment.
+        // A daemon has an exclusive lock; whoever looks has a shared one for a
+        // moment, and whoever empties a stale file, an exclusive one.
         match lock(NonBlockingLockShared) {
-            Err(Errno::WOULDBLOCK) => break,
-            result => result?,
+            Err(Errno::WOULDBLOCK) if is_of_living(file)? => break,
+            Err(Errno::WOULDBLOCK) => {}
+            result => {
+                result?;
+                lock(Unlock)?;
+            }
         }
-        lock(Unlock)?;
         thread::sleep(PAUSE);
     }
     let text = match look(path) {
         Ok(State::Running(Some(pid))) => format!("already running with process id {pid}"),
+        Ok(State::Starting) => "already being started".to_owned(),
         _ => "already running".to_owned(),
     };
     Err(io::Error::new(io::ErrorKind::ResourceBusy, text))
@@ -341,19 +354,45 @@ mod tests {
     }
 
     #[test]
-    fn whoever_looks_does_not_keep_a_daemon_from_starting() {
+    fn whoever_looks_or_cleans_up_does_not_keep_a_daemon_from_starting() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("x.pid");
-        fs::write(&path, "").unwrap();
-        let reader = File::open(&path).unwrap();
-        flock(&reader, FlockOperation::LockShared).unwrap();
-        let opener = thread::spawn({
-            let path = path.clone();
-            move || PidFile::lock(&path)
-        });
-        thread::sleep(Duration::from_millis(3));
-        drop(reader);
-        opener.join().unwrap().unwrap();
+        let mut child = std::process::Command::new("true").spawn().unwrap();
+        let nobody = format!("{}\n", child.id());
+        child.wait().unwrap();
+        for (text, operation) in [
+            ("", FlockOperation::LockShared),
+            ("", FlockOperation::LockExclusive),
+            (&nobody, FlockOperation::LockExclusive),
+        ] {
+            fs::write(&path, text).unwrap();
+            let other = File::open(&path).unwrap();
+            flock(&other, operation).unwrap();
+            let opener = thread::spawn({
+                let path = path.clone();
+                move || PidFile::lock(&path)
+            });
+            thread::sleep(Duration::from_millis(3));
+            drop(other);
+            opener.join().unwrap().unwrap();
+        }
+    }
+
+    #[test]
+    fn a_lock_that_stays_is_a_daemons() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x.pid");
+        for (text, told) in [
+            (format!("{}\n", std::process::id()), "already running with process id "),
+            (String::new(), "already running"),
+            ("(starting)\n".to_owned(), "already being started"),
+        ] {
+            fs::write(&path, text).unwrap();
+            let other = File::open(&path).unwrap();
+            flock(&other, FlockOperation::LockExclusive).unwrap();
+            let error = PidFile::lock(&path).unwrap_err().to_string();
+            assert!(error.contains(told), "{error}");
+        }
     }
 
     #[test]
