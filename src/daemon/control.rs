@@ -12,6 +12,7 @@ use std::fs::{self, File};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus};
 use std::thread;
@@ -20,7 +21,7 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{CWD, FlockOperation, Mode, OFlags, flock, openat};
 use rustix::io::Errno;
-use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open, pidfd_send_signal};
 
 use crate::error::Fatal;
 use crate::sys;
@@ -108,12 +109,14 @@ impl Control {
 
     /// Starts the daemon: runs `command`, which must go into the background by
     /// itself, and waits until that has exited. If SIGCHLD was ignored, it is
-    /// not any more.
+    /// not any more. If there is a timeout, the command runs in a process group
+    /// of its own.
     ///
     /// # Errors
     /// If the command cannot be run, fails, or takes longer than the timeout
-    /// (then it is killed, and what it has started is ended); if it has left no
-    /// daemon with a locked PID file; if the guard or the PID file cannot be used.
+    /// (then its process group is killed, and what it has left in the background
+    /// is ended); if it has left no daemon with a locked PID file; if the guard or
+    /// the PID file cannot be used.
     pub fn start(&self, command: &mut Command) -> Result<Outcome, Fatal> {
         let deadline = self.deadline();
         let _guard = self.guard(deadline)?;
@@ -125,13 +128,17 @@ impl Control {
         }
         let program = command.get_program().as_bytes().escape_ascii().to_string();
         sys::do_not_ignore_children().map_err(|e| Fatal::system("have children waited for", e))?;
+        if deadline.left().is_some() {
+            command.process_group(0);
+        }
         let mut child =
             command.spawn().map_err(|e| Fatal::system(format_args!("execute {program}"), e))?;
         let status = wait(&mut child, deadline)
             .map_err(|e| Fatal::system(format_args!("wait for {program}"), e))?;
         let Some(status) = status else {
-            self.abandon(&mut child)?;
-            return Err(self.too_late(&format!("start {program}")));
+            let left = self.abandon(&mut child).err();
+            let left = left.map_or_else(String::new, |error| format!("; and {error}"));
+            return Err(self.too_late(&format!("start {program}"), &left));
         };
         if !status.success() {
             let error = io::Error::other(format!("it ended with {status}"));
@@ -228,16 +235,16 @@ impl Control {
                     thread::sleep(deadline.at_most(INTERVAL));
                 }
                 Err(Errno::WOULDBLOCK) => {
-                    return Err(self.too_late("act: another action is under way"));
+                    return Err(self.too_late("act: another action is under way", ""));
                 }
                 Err(error) => return Err(cannot(error.into())),
             }
         }
     }
 
-    fn too_late(&self, what: &str) -> Fatal {
+    fn too_late(&self, what: &str, more: &str) -> Fatal {
         let timeout = self.timeout.unwrap_or_default();
-        let text = format!("not within {timeout:?}");
+        let text = format!("not within {timeout:?}{more}");
         Fatal::system(what, io::Error::new(io::ErrorKind::TimedOut, text))
     }
 
@@ -296,7 +303,7 @@ impl Control {
         if let (State::Running(Some(pid)), State::Stale) = (state, after) {
             // It could not do so itself if it was killed. If we may not either,
             // the file stays stale.
-            let _ = pid_file::clear(&self.pid_file, pid);
+            let _ = pid_file::clear(&self.pid_file, Some(pid));
         }
         Ok(Outcome::Done)
     }
@@ -319,7 +326,7 @@ impl Control {
                 (State::Running(_) | State::Starting, _) => {}
             }
             if how.deadline.left() == Some(Duration::ZERO) {
-                return Err(self.too_late("stop the daemon"));
+                return Err(self.too_late("stop the daemon", ""));
             }
             if let Some(process) = &process
                 && kill_at.is_some_and(|at| at <= Instant::now())
@@ -338,9 +345,11 @@ impl Control {
         }
     }
 
-    /// Ends what `start` has begun in vain.
+    /// Ends what `start` has begun in vain, and empties the PID file.
     fn abandon(&self, child: &mut Child) -> Result<(), Fatal> {
-        let starter = Pid::from_child(child);
+        // Nobody else can have this id before it was waited for. A command that
+        // has left its group is killed all the same.
+        let _ = kill_process_group(Pid::from_child(child), Signal::KILL);
         child
             .kill()
             .and_then(|()| child.wait())
@@ -351,8 +360,9 @@ impl Control {
             kill_after: Some(kill_after),
             deadline: Deadline(Instant::now().checked_add(kill_after + KILL_AFTER)),
         })?;
-        // It may have been the daemon itself, that never went into the background.
-        let _ = pid_file::clear(&self.pid_file, starter);
+        // Whoever was killed could not do so: the daemon, in the foreground or in
+        // the background, or one that had no process id yet.
+        let _ = pid_file::clear(&self.pid_file, None);
         Ok(())
     }
 }

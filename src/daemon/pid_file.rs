@@ -88,13 +88,15 @@ fn is_starting(text: &[u8]) -> bool {
         || text.len() == STARTING.len() && text.iter().zip(STARTING).all(by_id)
 }
 
-/// Empties a stale PID file, if this process id is still in it.
-pub(super) fn clear(path: &Path, pid: Pid) -> io::Result<()> {
+/// Empties a stale PID file, if this process id is still in it; `None`: whatever
+/// is in it.
+pub(super) fn clear(path: &Path, pid: Option<Pid>) -> io::Result<()> {
     let file = File::from(openat(CWD, path, open_flags() - OFlags::CREATE, Mode::empty())?);
     flock(&file, FlockOperation::NonBlockingLockExclusive)?;
     let mut buffer = [0; TEXT_MAX];
     let length = read_up_to(&file, &mut buffer)?;
-    if process_id(&buffer[..length]) == Some(pid) { file.set_len(0) } else { Ok(()) }
+    let is_meant = pid.is_none_or(|pid| process_id(&buffer[..length]) == Some(pid));
+    if is_meant { file.set_len(0) } else { Ok(()) }
 }
 
 /// Whether it has the process id of a process that there is.
@@ -396,19 +398,23 @@ mod tests {
     }
 
     #[test]
-    fn only_a_stale_file_with_that_process_id_is_cleared() {
+    fn only_a_stale_file_is_cleared() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("x.pid");
         let pid = Pid::from_raw(42).unwrap();
         fs::write(&path, "43\n").unwrap();
-        clear(&path, pid).unwrap();
+        clear(&path, Some(pid)).unwrap();
         assert_eq!(state(&path), Ok(State::Stale));
         fs::write(&path, "42\n").unwrap();
-        clear(&path, pid).unwrap();
+        clear(&path, Some(pid)).unwrap();
+        assert_eq!(state(&path), Ok(State::NotRunning));
+        fs::write(&path, "(starting)\n").unwrap();
+        clear(&path, None).unwrap();
         assert_eq!(state(&path), Ok(State::NotRunning));
         let mut file = PidFile::lock(&path).unwrap();
         file.write(pid).unwrap();
-        assert!(clear(&path, pid).is_err());
+        assert!(clear(&path, Some(pid)).is_err());
+        assert!(clear(&path, None).is_err());
         assert_eq!(state(&path), Ok(State::Running(Some(pid))));
     }
 

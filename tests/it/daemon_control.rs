@@ -259,6 +259,28 @@ fn a_start_that_takes_too_long_is_ended() {
     assert_eq!(place.start(&[]), 0);
 }
 
+/// Before it goes into the background, itself or behind a shell.
+#[test]
+fn a_start_that_takes_too_long_in_the_setup_is_ended() {
+    let wrapped = |daemon: &[String]| {
+        let mut words = ["sh", "-c", "\"$@\"; true", "sh"].map(str::to_owned).to_vec();
+        words.extend_from_slice(daemon);
+        words
+    };
+    for wrap in [|daemon: &[String]| daemon.to_vec(), wrapped] {
+        let place = Place::new();
+        let daemon = wrap(&with_rules(&place, &fifo(&place)));
+        let mut command = place.control("--start");
+        let finished = finish(command.args(["--timeout", "1", "--"]).args(&daemon));
+        assert_eq!(finished.code, Some(102), "{finished:?}");
+        assert!(finished.stderr.contains(": not within 1s\n"), "{finished:?}");
+        assert_eq!(place.holders(), [0_i32; 0], "{daemon:?}");
+        assert_eq!(place.text("x.pid"), "", "{daemon:?}");
+        assert_eq!(place.act("--check", &[]), 101, "{daemon:?}");
+        assert_eq!(place.start(&[]), 0);
+    }
+}
+
 #[test]
 fn a_stop_may_be_given_up_or_enforced() {
     if program("flock").is_none() {
