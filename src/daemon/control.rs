@@ -278,6 +278,8 @@ impl Control {
             }
             return match process {
                 Ok(process) if plausible => Ok((state, Some(process))),
+                // It is just ending: its files are closed first.
+                Ok(process) if is_readable(&process, INTERVAL) => Ok((state, None)),
                 Ok(_) => {
                     let error = io::Error::other("it does not have the PID file open");
                     Err(cannot_signal(state, error))
