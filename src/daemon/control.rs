@@ -19,14 +19,16 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fs::{CWD, FlockOperation, Mode, OFlags, flock, openat};
+use rustix::fs::{CWD, FlockOperation, Mode, OFlags, flock, fstat, openat};
 use rustix::io::Errno;
-use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open, pidfd_send_signal};
+use rustix::process::{
+    Pid, PidfdFlags, Signal, geteuid, kill_process_group, pidfd_open, pidfd_send_signal,
+};
 
 use crate::error::Fatal;
 use crate::sys;
 
-use super::pid_file::{self, State};
+use super::pid_file::{self, State, why_unsafe};
 
 /// How often to look at a lock: the kernel has no way to wait for one until a
 /// certain time.
@@ -224,6 +226,10 @@ impl Control {
         // Nobody else's: whoever could open it could lock it for ever.
         let file = openat(CWD, &self.guard_file, flags, Mode::RUSR | Mode::WUSR)
             .map_err(|e| cannot(e.into()))?;
+        let status = fstat(&file).map_err(|e| cannot(e.into()))?;
+        if let Some(why) = why_unsafe(&status, geteuid().as_raw()) {
+            return Err(cannot(io::Error::other(why)));
+        }
         let wait = match deadline {
             Deadline(None) => FlockOperation::LockExclusive,
             Deadline(Some(_)) => FlockOperation::NonBlockingLockExclusive,

@@ -234,8 +234,9 @@ fn lock(path: &Path) -> io::Result<File> {
     }
 }
 
-/// Why a file of this kind is no place for a PID file of the user `own`.
-fn why_unsafe(status: &Stat, own: u32) -> Option<&'static str> {
+/// Why a file of this kind is no place for a PID file, or a guard file, of the
+/// user `own`.
+pub(super) fn why_unsafe(status: &Stat, own: u32) -> Option<&'static str> {
     if !is_regular(status) {
         Some("it is no regular file")
     } else if status.st_nlink > 1 {

@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::Write;
-use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::fs::{PermissionsExt, chown, symlink};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -184,7 +184,16 @@ fn who_does_not_have_the_pid_file_open_is_not_signalled() {
         assert!(finished.stderr.contains("does not have the PID file open"), "{finished:?}");
     }
     assert!(bystander.try_wait().unwrap().is_none());
+    // One that has ended needs no signal, nor does it have files, even if nobody
+    // has waited for it.
     bystander.kill().unwrap();
+    eventually("it is a zombie", || {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", bystander.id())).unwrap();
+        stat.contains(") Z ").then_some(())
+    });
+    let finished = finish(place.control("--stop").args(["--timeout", "0.1"]));
+    assert!(finished.stderr.contains("not within 100ms"), "{finished:?}");
+    assert_eq!(place.act("--reload", &[]), 101);
     bystander.wait().unwrap();
     // LibUCW's waits as well, and for ever.
     assert_eq!(place.act("--stop", &["--timeout", "0.1"]), 102);
@@ -376,7 +385,8 @@ fn files_that_cannot_be_used() {
         if root {
             // The guard is root's.
             assert_eq!(unprivileged("--check"), 102);
-            mode("x.lock", 0o666);
+            chown(place.path("x.lock"), Some(0), Some(65534)).unwrap();
+            mode("x.lock", 0o660);
             assert_eq!(unprivileged("--check"), 0);
             assert_eq!(unprivileged("--stop"), 102);
             assert_eq!(unprivileged("--reload"), 102);
@@ -390,6 +400,31 @@ fn files_that_cannot_be_used() {
         assert_eq!(unprivileged("--check"), 102);
         mode(".", 0o700);
     });
+}
+
+/// Whoever can write the guard can do so for others, and lock it for ever.
+#[test]
+fn a_guard_that_is_not_ours_is_refused() {
+    let place = Place::new();
+    let guard = place.path("x.lock");
+    let refused = |why: &str| {
+        let finished = finish(&mut place.control("--check"));
+        assert_eq!(finished.code, Some(102), "{finished:?}");
+        assert!(finished.stderr.ends_with(&format!("x.lock: {why}\n")), "{finished:?}");
+    };
+    fs::write(&guard, "").unwrap();
+    fs::set_permissions(&guard, fs::Permissions::from_mode(0o622)).unwrap();
+    refused("others can write it");
+    fs::set_permissions(&guard, fs::Permissions::from_mode(0o644)).unwrap();
+    assert_eq!(place.act("--check", &[]), 101);
+    fs::hard_link(&guard, place.path("other")).unwrap();
+    refused("it is a link, or has one");
+    fs::remove_file(place.path("other")).unwrap();
+    if !rustix::process::geteuid().is_root() {
+        return skip("root", "a_guard_that_is_not_ours_is_refused", "this is not root");
+    }
+    chown(&guard, Some(65534), None).unwrap();
+    refused("it belongs to another user");
 }
 
 #[test]
