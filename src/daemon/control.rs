@@ -12,20 +12,23 @@ use std::fs::{self, File};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fs::{CWD, FlockOperation, Mode, OFlags, flock, openat};
+use rustix::fs::{CWD, FlockOperation, Mode, OFlags, flock, fstat, openat};
 use rustix::io::Errno;
-use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use rustix::process::{
+    Pid, PidfdFlags, Signal, geteuid, kill_process_group, pidfd_open, pidfd_send_signal,
+};
 
 use crate::error::Fatal;
 use crate::sys;
 
-use super::pid_file::{self, State};
+use super::pid_file::{self, State, why_unsafe};
 
 /// How often to look at a lock: the kernel has no way to wait for one until a
 /// certain time.
@@ -108,28 +111,36 @@ impl Control {
 
     /// Starts the daemon: runs `command`, which must go into the background by
     /// itself, and waits until that has exited. If SIGCHLD was ignored, it is
-    /// not any more.
+    /// not any more. If there is a timeout, the command runs in a process group
+    /// of its own.
     ///
     /// # Errors
     /// If the command cannot be run, fails, or takes longer than the timeout
-    /// (then it is killed, and what it has started is ended); if it has left no
-    /// daemon with a locked PID file; if the guard or the PID file cannot be used.
+    /// (then its process group is killed, and what it has left in the background
+    /// is ended); if it has left no daemon with a locked PID file; if the guard or
+    /// the PID file cannot be used.
     pub fn start(&self, command: &mut Command) -> Result<Outcome, Fatal> {
         let deadline = self.deadline();
         let _guard = self.guard(deadline)?;
         let before = self.look()?;
-        if let State::Running(_) = before {
-            return Ok(Outcome::NothingToDo);
+        match before {
+            State::NotRunning | State::Stale => {}
+            State::Running(_) => return Ok(Outcome::NothingToDo),
+            State::Starting => return Err(self.starting()),
         }
         let program = command.get_program().as_bytes().escape_ascii().to_string();
         sys::do_not_ignore_children().map_err(|e| Fatal::system("have children waited for", e))?;
+        if deadline.left().is_some() {
+            command.process_group(0);
+        }
         let mut child =
             command.spawn().map_err(|e| Fatal::system(format_args!("execute {program}"), e))?;
         let status = wait(&mut child, deadline)
             .map_err(|e| Fatal::system(format_args!("wait for {program}"), e))?;
         let Some(status) = status else {
-            self.abandon(&mut child)?;
-            return Err(self.too_late(&format!("start {program}")));
+            let left = self.abandon(&mut child).err();
+            let left = left.map_or_else(String::new, |error| format!("; and {error}"));
+            return Err(self.too_late(&format!("start {program}"), &left));
         };
         if !status.success() {
             let error = io::Error::other(format!("it ended with {status}"));
@@ -138,6 +149,7 @@ impl Control {
         match (self.look()?, before) {
             (State::Running(_), State::Stale) => Ok(Outcome::Stale),
             (State::Running(_), _) => Ok(Outcome::Done),
+            (State::Starting, _) => Err(self.starting()),
             (State::NotRunning | State::Stale, _) => {
                 let text = "it has not locked the PID file, or has ended again";
                 Err(Fatal::system(format_args!("start {program}"), io::Error::other(text)))
@@ -162,8 +174,9 @@ impl Control {
     /// # Errors
     /// If it cannot be signalled; if the guard or the PID file cannot be used.
     pub fn reload(&self, signal: Signal) -> Result<Outcome, Fatal> {
-        let _guard = self.guard(self.deadline())?;
-        let (state, Some(process)) = self.find()? else { return Ok(Outcome::NotRunning) };
+        let deadline = self.deadline();
+        let _guard = self.guard(deadline)?;
+        let (state, Some(process)) = self.find(deadline)? else { return Ok(Outcome::NotRunning) };
         match pidfd_send_signal(process, signal) {
             Err(Errno::SRCH) => Ok(Outcome::NotRunning),
             result => result.map(|()| Outcome::Done).map_err(|e| cannot_signal(state, e)),
@@ -176,11 +189,12 @@ impl Control {
     /// If the guard or the PID file cannot be used.
     pub fn check(&self) -> Result<Outcome, Fatal> {
         let _guard = self.guard(self.deadline())?;
-        Ok(match self.look()? {
-            State::NotRunning => Outcome::NotRunning,
-            State::Stale => Outcome::Stale,
-            State::Running(_) => Outcome::Done,
-        })
+        match self.look()? {
+            State::NotRunning => Ok(Outcome::NotRunning),
+            State::Stale => Ok(Outcome::Stale),
+            State::Running(_) => Ok(Outcome::Done),
+            State::Starting => Err(self.starting()),
+        }
     }
 
     fn deadline(&self) -> Deadline {
@@ -188,8 +202,15 @@ impl Control {
     }
 
     fn look(&self) -> Result<State, Fatal> {
-        pid_file::look(&self.pid_file)
-            .map_err(|e| Fatal::system(format_args!("use PID file {}", self.pid_file.display()), e))
+        pid_file::look(&self.pid_file).map_err(|e| self.cannot_use(e))
+    }
+
+    fn cannot_use(&self, error: io::Error) -> Fatal {
+        Fatal::system(format_args!("use PID file {}", self.pid_file.display()), error)
+    }
+
+    fn starting(&self) -> Fatal {
+        self.cannot_use(io::Error::other("the daemon is just being started"))
     }
 
     fn guard(&self, deadline: Deadline) -> Result<Guard, Fatal> {
@@ -205,6 +226,10 @@ impl Control {
         // Nobody else's: whoever could open it could lock it for ever.
         let file = openat(CWD, &self.guard_file, flags, Mode::RUSR | Mode::WUSR)
             .map_err(|e| cannot(e.into()))?;
+        let status = fstat(&file).map_err(|e| cannot(e.into()))?;
+        if let Some(why) = why_unsafe(&status, geteuid().as_raw()) {
+            return Err(cannot(io::Error::other(why)));
+        }
         let wait = match deadline {
             Deadline(None) => FlockOperation::LockExclusive,
             Deadline(Some(_)) => FlockOperation::NonBlockingLockExclusive,
@@ -216,24 +241,38 @@ impl Control {
                     thread::sleep(deadline.at_most(INTERVAL));
                 }
                 Err(Errno::WOULDBLOCK) => {
-                    return Err(self.too_late("act: another action is under way"));
+                    return Err(self.too_late("act: another action is under way", ""));
                 }
                 Err(error) => return Err(cannot(error.into())),
             }
         }
     }
 
-    fn too_late(&self, what: &str) -> Fatal {
+    fn too_late(&self, what: &str, more: &str) -> Fatal {
         let timeout = self.timeout.unwrap_or_default();
-        let text = format!("not within {timeout:?}");
+        let text = format!("not within {timeout:?}{more}");
         Fatal::system(what, io::Error::new(io::ErrorKind::TimedOut, text))
     }
 
-    /// The state and, if there is one, the daemon's process.
-    fn find(&self) -> Result<(State, Option<OwnedFd>), Fatal> {
+    /// The state and, if there is one, the daemon's process. If one is being
+    /// started, that is waited for.
+    fn find(&self, deadline: Deadline) -> Result<(State, Option<OwnedFd>), Fatal> {
         let mut state = self.look()?;
         loop {
-            let State::Running(Some(pid)) = state else { return Ok((state, None)) };
+            let pid = match state {
+                State::Running(Some(pid)) => pid,
+                State::NotRunning | State::Stale | State::Running(None) => {
+                    return Ok((state, None));
+                }
+                State::Starting if deadline.left() == Some(Duration::ZERO) => {
+                    return Err(self.starting());
+                }
+                State::Starting => {
+                    thread::sleep(deadline.at_most(INTERVAL));
+                    state = self.look()?;
+                    continue;
+                }
+            };
             let process = pidfd_open(pid, PidfdFlags::empty());
             let plausible = process.is_ok() && has_open(pid, &self.pid_file);
             // If nothing has changed, the daemon lived all the time with this
@@ -245,6 +284,8 @@ impl Control {
             }
             return match process {
                 Ok(process) if plausible => Ok((state, Some(process))),
+                // It is just ending: its files are closed first.
+                Ok(process) if is_readable(&process, INTERVAL) => Ok((state, None)),
                 Ok(_) => {
                     let error = io::Error::other("it does not have the PID file open");
                     Err(cannot_signal(state, error))
@@ -257,43 +298,43 @@ impl Control {
     }
 
     fn end(&self, how: Ending) -> Result<Outcome, Fatal> {
-        let (state, process) = self.find()?;
+        let (state, process) = self.find(how.deadline)?;
         match state {
             State::NotRunning => return Ok(Outcome::NothingToDo),
             State::Stale => return Ok(Outcome::Stale),
-            State::Running(_) => {}
+            State::Running(_) | State::Starting => {}
         }
         if let Some(process) = &process {
             signal(process, how.signal, state)?;
         }
-        self.await_end(state, process, how)?;
-        if let State::Running(Some(pid)) = state {
+        let after = self.await_end(state, process, how)?;
+        if let (State::Running(Some(pid)), State::Stale) = (state, after) {
             // It could not do so itself if it was killed. If we may not either,
             // the file stays stale.
-            let _ = pid_file::clear(&self.pid_file, pid);
+            let _ = pid_file::clear(&self.pid_file, Some(pid));
         }
         Ok(Outcome::Done)
     }
 
-    /// Waits until the PID file is not locked any more.
+    /// Waits until the PID file is not locked any more; returns what it is then.
     fn await_end(
         &self,
         before: State,
         mut process: Option<OwnedFd>,
         how: Ending,
-    ) -> Result<(), Fatal> {
+    ) -> Result<State, Fatal> {
         let mut kill_at = how.kill_after.and_then(|after| Instant::now().checked_add(after));
         loop {
             match (self.look()?, before) {
-                (State::NotRunning | State::Stale, _) => return Ok(()),
-                (State::Running(Some(now)), State::Running(Some(old))) if now != old => {
+                (after @ (State::NotRunning | State::Stale), _) => return Ok(after),
+                (State::Running(Some(now)), State::Running(old)) if old != Some(now) => {
                     let text = format!("another one was started meanwhile, process {now}");
                     return Err(Fatal::system("stop the daemon", io::Error::other(text)));
                 }
-                (State::Running(_), _) => {}
+                (State::Running(_) | State::Starting, _) => {}
             }
             if how.deadline.left() == Some(Duration::ZERO) {
-                return Err(self.too_late("stop the daemon"));
+                return Err(self.too_late("stop the daemon", ""));
             }
             if let Some(process) = &process
                 && kill_at.is_some_and(|at| at <= Instant::now())
@@ -312,9 +353,11 @@ impl Control {
         }
     }
 
-    /// Ends what `start` has begun in vain.
+    /// Ends what `start` has begun in vain, and empties the PID file.
     fn abandon(&self, child: &mut Child) -> Result<(), Fatal> {
-        let starter = Pid::from_child(child);
+        // Nobody else can have this id before it was waited for. A command that
+        // has left its group is killed all the same.
+        let _ = kill_process_group(Pid::from_child(child), Signal::KILL);
         child
             .kill()
             .and_then(|()| child.wait())
@@ -325,8 +368,9 @@ impl Control {
             kill_after: Some(kill_after),
             deadline: Deadline(Instant::now().checked_add(kill_after + KILL_AFTER)),
         })?;
-        // It may have been the daemon itself, that never went into the background.
-        let _ = pid_file::clear(&self.pid_file, starter);
+        // Whoever was killed could not do so: the daemon, in the foreground or in
+        // the background, or one that had no process id yet.
+        let _ = pid_file::clear(&self.pid_file, None);
         Ok(())
     }
 }

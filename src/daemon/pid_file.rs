@@ -16,7 +16,7 @@ use rustix::fs::{
     AtFlags, CWD, FileType, FlockOperation, Mode, OFlags, Stat, flock, fstat, openat, statat,
 };
 use rustix::io::Errno;
-use rustix::process::{Pid, geteuid};
+use rustix::process::{Pid, geteuid, test_kill_process};
 
 use crate::error::Fatal;
 
@@ -33,6 +33,8 @@ pub enum State {
     NotRunning,
     /// Nobody holds the lock, but there is a text: the daemon died.
     Stale,
+    /// It is locked, and has no process id yet: the daemon is being started.
+    Starting,
     /// It is locked, and this is the daemon; `None`: the file is empty, the
     /// daemon is about to end.
     Running(Option<Pid>),
@@ -63,13 +65,13 @@ pub fn look(path: &Path) -> io::Result<State> {
     let mut buffer = [0; TEXT_MAX];
     let length = read_up_to(&file, &mut buffer)?;
     match (&buffer[..length], locked) {
+        (text, true) if is_starting(text) => Ok(State::Starting),
         (text, _) if text.len() == TEXT_MAX => {
             Err(io::Error::other("it is too long to be a PID file"))
         }
         ([], false) => Ok(State::NotRunning),
         (_, false) => Ok(State::Stale),
         ([], true) => Ok(State::Running(None)),
-        (STARTING, true) => Err(io::Error::other("the daemon is just being started")),
         (text, true) => match process_id(text) {
             Some(pid) => Ok(State::Running(Some(pid))),
             None => Err(io::Error::other("there is no process id in it")),
@@ -77,13 +79,32 @@ pub fn look(path: &Path) -> io::Result<State> {
     }
 }
 
-/// Empties a stale PID file, if this process id is still in it.
-pub(super) fn clear(path: &Path, pid: Pid) -> io::Result<()> {
+/// Whether a daemon that is being started has written this. It writes over what
+/// was there, and cuts off the rest after that: first the remains of a daemon
+/// that died, then its own.
+fn is_starting(text: &[u8]) -> bool {
+    let by_id = |(now, before): (&u8, &u8)| now == before || matches!(now, b'0'..=b'9' | b'\n');
+    text.starts_with(STARTING)
+        || text.len() == STARTING.len() && text.iter().zip(STARTING).all(by_id)
+}
+
+/// Empties a stale PID file, if this process id is still in it; `None`: whatever
+/// is in it.
+pub(super) fn clear(path: &Path, pid: Option<Pid>) -> io::Result<()> {
     let file = File::from(openat(CWD, path, open_flags() - OFlags::CREATE, Mode::empty())?);
     flock(&file, FlockOperation::NonBlockingLockExclusive)?;
     let mut buffer = [0; TEXT_MAX];
     let length = read_up_to(&file, &mut buffer)?;
-    if process_id(&buffer[..length]) == Some(pid) { file.set_len(0) } else { Ok(()) }
+    let is_meant = pid.is_none_or(|pid| process_id(&buffer[..length]) == Some(pid));
+    if is_meant { file.set_len(0) } else { Ok(()) }
+}
+
+/// Whether it has the process id of a process that there is.
+fn is_of_living(file: &File) -> io::Result<bool> {
+    let mut buffer = [0; TEXT_MAX];
+    let length = read_up_to(file, &mut buffer)?;
+    let pid = process_id(&buffer[..length]);
+    Ok(pid.is_some_and(|pid| test_kill_process(pid) != Err(Errno::SRCH)))
 }
 
 fn process_id(text: &[u8]) -> Option<Pid> {
@@ -213,8 +234,9 @@ fn lock(path: &Path) -> io::Result<File> {
     }
 }
 
-/// Why a file of this kind is no place for a PID file of the user `own`.
-fn why_unsafe(status: &Stat, own: u32) -> Option<&'static str> {
+/// Why a file of this kind is no place for a PID file, or a guard file, of the
+/// user `own`.
+pub(super) fn why_unsafe(status: &Stat, own: u32) -> Option<&'static str> {
     if !is_regular(status) {
         Some("it is no regular file")
     } else if status.st_nlink > 1 {
@@ -239,16 +261,21 @@ fn lock_exclusive(file: &File, path: &Path) -> io::Result<()> {
             Err(Errno::WOULDBLOCK) => {}
             result => return Ok(result?),
         }
-        // A daemon has an exclusive lock; whoever looks has a shared one, for a moment.
+        // A daemon has an exclusive lock; whoever looks has a shared one for a
+        // moment, and whoever empties a stale file, an exclusive one.
         match lock(NonBlockingLockShared) {
-            Err(Errno::WOULDBLOCK) => break,
-            result => result?,
+            Err(Errno::WOULDBLOCK) if is_of_living(file)? => break,
+            Err(Errno::WOULDBLOCK) => {}
+            result => {
+                result?;
+                lock(Unlock)?;
+            }
         }
-        lock(Unlock)?;
         thread::sleep(PAUSE);
     }
     let text = match look(path) {
         Ok(State::Running(Some(pid))) => format!("already running with process id {pid}"),
+        Ok(State::Starting) => "already being started".to_owned(),
         _ => "already running".to_owned(),
     };
     Err(io::Error::new(io::ErrorKind::ResourceBusy, text))
@@ -284,7 +311,7 @@ mod tests {
 
         let mut file = PidFile::lock(&path).unwrap();
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o7777, 0o644);
-        assert_eq!(state(&path), Err("the daemon is just being started".into()));
+        assert_eq!(state(&path), Ok(State::Starting));
         let pid = Pid::from_raw(42).unwrap();
         file.write(pid).unwrap();
         assert_eq!(fs::read(&path).unwrap(), b"42\n");
@@ -304,35 +331,91 @@ mod tests {
     }
 
     #[test]
-    fn whoever_looks_does_not_keep_a_daemon_from_starting() {
+    fn between_two_texts_it_is_being_started() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("x.pid");
-        fs::write(&path, "").unwrap();
-        let reader = File::open(&path).unwrap();
-        flock(&reader, FlockOperation::LockShared).unwrap();
-        let opener = thread::spawn({
-            let path = path.clone();
-            move || PidFile::lock(&path)
-        });
-        thread::sleep(Duration::from_millis(3));
-        drop(reader);
-        opener.join().unwrap().unwrap();
+        let file = File::create(&path).unwrap();
+        flock(&file, FlockOperation::LockExclusive).unwrap();
+        for (text, expected) in [
+            ("(starting)\n", true),
+            // Over what a daemon has left that died.
+            ("(starting)\nish\n", true),
+            ("(starting)\nrubbish, and not little\n", true),
+            // The process id over that.
+            ("4\ntarting)\n", true),
+            ("4194304\ng)\n", true),
+            // Read while it was written.
+            ("41tarting)\n", true),
+            ("rubbish\n", false),
+            ("4\nrubbish)\n", false),
+            ("(start", false),
+        ] {
+            file.set_len(0).unwrap();
+            file.write_all_at(text.as_bytes(), 0).unwrap();
+            assert_eq!(state(&path) == Ok(State::Starting), expected, "{text:?}");
+        }
     }
 
     #[test]
-    fn only_a_stale_file_with_that_process_id_is_cleared() {
+    fn whoever_looks_or_cleans_up_does_not_keep_a_daemon_from_starting() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x.pid");
+        let mut child = std::process::Command::new("true").spawn().unwrap();
+        let nobody = format!("{}\n", child.id());
+        child.wait().unwrap();
+        for (text, operation) in [
+            ("", FlockOperation::LockShared),
+            ("", FlockOperation::LockExclusive),
+            (&nobody, FlockOperation::LockExclusive),
+        ] {
+            fs::write(&path, text).unwrap();
+            let other = File::open(&path).unwrap();
+            flock(&other, operation).unwrap();
+            let opener = thread::spawn({
+                let path = path.clone();
+                move || PidFile::lock(&path)
+            });
+            thread::sleep(Duration::from_millis(3));
+            drop(other);
+            opener.join().unwrap().unwrap();
+        }
+    }
+
+    #[test]
+    fn a_lock_that_stays_is_a_daemons() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x.pid");
+        for (text, told) in [
+            (format!("{}\n", std::process::id()), "already running with process id "),
+            (String::new(), "already running"),
+            ("(starting)\n".to_owned(), "already being started"),
+        ] {
+            fs::write(&path, text).unwrap();
+            let other = File::open(&path).unwrap();
+            flock(&other, FlockOperation::LockExclusive).unwrap();
+            let error = PidFile::lock(&path).unwrap_err().to_string();
+            assert!(error.contains(told), "{error}");
+        }
+    }
+
+    #[test]
+    fn only_a_stale_file_is_cleared() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("x.pid");
         let pid = Pid::from_raw(42).unwrap();
         fs::write(&path, "43\n").unwrap();
-        clear(&path, pid).unwrap();
+        clear(&path, Some(pid)).unwrap();
         assert_eq!(state(&path), Ok(State::Stale));
         fs::write(&path, "42\n").unwrap();
-        clear(&path, pid).unwrap();
+        clear(&path, Some(pid)).unwrap();
+        assert_eq!(state(&path), Ok(State::NotRunning));
+        fs::write(&path, "(starting)\n").unwrap();
+        clear(&path, None).unwrap();
         assert_eq!(state(&path), Ok(State::NotRunning));
         let mut file = PidFile::lock(&path).unwrap();
         file.write(pid).unwrap();
-        assert!(clear(&path, pid).is_err());
+        assert!(clear(&path, Some(pid)).is_err());
+        assert!(clear(&path, None).is_err());
         assert_eq!(state(&path), Ok(State::Running(Some(pid))));
     }
 

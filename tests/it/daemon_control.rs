@@ -2,12 +2,12 @@
 
 use std::fs::{self, File};
 use std::io::Write;
-use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::fs::{PermissionsExt, chown, symlink};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use rustix::fs::{FlockOperation, flock};
+use rustix::fs::{CWD, FlockOperation, Mode, flock, mkfifoat};
 
 use crate::harness::background::{Place, finish, ignoring_children, kill};
 use crate::harness::{PLUGD, eventually, ns, program, skip};
@@ -96,6 +96,8 @@ fn exit_codes_in_each_state() {
             let _lock = make(&place);
             let done = match action {
                 "--start" => place.start(&[]),
+                // They wait, until it is up or they are tired of that.
+                _ if state == "starting" => place.act(action, &["--timeout", "0.1"]),
                 _ => place.act(action, &[]),
             };
             assert_eq!(done, code, "{action} when: {state}");
@@ -104,6 +106,48 @@ fn exit_codes_in_each_state() {
             }
         }
     }
+}
+
+/// A FIFO in the place of the rules: a daemon waits there, with its PID file
+/// locked, until somebody writes them, and says so by opening it.
+fn fifo(place: &Place) -> String {
+    let path = place.path("rules");
+    mkfifoat(CWD, &path, Mode::RUSR | Mode::WUSR).unwrap();
+    path.to_str().unwrap().to_owned()
+}
+
+/// A daemon that reads its rules there.
+fn with_rules(place: &Place, rules: &str) -> Vec<String> {
+    let dev = place.path("dev");
+    fs::create_dir_all(&dev).unwrap();
+    let mut daemon = place.daemon(&["--dev", dev.to_str().unwrap(), "--conf", rules]);
+    daemon.pop();
+    daemon
+}
+
+/// By somebody who does not use daemon-control, and so has not locked the guard.
+#[test]
+fn a_daemon_that_is_being_started_is_waited_for() {
+    let place = Place::new();
+    let rules = fifo(&place);
+    let daemon = with_rules(&place, &rules);
+    let mut launcher = Command::new(&daemon[0]).args(&daemon[1..]).spawn().unwrap();
+    eventually("it is being started", || (place.text("x.pid") == "(starting)\n").then_some(()));
+    let check = finish(&mut place.control("--check"));
+    assert_eq!(check.code, Some(102));
+    assert!(check.stderr.contains("x.pid: the daemon is just being started\n"), "{check:?}");
+    let mut stop = place.control("--stop").spawn().unwrap();
+    eventually("it waits", || {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", stop.id())).unwrap();
+        let guard = File::open(place.path("x.lock")).unwrap();
+        let locked = flock(&guard, FlockOperation::NonBlockingLockShared).is_err();
+        (locked && stat.contains(") S ")).then_some(())
+    });
+    assert!(stop.try_wait().unwrap().is_none());
+    fs::write(&rules, "").unwrap();
+    assert!(launcher.wait().unwrap().success());
+    assert_eq!(stop.wait().unwrap().code(), Some(0));
+    assert_eq!(place.act("--check", &[]), 101);
 }
 
 #[test]
@@ -140,7 +184,16 @@ fn who_does_not_have_the_pid_file_open_is_not_signalled() {
         assert!(finished.stderr.contains("does not have the PID file open"), "{finished:?}");
     }
     assert!(bystander.try_wait().unwrap().is_none());
+    // One that has ended needs no signal, nor does it have files, even if nobody
+    // has waited for it.
     bystander.kill().unwrap();
+    eventually("it is a zombie", || {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", bystander.id())).unwrap();
+        stat.contains(") Z ").then_some(())
+    });
+    let finished = finish(place.control("--stop").args(["--timeout", "0.1"]));
+    assert!(finished.stderr.contains("not within 100ms"), "{finished:?}");
+    assert_eq!(place.act("--reload", &[]), 101);
     bystander.wait().unwrap();
     // LibUCW's waits as well, and for ever.
     assert_eq!(place.act("--stop", &["--timeout", "0.1"]), 102);
@@ -213,6 +266,28 @@ fn a_start_that_takes_too_long_is_ended() {
     eventually("nothing is left", || place.holders().is_empty().then_some(()));
     assert_eq!(place.act("--check", &[]), 101);
     assert_eq!(place.start(&[]), 0);
+}
+
+/// Before it goes into the background, itself or behind a shell.
+#[test]
+fn a_start_that_takes_too_long_in_the_setup_is_ended() {
+    let wrapped = |daemon: &[String]| {
+        let mut words = ["sh", "-c", "\"$@\"; true", "sh"].map(str::to_owned).to_vec();
+        words.extend_from_slice(daemon);
+        words
+    };
+    for wrap in [|daemon: &[String]| daemon.to_vec(), wrapped] {
+        let place = Place::new();
+        let daemon = wrap(&with_rules(&place, &fifo(&place)));
+        let mut command = place.control("--start");
+        let finished = finish(command.args(["--timeout", "1", "--"]).args(&daemon));
+        assert_eq!(finished.code, Some(102), "{finished:?}");
+        assert!(finished.stderr.contains(": not within 1s\n"), "{finished:?}");
+        assert_eq!(place.holders(), [0_i32; 0], "{daemon:?}");
+        assert_eq!(place.text("x.pid"), "", "{daemon:?}");
+        assert_eq!(place.act("--check", &[]), 101, "{daemon:?}");
+        assert_eq!(place.start(&[]), 0);
+    }
 }
 
 #[test]
@@ -310,7 +385,8 @@ fn files_that_cannot_be_used() {
         if root {
             // The guard is root's.
             assert_eq!(unprivileged("--check"), 102);
-            mode("x.lock", 0o666);
+            chown(place.path("x.lock"), Some(0), Some(65534)).unwrap();
+            mode("x.lock", 0o660);
             assert_eq!(unprivileged("--check"), 0);
             assert_eq!(unprivileged("--stop"), 102);
             assert_eq!(unprivileged("--reload"), 102);
@@ -324,6 +400,31 @@ fn files_that_cannot_be_used() {
         assert_eq!(unprivileged("--check"), 102);
         mode(".", 0o700);
     });
+}
+
+/// Whoever can write the guard can do so for others, and lock it for ever.
+#[test]
+fn a_guard_that_is_not_ours_is_refused() {
+    let place = Place::new();
+    let guard = place.path("x.lock");
+    let refused = |why: &str| {
+        let finished = finish(&mut place.control("--check"));
+        assert_eq!(finished.code, Some(102), "{finished:?}");
+        assert!(finished.stderr.ends_with(&format!("x.lock: {why}\n")), "{finished:?}");
+    };
+    fs::write(&guard, "").unwrap();
+    fs::set_permissions(&guard, fs::Permissions::from_mode(0o622)).unwrap();
+    refused("others can write it");
+    fs::set_permissions(&guard, fs::Permissions::from_mode(0o644)).unwrap();
+    assert_eq!(place.act("--check", &[]), 101);
+    fs::hard_link(&guard, place.path("other")).unwrap();
+    refused("it is a link, or has one");
+    fs::remove_file(place.path("other")).unwrap();
+    if !rustix::process::geteuid().is_root() {
+        return skip("root", "a_guard_that_is_not_ours_is_refused", "this is not root");
+    }
+    chown(&guard, Some(65534), None).unwrap();
+    refused("it belongs to another user");
 }
 
 #[test]

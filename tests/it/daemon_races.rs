@@ -238,6 +238,28 @@ fn control_may_be_killed_anywhere() {
     });
 }
 
+/// A daemon that is started just when another one has ended must not find its
+/// PID file locked by who has stopped that.
+#[test]
+fn a_pid_file_that_is_empty_already_is_left_alone() {
+    ns::alone(|| {
+        if strace_is_missing("a_pid_file_that_is_empty_already_is_left_alone") {
+            return;
+        }
+        let place = Place::new();
+        assert_eq!(place.start(&[]), 0);
+        let control = place.control("--stop");
+        let words = traced(&place, "flock:when=1000:error=EIO", false);
+        let mut command = Command::new(&words[0]);
+        command.args(&words[1..]).arg(PLUGD).args(control.get_args());
+        assert_eq!(finish(&mut command).code, Some(0));
+        let trace = place.text("trace");
+        // The guard, and looks at the PID file.
+        let exclusive = trace.matches("LOCK_EX").count();
+        assert_eq!((exclusive, trace.contains("LOCK_SH")), (1, true), "{trace}");
+    });
+}
+
 /// A system call that claims to have changed the user, but has not.
 #[test]
 fn privileges_that_were_not_dropped_are_noticed() {
