@@ -619,6 +619,40 @@ impl Drop for Mapping {
     }
 }
 
+/// Gives back the memory that this program's code takes. What is still needed comes
+/// back from its file, or the page cache, when it is: most of it is needed at the
+/// start only. Does nothing where /proc is not mounted.
+///
+/// # Errors
+/// Those of open(2) and madvise(2).
+pub fn forget_code() -> io::Result<()> {
+    let here = forget_code as *const () as usize;
+    let maps = std::fs::read_to_string("/proc/self/maps")?;
+    let Some((start, end)) = maps.lines().find_map(|line| code_around(line, here)) else {
+        return Ok(());
+    };
+    // SAFETY: these whole pages are mapped privately from a file, and cannot be
+    // written: they were never changed, so what is read from the file again is the same.
+    let result = unsafe {
+        libc::madvise(ptr::with_exposed_provenance_mut(start), end - start, libc::MADV_DONTNEED)
+    };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// The range of a mapping, if a line of /proc/PID/maps (proc_pid_maps(5)) tells of one
+/// that has the address `here` in it, of a file, and private, executable and not
+/// writable.
+fn code_around(line: &str, here: usize) -> Option<(usize, usize)> {
+    let mut fields = line.split_ascii_whitespace();
+    let (range, access, _offset) = (fields.next()?, fields.next()?, fields.next()?);
+    let (_device, inode) = (fields.next()?, fields.next()?);
+    let (start, end) = range.split_once('-')?;
+    let number = |text| usize::from_str_radix(text, 16).ok();
+    let (start, end) = (number(start)?, number(end)?);
+    let is_code = access == "r-xp" && inode != "0" && (start..end).contains(&here);
+    is_code.then_some((start, end))
+}
+
 /// Blocks all signals that can be: what comes now waits, across execve(2) too,
 /// until [`normalize_signals`].
 ///
@@ -878,6 +912,18 @@ extern "C" fn in_child(errand: *mut c_void) -> c_int {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn code_is_forgotten_and_comes_back() {
+        forget_code().unwrap();
+        let line = "1000-3000 r-xp 00001000 fe:00 42 /sbin/plugd";
+        assert_eq!(code_around(line, 0x2fff), Some((0x1000, 0x3000)));
+        assert_eq!(code_around(line, 0x3000), None);
+        for other in ["rwxp", "r-xs", "r--p", "rw-p"] {
+            assert_eq!(code_around(&line.replace("r-xp", other), 0x2000), None);
+        }
+        assert_eq!(code_around("1000-3000 r-xp 00000000 00:00 0", 0x2000), None);
+    }
 
     #[test]
     fn a_process_with_threads_does_not_fork() {

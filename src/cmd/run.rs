@@ -508,6 +508,8 @@ pub(super) fn serve(
     sys::close_all_on_exec().map_err(|e| Fatal::system("set file descriptors close-on-exec", e))?;
     daemon.announce().map_err(|e| Fatal::system("tell that plugd is ready", e))?;
     started.ready()?;
+    // The start is most of the program. That this is so much better is no promise.
+    let _ = sys::forget_code();
     let counters = daemon.run(engine).map_err(|e| Fatal::system("wait for what happens", e))?;
     log::info!("stopped: {counters}");
     Ok(counters)

@@ -75,7 +75,7 @@ fn the_version_is_told() {
 
 #[test]
 fn wrong_usage_is_told_with_the_right_one() {
-    let cases: [(&[&str], &str); 17] = [
+    let cases: [(&[&str], &str); 19] = [
         (&[], "a command is missing"),
         (&["nonsense"], "there is no command 'nonsense'"),
         (&["--nonsense"], "there is no command '--nonsense'"),
