@@ -1,6 +1,7 @@
 //! What can go wrong between two system calls.
 
 use std::fs;
+use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, Command};
 use std::time::Instant;
 
@@ -197,43 +198,66 @@ fn control_may_be_killed_anywhere() {
         if strace_is_missing("control_may_be_killed_anywhere") {
             return;
         }
-        let calls: [(&str, &[&str]); 2] = [
-            ("--start", &["flock:when=1", "flock:when=2", "clone3", "wait4", "flock:when=3"]),
-            (
-                "--stop",
-                &[
-                    "flock:when=1",
-                    "flock:when=2",
-                    "pidfd_open",
-                    "flock:when=3",
-                    "pidfd_send_signal",
-                    "flock:when=4",
-                    "poll",
-                    "ftruncate",
-                ],
-            ),
+        // What the daemon is when it is to be acted on.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        enum Daemon {
+            None,
+            Running,
+            /// It does not end before the test lets it.
+            Suspended,
+        }
+        const STOP: &[&str] = &["--stop"];
+        const KILL: &[&str] = &["--stop", "--signal", "KILL"];
+        // To start it, it locks the guard, and looks when the daemon is there; to
+        // stop it, it locks the guard, looks, looks again when it has a pidfd,
+        // and at last waits. It empties the file of a daemon that was killed. Last
+        // comes what is left: how the next --check ends.
+        let cases = [
+            (&["--start"][..], Daemon::None, "flock:when=1", 101),
+            (&["--start"], Daemon::None, "flock:when=2", 0),
+            (&["--start"], Daemon::None, "/^(clone3?|vfork)$:when=1", 101),
+            (&["--start"], Daemon::None, "/^wait(4|id)$:when=1", 0),
+            (STOP, Daemon::Running, "flock:when=1", 0),
+            (STOP, Daemon::Running, "flock:when=2", 0),
+            (STOP, Daemon::Running, "pidfd_open:when=1", 0),
+            (STOP, Daemon::Running, "flock:when=3", 0),
+            (STOP, Daemon::Running, "pidfd_send_signal:when=1", 0),
+            (STOP, Daemon::Running, "flock:when=4", 101),
+            (STOP, Daemon::Suspended, "ppoll:when=1", 101),
+            (KILL, Daemon::Running, "ftruncate:when=1", 103),
         ];
-        for (action, calls) in calls {
-            for call in calls {
-                let place = Place::new();
-                let mut control = place.control(action);
-                match action {
-                    "--start" => _ = control.arg("--").args(place.daemon(&[])),
-                    _ => assert_eq!(place.start(&[]), 0),
-                }
-                let (name, when) = call.split_once(':').unwrap_or((call, "when=1"));
-                let words = traced(&place, &format!("{name}:signal=KILL:{when}"), false);
-                let mut command = Command::new(&words[0]);
-                finish(command.args(&words[1..]).arg(PLUGD).args(control.get_args()));
-                // Whatever it has left undone, the next one does.
-                eventually("the daemon is here or gone", || {
-                    matches!(place.act("--check", &[]), 0 | 101).then_some(())
-                });
-                assert!(matches!(place.act("--stop", &[]), 0 | 100), "{action} {call}");
-                assert_eq!(place.start(&[]), 0, "{action} {call}");
-                assert_eq!(place.act("--stop", &[]), 0, "{action} {call}");
-                assert_eq!(place.holders(), [0_i32; 0], "{action} {call}");
+        for (action, daemon, call, left) in cases {
+            let place = Place::new();
+            let mut control = place.control(action[0]);
+            control.args(&action[1..]);
+            match daemon {
+                Daemon::None => _ = control.arg("--").args(place.daemon(&[])),
+                Daemon::Running | Daemon::Suspended => assert_eq!(place.start(&[]), 0),
             }
+            let suspended = (daemon == Daemon::Suspended).then(|| {
+                let pid = Pid::from_raw(place.pid()).unwrap();
+                kill_process(pid, Signal::STOP).unwrap();
+                pid
+            });
+            let (name, when) = call.rsplit_once(':').unwrap();
+            let words = traced(&place, &format!("{name}:signal=KILL:{when}"), false);
+            let mut command = Command::new(&words[0]);
+            command.args(&words[1..]).arg(PLUGD).args(control.get_args());
+            let mut killed = command.spawn().unwrap();
+            let status = ns::wait(&mut killed, PATIENCE).expect("it does not end");
+            assert_eq!(status.signal(), Some(9), "{action:?} {call}: {status}");
+            if let Some(pid) = suspended {
+                assert_eq!(place.act("--check", &[]), 0);
+                kill_process(pid, Signal::CONT).unwrap();
+            }
+            // Whatever it has left undone, the next one does.
+            eventually("the daemon is here or gone", || {
+                (place.act("--check", &[]) == left).then_some(())
+            });
+            assert!(matches!(place.act("--stop", &[]), 0 | 100 | 103), "{action:?} {call}");
+            assert!(matches!(place.start(&[]), 0 | 103), "{action:?} {call}");
+            assert_eq!(place.act("--stop", &[]), 0, "{action:?} {call}");
+            assert_eq!(place.holders(), [0_i32; 0], "{action:?} {call}");
         }
     });
 }
