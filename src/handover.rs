@@ -23,6 +23,9 @@ pub const VARIABLE: &str = "PLUGD_HANDOVER";
 /// code, whether it could go on: with these options and this configuration.
 pub const REHEARSAL: &str = "rehearsal";
 
+/// What it says then, before it ends with 0: it reads what such a one writes.
+pub const REHEARSED: &str = MAGIC;
+
 /// Begins the text.
 const MAGIC: &str = "plugd-handover 1";
 

@@ -11,9 +11,14 @@ use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 
+use std::time::{Duration, Instant};
+
 use rustix::time::{ClockId, clock_gettime};
 
 use crate::error::{Fatal, reason};
+
+/// How long the manager may take to read what comes before.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Whom to tell, and how.
 #[derive(Debug, Default)]
@@ -53,18 +58,29 @@ impl Notifier {
     /// Everything is set up. `status` is a line for people.
     ///
     /// # Errors
-    /// Those of write(2) on the notification descriptor, the first time.
+    /// The first time: those of write(2) on the notification descriptor, and of
+    /// sendto(2) to NOTIFY_SOCKET. Whoever waits for it would wait for ever.
     pub fn ready(&mut self, status: &str) -> io::Result<()> {
         if let Some(mut descriptor) = self.descriptor.take() {
             descriptor.write_all(b"\n")?;
         }
-        let pid = if std::mem::replace(&mut self.said_ready, true) {
-            format!("MAINPID={}\n", std::process::id())
-        } else {
-            String::new()
-        };
-        self.send(&format!("READY=1\n{pid}STATUS={status}\n"));
-        Ok(())
+        if std::mem::replace(&mut self.said_ready, true) {
+            let pid = std::process::id();
+            self.send(&format!("READY=1\nMAINPID={pid}\nSTATUS={status}\n"));
+            return Ok(());
+        }
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            match self.try_send(&format!("READY=1\nSTATUS={status}\n")) {
+                // The manager has much to read.
+                Err(error)
+                    if error.kind() == io::ErrorKind::WouldBlock && Instant::now() < deadline =>
+                {
+                    std::thread::sleep(Duration::from_millis(10));
+                }
+                result => return result,
+            }
+        }
     }
 
     /// The configuration is about to be read again; [`Notifier::ready`] follows.
@@ -90,10 +106,14 @@ impl Notifier {
 
     /// Without waiting: a manager that does not read must not hold us up.
     fn send(&self, text: &str) {
-        let Some((socket, address)) = &self.socket else { return };
-        if let Err(error) = socket.send_to_addr(text.as_bytes(), address) {
+        if let Err(error) = self.try_send(text) {
             log::warn!("cannot notify NOTIFY_SOCKET: {}", reason(&error));
         }
+    }
+
+    fn try_send(&self, text: &str) -> io::Result<()> {
+        let Some((socket, address)) = &self.socket else { return Ok(()) };
+        socket.send_to_addr(text.as_bytes(), address).map(drop)
     }
 }
 

@@ -31,28 +31,35 @@ impl Presence {
 
     /// Whether the device is there: its directory in /sys has `uevent`, or there
     /// is something of its name in /dev, a link included. By fields: never.
-    pub fn is_there(&self, device: &Device) -> bool {
+    /// `None`: that cannot be told, as it is on another file system or may not be
+    /// looked at.
+    pub fn is_there(&self, device: &Device) -> Option<bool> {
         match device {
             Device::Path(path) => {
                 let path = path.strip_prefix(b"/").unwrap_or(path);
                 exists(self.sys.as_ref(), &[path, b"/uevent"].concat())
             }
             Device::Node(node) => exists(self.dev.as_ref(), node),
-            Device::Fields(_) => false,
+            Device::Fields(_) => None,
         }
     }
 }
 
-fn exists(root: Option<&OwnedFd>, path: &[u8]) -> bool {
-    let Some(root) = root else { return false };
+fn exists(root: Option<&OwnedFd>, path: &[u8]) -> Option<bool> {
+    let Some(root) = root else { return Some(false) };
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_XDEV | ResolveFlags::NO_MAGICLINKS;
-    match openat2(root, path, flags, Mode::empty(), resolve) {
+    let found = match openat2(root, path, flags, Mode::empty(), resolve) {
         // Before Linux 5.6; seccomp may know it as little.
         Err(Errno::NOSYS | Errno::PERM) => {
-            rustix::fs::statat(root, path, rustix::fs::AtFlags::SYMLINK_NOFOLLOW).is_ok()
+            rustix::fs::statat(root, path, rustix::fs::AtFlags::SYMLINK_NOFOLLOW).map(drop)
         }
-        result => result.is_ok(),
+        result => result.map(drop),
+    };
+    match found {
+        Ok(()) => Some(true),
+        Err(Errno::NOENT | Errno::NOTDIR) => Some(false),
+        Err(_) => None,
     }
 }
 
@@ -80,18 +87,19 @@ mod tests {
     fn paths_and_nodes_are_found() {
         let dir = tree();
         let presence = Presence::below(&dir.path().join("sys"), &dir.path().join("dev"));
-        let path = |path: &str| presence.is_there(&Device::Path(path.into()));
+        let path = |path: &str| presence.is_there(&Device::Path(path.into())).unwrap();
         assert!(path("/devices/virtual/x"));
         assert!(path("/class/net/x"));
         assert!(!path("/devices/virtual"));
         assert!(!path("/devices/virtual/y"));
-        let node = |node: &str| presence.is_there(&Device::Node(node.into()));
+        let look = |node: &str| presence.is_there(&Device::Node(node.into()));
+        let node = |node: &str| look(node).unwrap();
         assert!(node("x/y"));
         assert!(node("link"));
         assert!(!node("x/z"));
-        assert!(!node("out/sys"), "led out of the directory");
-        assert!(!node("../sys"), "led out of the directory");
+        assert_eq!(look("out/sys"), None, "led out of the directory");
+        assert_eq!(look("../sys"), None, "led out of the directory");
         let nowhere = Presence::below(&dir.path().join("none"), &dir.path().join("none"));
-        assert!(!nowhere.is_there(&Device::Path("/devices/virtual/x".into())));
+        assert_eq!(nowhere.is_there(&Device::Path("/devices/virtual/x".into())), Some(false));
     }
 }

@@ -212,14 +212,24 @@ impl<I: Copy + PartialEq> Requests<I> {
         }
     }
 
+    /// Whether [`Requests::answer`] may have an answer already.
+    pub fn may_be_answered(&self) -> bool {
+        self.requests.iter().any(|request| request.met || request.look)
+    }
+
     /// When [`Requests::answer`] is to be asked, at the latest.
     pub fn deadline(&self) -> Option<Time> {
         self.requests.iter().map(|request| request.deadline).min()
     }
 
     /// Takes out the requests that can be answered at the time `now`.
-    /// `is_there` looks up whether a device is there now, for a path or a node.
-    pub fn answer(&mut self, now: Time, is_there: impl Fn(&Device) -> bool) -> Vec<(I, Answer)> {
+    /// `is_there` looks up whether a device is there now, for a path or a node, if
+    /// that can be told.
+    pub fn answer(
+        &mut self,
+        now: Time,
+        is_there: impl Fn(&Device) -> Option<bool>,
+    ) -> Vec<(I, Answer)> {
         let mut answers = Vec::new();
         self.requests.retain_mut(|request| {
             let look = std::mem::take(&mut request.look);
@@ -228,8 +238,8 @@ impl<I: Copy + PartialEq> Requests<I> {
                     && match &request.want {
                         Want::Settled => true,
                         Want::Present(Device::Fields(_)) | Want::Gone(Device::Fields(_)) => false,
-                        Want::Present(device) => is_there(device),
-                        Want::Gone(device) => !is_there(device),
+                        Want::Present(device) => is_there(device) == Some(true),
+                        Want::Gone(device) => is_there(device) == Some(false),
                     };
             let answer = match yes {
                 true => Answer::Yes,

@@ -21,7 +21,7 @@ use crate::engine::Engine;
 use crate::environment::DEFAULT_PATH;
 use crate::error::Fatal;
 use crate::handler::Handler;
-use crate::handover::Handover;
+use crate::handover::{self, Handover};
 use crate::listen_fds;
 use crate::r#loop::{self, Daemon, Setup};
 use crate::machine::Limits;
@@ -39,7 +39,7 @@ use super::daemon_options::{DaemonOption, DaemonOptions, Prepared};
 use super::options::{self, BYTES, GROUPS, HIGH_FD, SECONDS};
 use super::recovery_options::{CHANGES, Coldplug, RecoveryOptions, State};
 use super::rules::{self, Files};
-use super::{Command, Request, own_pidfd_inode, quoted};
+use super::{Command, Request, own_pidfd_inode, print, quoted};
 
 pub(super) const COMMAND: Command = Command {
     name: "run",
@@ -237,6 +237,7 @@ fn main(parser: lexopt::Parser, log_name: &'static str) -> Result<Request, Fatal
             let prepared = options.daemon.prepare(log_name)?;
             let mut engine = engine(&options)?;
             if r#loop::is_rehearsal() {
+                print(&format!("{}\n", handover::REHEARSED));
                 return Ok(Request::Done);
             }
             let mut sources = match &handover {

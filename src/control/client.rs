@@ -14,8 +14,8 @@ use socket2::{Domain, SockAddr, Socket, Type};
 
 use crate::error::reason;
 
-use super::Address;
 use super::wire::{self, Reply};
+use super::{Address, server};
 
 /// The longest first line of a reply, in bytes.
 const HEAD_MAX: usize = 64;
@@ -110,6 +110,9 @@ impl Connection {
             if head.len() > HEAD_MAX {
                 return Err(Failure::Garbled);
             }
+        }
+        if head == server::TOO_MANY {
+            return Ok(Reply::no("too many clients"));
         }
         let (outcome, length) =
             Reply::parse_head(&head[..head.len() - 1]).ok_or(Failure::Garbled)?;

@@ -11,7 +11,7 @@ use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::os::unix::net as std_net;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use mio::event::Event;
 use mio::net::{UnixListener, UnixStream};
@@ -28,6 +28,9 @@ use crate::sys;
 
 use super::Address;
 use super::wire::{self, Command, Outcome, REQUEST_MAX, Reader, Reply};
+
+/// How long to wait for the lock of a directory.
+const LOCK_PATIENCE: Duration = Duration::from_secs(5);
 
 /// How many clients may be connected at once.
 const CLIENTS_MAX: usize = 2048;
@@ -454,7 +457,7 @@ impl Server {
         };
         if !self.make_room(&peer) {
             // Into an empty buffer: it takes it all, or the client is gone.
-            let _ = stream.write(b"error: no: too many clients\n");
+            let _ = stream.write(TOO_MANY);
             return;
         }
         let _ = self.keep(stream, peer, registry, now);
@@ -658,7 +661,14 @@ fn bind_file(address: &Address, path: &Path, mode: Mode) -> io::Result<std_net::
     };
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let lock = rustix::fs::open(directory, flags, Mode::empty())?;
-    rustix::io::retry_on_intr(|| rustix::fs::flock(&lock, FlockOperation::LockExclusive))?;
+    // Anybody who may read the directory can lock it, for ever.
+    let deadline = Instant::now() + LOCK_PATIENCE;
+    while let Err(error) = rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+        if error != Errno::WOULDBLOCK || Instant::now() >= deadline {
+            return Err(error.into());
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
     // Nobody must be able to connect before the mode is set.
     let umask = rustix::process::umask(Mode::RWXU | Mode::RWXG | Mode::RWXO);
     let listener = match bind(address) {
@@ -682,21 +692,27 @@ fn identity(path: &Path) -> Option<(u64, u64)> {
 fn is_stale(address: &Address, path: &Path) -> bool {
     let is_socket = rustix::fs::lstat(path)
         .is_ok_and(|status| FileType::from_raw_mode(status.st_mode) == FileType::Socket);
-    let refused = |address| {
-        std_net::UnixStream::connect_addr(&address)
-            .is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused)
-    };
-    is_socket && address.to_socket_address().is_ok_and(refused)
+    let refused =
+        connect(address).is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused);
+    is_socket && refused
 }
 
-/// Whether a user listens there who is neither root nor our own.
-pub fn is_strangers(address: &Address) -> bool {
-    holder(address)
-        .is_some_and(|peer| ![0, rustix::process::geteuid().as_raw()].contains(&peer.uid))
+/// Connects without waiting: whoever listens there may have stopped, with others
+/// waiting already.
+fn connect(address: &Address) -> io::Result<UnixStream> {
+    UnixStream::connect_addr(&address.to_socket_address()?)
 }
+
+/// Whether a user listens there who is neither root nor our own, or one who does not
+/// say.
+pub fn is_strangers(address: &Address) -> bool {
+    holder(address).is_none_or(|peer| ![0, rustix::process::geteuid().as_raw()].contains(&peer.uid))
+}
+
+/// What a client hears that is sent away unheard.
+pub const TOO_MANY: &[u8] = b"error: no: too many clients\n";
 
 /// Who listens there, as far as it can be told.
 fn holder(address: &Address) -> Option<Peer> {
-    let stream = std_net::UnixStream::connect_addr(&address.to_socket_address().ok()?).ok()?;
-    Peer::of(&stream).ok()
+    Peer::of(&connect(address).ok()?).ok()
 }

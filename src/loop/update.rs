@@ -166,10 +166,11 @@ impl Daemon {
         self.end_probe();
         let outcome = match (answer, question) {
             (Err(why), _) => Err(why),
-            (Ok(_), Question::Rehearsal(version)) => {
+            (Ok(said), Question::Rehearsal(version)) if said == handover::REHEARSED => {
                 self.update.due = Some(version);
                 Ok(())
             }
+            (Ok(_), Question::Rehearsal(_)) => Err("it is no plugd that could go on".into()),
             (Ok(said), Question::Version) => match said.strip_prefix("plugd ") {
                 Some(version) => {
                     self.probe(Question::Rehearsal(version.into())).map_err(|error| reason(&error))
@@ -369,7 +370,7 @@ impl Probe {
             Question::Rehearsal(_) => {
                 let mut arguments = std::env::args_os();
                 command.arg0(arguments.next().unwrap_or_default()).args(arguments);
-                command.env(handover::VARIABLE, handover::REHEARSAL).stdout(Stdio::null());
+                command.env(handover::VARIABLE, handover::REHEARSAL).stdout(Stdio::piped());
             }
         }
         let mut child = command.stdin(Stdio::null()).spawn()?;

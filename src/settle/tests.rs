@@ -21,7 +21,7 @@ fn acted_on(requests: &mut Requests<u32>, socket: usize, fields: &str) {
 }
 
 fn answers(requests: &mut Requests<u32>) -> Vec<(u32, Answer)> {
-    requests.answer(NOW, |_| false)
+    requests.answer(NOW, |_| Some(false))
 }
 
 fn one(want: Want, last: Option<u64>, sockets: usize) -> Requests<u32> {
@@ -102,13 +102,13 @@ fn what_was_dropped_has_to_be_made_up_for() {
 fn time_runs_out_at_the_deadline() {
     let mut requests = one(Want::Settled, None, 1);
     assert_eq!(requests.deadline(), Some(LATER));
-    assert_eq!(requests.answer(LATER - Time::from_nanos(1), |_| true), []);
-    assert_eq!(requests.answer(LATER, |_| true), [(1, Answer::TimedOut)]);
+    assert_eq!(requests.answer(LATER - Time::from_nanos(1), |_| Some(true)), []);
+    assert_eq!(requests.answer(LATER, |_| Some(true)), [(1, Answer::TimedOut)]);
     assert_eq!(requests.deadline(), None);
     // What has come by then counts.
     let mut requests = one(Want::Settled, None, 1);
     requests.found_empty(0);
-    assert_eq!(requests.answer(LATER, |_| true), YES);
+    assert_eq!(requests.answer(LATER, |_| Some(true)), YES);
 }
 
 #[test]
@@ -165,15 +165,15 @@ fn what_is_there_counts_only_when_its_event_has_been_acted_on() {
         for there in [true, false] {
             let want = if there { Want::Present } else { Want::Gone };
             let mut requests = one(want(device.clone()), Some(7), 1);
-            assert_eq!(requests.answer(NOW, |_| there), []);
+            assert_eq!(requests.answer(NOW, |_| Some(there)), []);
             acted_on(&mut requests, 0, "SEQNUM=7");
-            assert_eq!(requests.answer(NOW, |_| there), []);
+            assert_eq!(requests.answer(NOW, |_| Some(there)), []);
             requests.found_empty(0);
             // Not there yet, and looked for once only until something happens.
-            assert_eq!(requests.answer(NOW, |_| !there), []);
-            assert_eq!(requests.answer(NOW, |_| there), []);
+            assert_eq!(requests.answer(NOW, |_| Some(!there)), []);
+            assert_eq!(requests.answer(NOW, |_| Some(there)), []);
             requests.found_empty(0);
-            assert_eq!(requests.answer(NOW, |_| there), YES);
+            assert_eq!(requests.answer(NOW, |_| Some(there)), YES);
         }
     }
     for want in [Want::Present(fields()), Want::Gone(fields())] {

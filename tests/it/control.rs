@@ -300,13 +300,13 @@ fn a_program_may_ask_again_and_again_on_one_connection() {
 fn a_megabyte_without_a_newline_gets_an_error_line() {
     let host = Host::start(&[], HOLD);
     let mut stream = host.connect();
-    let before = host.daemon.status("VmRSS");
+    let before = host.daemon.status("RssAnon");
     // It need not take all that.
     let _ = stream.write_all(&vec![b'x'; 1 << 20]);
     assert_eq!(read_all_of_broken(&mut stream), "error: usage: a request has at most 4096 bytes\n");
     assert_eq!(host.status()["state"], "idle");
     let kib = |text: &str| text.trim_end_matches(" kB").trim().parse::<u64>().unwrap();
-    let after = host.daemon.status("VmRSS");
+    let after = host.daemon.status("RssAnon");
     assert!(kib(&after) < kib(&before) + 512, "{before} before, {after} after");
 }
 
@@ -700,6 +700,16 @@ fn wait_for_what_is_there() {
         ] {
             let said = say("@plugd", &[&["wait"], device].concat());
             assert_eq!(said.code, Some(0), "{device:?}: {said:?}");
+        }
+        // What is on another file system is not looked at, and so not gone.
+        for wanted in [&["wait"][..], &["wait", "--removed"]] {
+            let said = say("@plugd", &[wanted, &["--timeout", "0", "/dev/pts/ptmx"]].concat());
+            assert_eq!(said.code, Some(1), "{wanted:?}: {said:?}");
+        }
+        // While nothing is read, and nothing waits to be.
+        assert_eq!(say("@plugd", &["pause"]).code, Some(0));
+        for args in [&["settle"][..], &["wait", "/dev/null"], &["wait", "--removed", "/dev/none"]] {
+            assert_eq!(say("@plugd", args).code, Some(0), "{args:?} while paused");
         }
     });
 }

@@ -57,6 +57,10 @@ fn it_notifies_or_it_ends() {
     assert_eq!(said.code, Some(111), "{said:?}");
     assert!(said.stderr.contains("cannot tell that plugd is ready: Broken pipe"), "{said:?}");
     let (plugd, _events) = reading();
+    let said = plugd.env("NOTIFY_SOCKET", "/nowhere/notify").sh("true").finish();
+    assert_eq!(said.code, Some(111), "{said:?}");
+    assert!(said.stderr.contains("cannot tell that plugd is ready: No such file"), "{said:?}");
+    let (plugd, _events) = reading();
     let said = plugd.env("NOTIFY_SOCKET", "nonsense").sh("true").finish();
     assert_eq!(said.code, Some(111), "{said:?}");
     assert!(said.stderr.contains("cannot notify NOTIFY_SOCKET nonsense"), "{said:?}");

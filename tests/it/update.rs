@@ -239,6 +239,7 @@ fn a_file_that_does_not_start_is_refused() {
                 0o755,
                 "started to try whether it could go on, it ended with exit status: 2",
             ),
+            ("[ $1 != --version ] || exec echo plugd 9.9", 0o755, "no plugd that could go on"),
         ]
         .into_iter()
         .enumerate()
@@ -246,7 +247,10 @@ fn a_file_that_does_not_start_is_refused() {
             copy.replace_by_script(script, mode);
             let said = say(&["update", "--timeout", "30"]);
             assert_eq!(said.code, Some(1), "{script}: {said:?}");
-            assert!(said.stderr.contains(&format!("not updated: {why}")), "{script}: {said:?}");
+            assert!(
+                said.stderr.contains("not updated: ") && said.stderr.contains(why),
+                "{script}: {said:?}"
+            );
             daemon.wait_for_log(why);
             unix::send(&events, &uevent("add", "/x", &[&format!("N={n}")]));
             daemon.wait_for_lines("out", n + 1);
@@ -329,7 +333,8 @@ fn one_that_fails_at_the_last_moment_is_refused() {
     ns::alone(|| {
         let copy = Copy::new();
         let (daemon, events) = copy.start(&[], "echo $N >>$TMP/out");
-        let script = "[ $1 = --version ] || mv \"$0\" \"$0.gone\"; echo plugd 9.9";
+        let script = "[ $1 = --version ] && exec echo plugd 9.9
+            mv \"$0\" \"$0.gone\"; echo plugd-handover 1";
         copy.replace_by_script(script, 0o755);
         let said = say(&["update"]);
         assert_eq!(said.code, Some(1), "{said:?}");
