@@ -10,6 +10,22 @@ use crate::error::Fatal;
 use crate::logging;
 use crate::syslog::{self, Syslog};
 
+/// What the help of a daemon under another name than plugd's tells of them.
+macro_rules! daemon_help {
+    () => {
+        "\
+As a daemon (without a supervisor; plugd(8) tells more):
+      --daemonize        go into the background; exit when it is up or has failed
+      --pid-file PATH    write the process id there, and keep the file locked
+      --user NAME|#UID   become this user, with its groups
+      --group NAME|#GID  become this group, and be in no other
+      --log-file PATH    once it is up, write there instead of to stderr
+      --syslog           once it is up, log to syslog
+"
+    };
+}
+pub(super) use daemon_help;
+
 /// One of them.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum DaemonOption {

@@ -13,6 +13,7 @@ use crate::netlink::{KERNEL_GROUP, Source};
 use crate::signals::Manner;
 use crate::{logging, sys};
 
+use super::daemon_options::{DaemonOption, daemon_help};
 use super::options::{self, BYTES, GROUPS};
 use super::recovery_options::{Coldplug, State};
 use super::rules::{self, Files};
@@ -30,7 +31,8 @@ pub(super) const COMMAND: Command = Command {
     main,
 };
 
-const HELP: &str = "\
+const HELP: &str = concat!(
+    "\
 Where events come from:
       --input stdin      the standard input, as mdevd-netlink and mdevd-coldplug
                          write them, to its end (mdevd 0.0.1.0)
@@ -60,6 +62,9 @@ What it tells:
   -h, --help             print this
   -V, --version          print the version
 
+",
+    daemon_help!(),
+    "
 Signals:
   TERM, INT   let the running command finish, then stop; again: end it
   HUP         read the rules anew; if there is a mistake in them, it is told and
@@ -74,7 +79,8 @@ Examples:
       mdevd-coldplug | mdevd
   A daemon, with everything that is there already, in place of mdev -df:
       mdevd -C
-";
+"
+);
 
 /// Where events come from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -165,7 +171,10 @@ fn parse(mut parser: lexopt::Parser) -> Result<Result<(Options, Asked), Request>
             Short('F') => files.firmware = options::absolute_path(&mut parser, "-F")?,
             Short('h') | Long("help") => return Ok(Err(Request::Help)),
             Short('V') | Long("version") => return Ok(Err(Request::Version)),
-            argument => return Err(argument.unexpected().into()),
+            argument => match DaemonOption::of(&argument) {
+                Some(option) => options.daemon.take(option, &mut parser)?,
+                None => return Err(argument.unexpected().into()),
+            },
         }
     }
     if options.output_fd.is_some() && options.output_fd == options.notify_fd {

@@ -1,20 +1,22 @@
 //! `mdevd-netlink`: skarnet's program of that name, which writes the kernel's
 //! events to its standard output.
 
-use std::io::{Stdout, stdout};
+use std::io::stdout;
+use std::os::fd::OwnedFd;
 
 use lexopt::Arg::{Long, Short};
 use rustix::event::{PollFd, PollFlags, poll};
-use rustix::io::{Errno, retry_on_intr, write};
+use rustix::io::{Errno, fcntl_dupfd_cloexec, retry_on_intr, write};
 use signal_hook::consts::{SIGINT, SIGTERM};
 
 use crate::error::Fatal;
-use crate::logging;
 use crate::netlink::{DATAGRAM_MAX, KERNEL_GROUP, Received, Source};
 use crate::notify::Notifier;
 use crate::signals::Signals;
 use crate::uevent::Uevent;
+use crate::{logging, sys};
 
+use super::daemon_options::{DaemonOption, DaemonOptions, daemon_help};
 use super::options::{self, BYTES};
 use super::{Command, Request, run};
 
@@ -28,7 +30,8 @@ pub(super) const COMMAND: Command = Command {
     main,
 };
 
-const HELP: &str = "\
+const HELP: &str = concat!(
+    "\
 Each event is written as the kernel sends it, fields with a NUL after each, and
 with one more NUL at its end. While the reader does not read, events wait in the
 kernel.
@@ -41,6 +44,9 @@ Options:
   -h, --help     print this
   -V, --version  print the version
 
+",
+    daemon_help!(),
+    "
 Signals:
   TERM, INT      stop, when what was read has been written
 
@@ -49,13 +55,15 @@ call failed.
 
 Example:
       mdevd-netlink | mdevd
-";
+"
+);
 
 /// How many events may be written before signals are looked at again.
 const EVENTS_PER_TURN: u32 = 64;
 
 fn main(mut parser: lexopt::Parser, log_name: &'static str) -> Result<Request, Fatal> {
     let (mut ready, mut size, mut verbosity) = (None, None, options::of_skarnet(1));
+    let mut daemon = DaemonOptions::default();
     while let Some(argument) = parser.next()? {
         match argument {
             Short('d') => {
@@ -65,24 +73,36 @@ fn main(mut parser: lexopt::Parser, log_name: &'static str) -> Result<Request, F
             Short('v') => verbosity = options::skarnet_verbosity(&mut parser)?,
             Short('h') | Long("help") => return Ok(Request::Help),
             Short('V') | Long("version") => return Ok(Request::Version),
-            argument => return Err(argument.unexpected().into()),
+            argument => match DaemonOption::of(&argument) {
+                Some(option) => daemon.take(option, &mut parser)?,
+                None => return Err(argument.unexpected().into()),
+            },
         }
     }
     logging::start(log_name, verbosity);
+    let prepared = daemon.prepare(log_name)?;
+    // A daemon gives up the standard output, but not this one.
+    let output = fcntl_dupfd_cloexec(stdout(), 3)
+        .map_err(|e| Fatal::system("keep the standard output", e))?;
     let ready = ready.map(run::inherited).transpose()?;
     let mut notifier = Notifier::new(ready, std::env::var_os("NOTIFY_SOCKET").as_deref())?;
     let mut source = run::open_source(KERNEL_GROUP, size)?;
+    if daemon.goes_to_background() {
+        // Without /proc they stay open, which is a pity, and no more.
+        let _ = sys::close_inherited();
+    }
+    let mut started = prepared.start()?;
     let signals = Signals::handle([SIGTERM, SIGINT].into_iter())
         .map_err(|e| Fatal::system("handle signals", e))?;
     notifier.ready("reading events").map_err(|e| Fatal::system("tell that all is ready", e))?;
-    copy(&mut source, &signals)?;
+    started.ready()?;
+    copy(&mut source, &signals, &output)?;
     log::info!("stopped");
     Ok(Request::Done)
 }
 
 /// Writes events until it shall stop or nobody reads them.
-fn copy(source: &mut Source, signals: &Signals) -> Result<(), Fatal> {
-    let output = stdout();
+fn copy(source: &mut Source, signals: &Signals, output: &OwnedFd) -> Result<(), Fatal> {
     // With space for the NUL at the end.
     let mut buffer = vec![0; DATAGRAM_MAX + 1];
     loop {
@@ -90,7 +110,7 @@ fn copy(source: &mut Source, signals: &Signals) -> Result<(), Fatal> {
             PollFd::new(signals, PollFlags::IN),
             PollFd::new(source, PollFlags::IN),
             // Tells of nothing but that nobody reads.
-            PollFd::new(&output, PollFlags::empty()),
+            PollFd::new(output, PollFlags::empty()),
         ];
         retry_on_intr(|| poll(&mut polled, None))
             .map_err(|e| Fatal::system("wait for what happens", e))?;
@@ -109,7 +129,7 @@ fn copy(source: &mut Source, signals: &Signals) -> Result<(), Fatal> {
                         }
                     }
                     buffer[length] = 0;
-                    match write_all(&output, &buffer[..=length]) {
+                    match write_all(output, &buffer[..=length]) {
                         Ok(()) => {}
                         Err(Errno::PIPE) => return Ok(()),
                         Err(error) => return Err(Fatal::system("write an event", error)),
@@ -132,7 +152,7 @@ fn copy(source: &mut Source, signals: &Signals) -> Result<(), Fatal> {
 /// In one write, if it is taken: a pipe takes what has up to PIPE_BUF (4096)
 /// bytes as a whole, and the kernel's events have half of that. So whoever
 /// reads the pipe next begins with a whole event.
-fn write_all(output: &Stdout, mut bytes: &[u8]) -> Result<(), Errno> {
+fn write_all(output: &OwnedFd, mut bytes: &[u8]) -> Result<(), Errno> {
     while !bytes.is_empty() {
         match retry_on_intr(|| write(output, bytes)) {
             Ok(written) => bytes = &bytes[written..],

@@ -8,6 +8,7 @@ use crate::listen_fds;
 use crate::logging;
 use crate::signals::Manner;
 
+use super::daemon_options::{DaemonOption, DaemonOptions, daemon_help};
 use super::run::{self, Options, Work};
 use super::{Command, Request};
 
@@ -21,7 +22,8 @@ pub(super) const COMMAND: Command = Command {
     main,
 };
 
-const HELP: &str = "\
+const HELP: &str = concat!(
+    "\
 Takes the sockets that LISTEN_FDS tells of, if LISTEN_PID is its own process id,
 else file descriptor 3; netlink-datagram-socket-listen opens and hands over such
 a socket. PROG finds the event's variables in its environment. While it runs no
@@ -32,6 +34,9 @@ Options:
   -h, --help     print this
   -V, --version  print the version
 
+",
+    daemon_help!(),
+    "
 Signals:
   TERM, INT, HUP   let the running program finish, then stop; again: end it
   USR1             write the counters to the log
@@ -44,10 +49,11 @@ Examples:
   The same with a time limit and other options; plugd run has them all:
       netlink-datagram-socket-listen kobject-uevent 1 \\
           plugd run --fd 3 --timeout 60 /usr/local/bin/on-device-event
-";
+"
+);
 
 fn main(mut parser: lexopt::Parser, log_name: &'static str) -> Result<Request, Fatal> {
-    let mut verbosity = 0;
+    let (mut verbosity, mut daemon) = (0, DaemonOptions::default());
     while let Some(argument) = parser.next()? {
         match argument {
             Short('v') | Long("verbose") => verbosity += 1,
@@ -57,13 +63,17 @@ fn main(mut parser: lexopt::Parser, log_name: &'static str) -> Result<Request, F
                 let work = Work::Program(program, parser.raw_args()?.collect());
                 let mut options = Options::new(work);
                 options.verbosity = verbosity;
+                options.daemon = daemon;
                 // A handler written for nosh may take as long as it wants.
                 options.limits.timeout = None;
                 options.manner = Manner::Nosh;
                 options.control = None;
                 return start(&options, log_name);
             }
-            argument => return Err(argument.unexpected().into()),
+            argument => match DaemonOption::of(&argument) {
+                Some(option) => daemon.take(option, &mut parser)?,
+                None => return Err(argument.unexpected().into()),
+            },
         }
     }
     Err(Fatal::Usage("PROG is missing: the program to run for every event".into()))

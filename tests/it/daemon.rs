@@ -15,6 +15,7 @@ use crate::harness::background::{
     Place, finish, ignoring_children, kill, strace_is_missing, traced,
 };
 use crate::harness::daemon::field;
+use crate::harness::inject::Injector;
 use crate::harness::{PATIENCE, PLUGD, eventually, ns, program, skip, static_binary};
 
 /// Runs such a command of [`Place::daemon`] without daemon-control.
@@ -192,6 +193,50 @@ fn a_pid_file_in_the_foreground() {
     assert!(daemon.wait().unwrap().success());
     assert_eq!(stopping.wait_with_output().unwrap().status.code(), Some(0));
     assert_eq!(place.text("x.pid"), "");
+}
+
+/// What else is a daemon here takes the same options.
+#[test]
+fn under_other_names_too() {
+    ns::inside(|| {
+        let place = Place::new();
+        let path = |name: &str| place.path(name).to_str().unwrap().to_owned();
+        fs::create_dir(place.path("dev")).unwrap();
+        fs::write(place.path("mdev.conf"), "-.* 0:0 660 *echo did $DEVPATH >&2\n").unwrap();
+        let (dev, conf, log) = (path("dev"), path("mdev.conf"), path("log"));
+        // The handler has its socket at 3, and mdevd-netlink writes to a file.
+        let script = "exec netlink-datagram-socket-listen kobject-uevent 1 \"$@\" >out";
+        let script = format!("PATH=.:$PATH; {script}");
+        for name in [
+            "netlink-datagram-socket-listen",
+            "plug-and-play-event-handler",
+            "mdevd",
+            "mdevd-netlink",
+        ] {
+            symlink(PLUGD, place.path(name)).unwrap();
+        }
+        for (name, words, is_ready) in [
+            ("plug-and-play-event-handler", &["sh", "-c", "echo did $DEVPATH >&2"][..], "did /x\n"),
+            ("mdevd", &["--input=netlink", "-d", &dev, "-f", &conf], "did /x\n"),
+            ("mdevd-netlink", &["-v4"], "/x"),
+        ] {
+            let mut command = Command::new("sh");
+            command.args(["-c", &script, "sh", name, "--daemonize", "--pid-file"]);
+            command.arg(place.pid_file()).args(["--log-file", &log]).args(words);
+            let launched = finish(command.current_dir(place.path(".")));
+            assert_eq!(launched.code, Some(0), "{name}: {launched:?}");
+            assert_eq!(place.text("x.pid"), format!("{}\n", place.pid()));
+            assert_eq!(link(place.pid(), "cwd").ends_with("dev"), name == "mdevd");
+            Injector::new().event("add", "/x", &[]);
+            eventually(name, || place.text("log").contains(is_ready).then_some(()));
+            if name == "mdevd-netlink" {
+                eventually(name, || place.text("out").contains("DEVPATH=/x\0").then_some(()));
+            }
+            assert_eq!(place.act("--stop", &[]), 0, "{name}");
+            assert_eq!(place.text("x.pid"), "", "{name}");
+            fs::remove_file(&log).unwrap();
+        }
+    });
 }
 
 /// A handler's name may be relative to where the daemon was started.

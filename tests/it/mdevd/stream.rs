@@ -99,8 +99,15 @@ fn another_one_goes_on_with_the_pipe_where_one_was_killed() {
         assert_eq!((finished.code, &*finished.stderr), (Some(0), ""));
         sender.join().unwrap();
     });
-    let told: Vec<usize> = world.lines("out").iter().map(|line| line.parse().unwrap()).collect();
-    assert!(told.is_sorted(), "{told:?}");
+    let mut told: Vec<usize> =
+        world.lines("out").iter().map(|line| line.parse().unwrap()).collect();
+    // The command that ran when its mdevd was killed goes on beside the next one's.
+    let late = told.windows(2).filter(|pair| pair[0] > pair[1]).count();
+    assert!(late <= 5, "{told:?}");
+    told.sort_unstable();
+    let count = told.len();
+    told.dedup();
+    assert_eq!(told.len(), count, "an event was acted on twice");
 }
 
 /// Others may have the same pipe or file open.

@@ -251,7 +251,11 @@ fn the_manual_is_complete() {
         let long = help.lines().filter_map(|line| line.trim().strip_prefix("--"));
         for option in long {
             let name = option.split(' ').next().unwrap();
-            assert!(page.contains(&format!("\n.It Fl -{name} ")), "--{name}");
+            assert!(
+                page.contains(&format!("\n.It Fl -{name} "))
+                    || page.contains(&format!("\n.It Fl -{name}\n")),
+                "--{name}"
+            );
         }
     }
 }
