@@ -255,6 +255,20 @@ mod tests {
     use std::os::unix::fs::PermissionsExt;
 
     #[test]
+    fn what_may_get_better_is_tried_again() {
+        let program = |was_found| Program { path: c"/p".into(), argv: Vec::new(), was_found };
+        let refusal = |errno: Errno, found| refusal(&errno.into(), &program(found));
+        for errno in [Errno::AGAIN, Errno::NOMEM, Errno::MFILE, Errno::NFILE, Errno::TXTBSY] {
+            assert_eq!(refusal(errno, true), Refusal::Transient, "{errno}");
+        }
+        for errno in [Errno::NOENT, Errno::ACCESS] {
+            assert_eq!(refusal(errno, true), Refusal::Missing, "{errno}");
+            assert_eq!(refusal(errno, false), Refusal::Final, "{errno}");
+        }
+        assert_eq!(refusal(Errno::TOOBIG, true), Refusal::Final);
+    }
+
+    #[test]
     fn the_group_is_found_behind_any_name() {
         assert_eq!(stat_group(b"12 (sh) S 1 34 5 0"), Some((b'S', 34)));
         assert_eq!(stat_group(b"12 (a) b) Z 1 2 \n\xff) Z 7 12 5"), Some((b'Z', 12)));

@@ -619,3 +619,18 @@ fn handler(
         environment: rules::environment(options.clean_environment),
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_defaults_are_as_the_help_says() {
+        let limits = Options::new(Work::Program("x".into(), Vec::new())).limits;
+        assert_eq!(limits.timeout, Some(Duration::from_secs(180)));
+        assert_eq!(limits.kill_after, Duration::from_secs(5));
+        assert!(HELP.contains("SIGTERM to its process group [180]"));
+        assert!(HELP.contains("how long after that SIGKILL follows [5]"));
+        assert_eq!(RECEIVE_BUFFER, 128 << 20);
+    }
+}

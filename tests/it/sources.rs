@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::num::NonZero;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd, RawFd};
 
 use rustix::net::{
     AddressFamily, Protocol, SocketAddrUnix, SocketFlags, SocketType, bind, listen, socket_with,
@@ -13,6 +13,7 @@ use socket2::SockRef;
 use crate::harness::daemon::{Daemon, Finished, Plugd};
 use crate::harness::inject::{self, Injector, NetlinkSocket, uevent};
 use crate::harness::{ns, unix};
+use crate::listen::have;
 
 const NOSH: &str = "plug-and-play-event-handler";
 const RECORD: &str = "echo $N >>$TMP/out";
@@ -41,11 +42,49 @@ fn its_own_socket_listens_to_the_kernel() {
         let daemon = Plugd::run(&["--"]).sh(RECORD).start();
         let (fd, inode) = daemon.netlink();
         assert_eq!(NetlinkSocket::find(inode).unwrap().groups, 1);
-        let info = fs::read_to_string(format!("/proc/{}/fdinfo/{fd}", daemon.pid())).unwrap();
-        let flags = info.lines().find_map(|line| line.strip_prefix("flags:")).unwrap();
-        let flags = i32::from_str_radix(flags.trim(), 8).unwrap();
-        assert_ne!(flags & libc::O_NONBLOCK, 0);
-        assert_ne!(flags & libc::O_CLOEXEC, 0);
+        assert_is_non_blocking_and_private(&daemon, fd);
+    });
+}
+
+fn assert_is_non_blocking_and_private(daemon: &Daemon, fd: RawFd) {
+    let info = fs::read_to_string(format!("/proc/{}/fdinfo/{fd}", daemon.pid())).unwrap();
+    let flags = info.lines().find_map(|line| line.strip_prefix("flags:")).unwrap();
+    let flags = i32::from_str_radix(flags.trim(), 8).unwrap();
+    assert_ne!(flags & libc::O_NONBLOCK, 0);
+    assert_ne!(flags & libc::O_CLOEXEC, 0);
+}
+
+#[test]
+fn an_inherited_one_is_made_non_blocking_and_private() {
+    let (_sender, receiver) = unix::pair(SocketType::DGRAM);
+    rustix::io::ioctl_fionbio(&receiver, false).unwrap();
+    let daemon = Plugd::reading(receiver).sh(RECORD).start();
+    assert_is_non_blocking_and_private(&daemon, 3);
+}
+
+/// Else a datagram could come that is counted against the smaller buffer.
+#[test]
+fn the_buffer_is_set_before_the_socket_is_bound() {
+    if !have("the order of system calls", "strace") {
+        return;
+    }
+    let plugd = env!("CARGO_BIN_EXE_plugd");
+    ns::inside(|| {
+        for command in [
+            vec![plugd, "listen", "--receive-buffer-size", "1M", "kobject-uevent", "1", "true"],
+            vec![plugd, "run", "--control", "none", "--notify-fd", "99", "--", "true"],
+        ] {
+            let finished = Plugd::new()
+                .program("strace")
+                .args(["-e", "trace=setsockopt,bind"])
+                .args(&command)
+                .finish();
+            let at = |call: &str| {
+                let found = finished.stderr.lines().position(|line| line.contains(call));
+                found.unwrap_or_else(|| panic!("no {call}: {}", finished.stderr))
+            };
+            assert!(at("SO_RCVBUF") < at("bind("), "{}", finished.stderr);
+        }
     });
 }
 

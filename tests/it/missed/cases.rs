@@ -131,8 +131,9 @@ fn after_an_overrun_the_difference_is_acted_on() {
 
 #[test]
 fn changes_are_replayed_as_wanted() {
-    for (which, expected) in [("no", 0), ("c", 3), ("block,net", 0), ("yes", 3), ("block,c", 3)] {
-        ns::inside(|| {
+    ns::inside(|| {
+        let cases = [("no", 0), ("c", 3), ("block,net", 0), ("yes", 3), ("block,c", 3)];
+        for (which, expected) in cases {
             let mut world = world();
             let daemon = world.plugd(&SMALL).args(["--coldplug", "--replay-change", which]).start();
             World::settle("plugd");
@@ -140,8 +141,8 @@ fn changes_are_replayed_as_wanted() {
             let changes = replayed(&hear(&world), "overrun");
             let changes = changes.iter().filter(|line| line.starts_with("change")).count();
             assert_eq!(changes, expected, "{which}");
-        });
-    }
+        }
+    });
 }
 
 #[test]
@@ -432,8 +433,8 @@ fn under_noshs_name_every_event_is_passed_on() {
 
 #[test]
 fn an_update_carries_along_what_is_known() {
-    for state in [false, true] {
-        ns::inside(|| {
+    ns::inside(|| {
+        for state in [false, true] {
             let mut world = world();
             let file = world.at("state");
             let state = if state { file.to_str().unwrap() } else { "none" };
@@ -450,8 +451,8 @@ fn an_update_carries_along_what_is_known() {
             world.remove("/devices/new");
             assert_eq!(Plugd::new().args(["rescan"]).finish().code, Some(0));
             hear(&world).check(&world, "after the update");
-        });
-    }
+        }
+    });
 }
 
 #[test]
