@@ -14,14 +14,15 @@ fn main() {
     if variable("CARGO_CFG_TARGET_ENV") != "musl" {
         return;
     }
+    // Not every linker understands what follows, but the usual one does.
+    let flags = variable("CARGO_ENCODED_RUSTFLAGS");
+    if flags.contains("link") || !variable("RUSTC_LINKER").is_empty() {
+        return;
+    }
     if minor_version(&variable("RUSTC")).is_some_and(|minor| minor >= FIRST_THAT_UNPACKS) {
         println!("cargo::rustc-link-arg-bins=-Wl,-z,pack-relative-relocs");
     }
-    // Not every linker takes a script, but the usual one does.
-    let flags = variable("CARGO_ENCODED_RUSTFLAGS");
-    if !flags.contains("link") && variable("RUSTC_LINKER").is_empty() {
-        println!("cargo::rustc-link-arg-bins=-Wl,-T,{}/link.ld", variable("CARGO_MANIFEST_DIR"));
-    }
+    println!("cargo::rustc-link-arg-bins=-Wl,-T,{}/link.ld", variable("CARGO_MANIFEST_DIR"));
 }
 
 /// The 95 of `rustc 1.95.0 (...)`.

@@ -5,6 +5,7 @@
 
 use std::ffi::{CStr, CString, OsStr};
 use std::fmt;
+use std::fs;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -19,7 +20,7 @@ use rustix::process::{
 use crate::environment::Environment;
 use crate::error::reason;
 use crate::machine::Refusal;
-use crate::plan::Run;
+use crate::plan::{Program, Run};
 use crate::sys::Spawner;
 
 /// A child that has not been reaped.
@@ -127,6 +128,24 @@ impl Child {
         }
     }
 
+    /// Whether it has ended, and others of its group have not. As long as it is not
+    /// reaped, the group's id cannot be recycled. Without /proc they are not seen.
+    pub fn has_left_others(&self) -> bool {
+        let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+        let ended =
+            rustix::io::retry_on_intr(|| waitid(WaitId::PidFd(self.pidfd.as_fd()), options));
+        matches!(ended, Ok(Some(_))) && self.has_others()
+    }
+
+    fn has_others(&self) -> bool {
+        let Ok(processes) = fs::read_dir("/proc") else { return false };
+        processes.flatten().any(|process| {
+            let stat = fs::read(process.path().join("stat")).unwrap_or_default();
+            let group = stat_group(&stat);
+            group.is_some_and(|(state, group)| group == self.pid() && !b"ZX".contains(&state))
+        })
+    }
+
     /// Reaps it if it has ended; then it must not be used any more. Before
     /// that, kills what is left of its group if `with_group`: nobody would
     /// ever end it otherwise.
@@ -158,13 +177,22 @@ impl AsRawFd for Child {
     }
 }
 
+/// The state and the process group in /proc/PID/stat (proc_pid_stat(5)).
+fn stat_group(stat: &[u8]) -> Option<(u8, i32)> {
+    // The name before may have any bytes.
+    let end = stat.iter().rposition(|&b| b == b')')?;
+    let mut fields = stat[end + 1..].split(|&b| b == b' ').skip(1);
+    let (state, _parent, group) = (fields.next()?, fields.next()?, fields.next()?);
+    Some((*state.first()?, std::str::from_utf8(group).ok()?.parse().ok()?))
+}
+
 /// What an error of [`Child::spawn`] means for the event.
-pub fn refusal(error: &io::Error) -> Refusal {
+pub fn refusal(error: &io::Error, program: &Program) -> Refusal {
     match Errno::from_io_error(error) {
         Some(Errno::AGAIN | Errno::NOMEM | Errno::MFILE | Errno::NFILE | Errno::TXTBSY) => {
             Refusal::Transient
         }
-        Some(Errno::NOENT | Errno::ACCESS) => Refusal::Missing,
+        Some(Errno::NOENT | Errno::ACCESS) if program.was_found => Refusal::Missing,
         _ => Refusal::Final,
     }
 }
@@ -224,8 +252,15 @@ pub fn c_string(argument: &OsStr) -> io::Result<CString> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::fs;
     use std::os::unix::fs::PermissionsExt;
+
+    #[test]
+    fn the_group_is_found_behind_any_name() {
+        assert_eq!(stat_group(b"12 (sh) S 1 34 5 0"), Some((b'S', 34)));
+        assert_eq!(stat_group(b"12 (a) b) Z 1 2 \n\xff) Z 7 12 5"), Some((b'Z', 12)));
+        assert_eq!(stat_group(b""), None);
+        assert_eq!(stat_group(b"12 (sh) S"), None);
+    }
 
     #[test]
     fn programs_are_found_as_execvp_does() {

@@ -120,11 +120,8 @@ impl Base {
         let mut variables: Vec<&CStr> = Vec::with_capacity(self.variables.len() + 32);
         variables.extend(self.variables.iter().map(CString::as_c_str));
         for field in event.fields() {
-            if is_shell_name(field.key())
-                && !is_function(field.value())
-                && !matches_any(&PROTECTED, field.key())
-                && !matches_any(&HANDOVER, field.key())
-            {
+            let key = field.key();
+            if is_shell_name(key) && !is_function(field.value()) && !is_protected(key) {
                 variables.push(field.whole());
             } else {
                 withheld.push(field.key());
@@ -141,6 +138,12 @@ impl Base {
         });
         Environment { variables, withheld }
     }
+}
+
+/// Whether an event must not set the variable of this name: it could change what a
+/// program is or does.
+pub fn is_protected(key: &[u8]) -> bool {
+    matches_any(&PROTECTED, key) || matches_any(&HANDOVER, key)
 }
 
 /// The environment of one child.

@@ -40,7 +40,11 @@ mod tests {
 
     fn plan_text(hotplug_argument: bool, event: &[u8]) -> String {
         let handler = Handler {
-            program: Program { path: c"/bin/h".into(), argv: vec![c"h".into(), c"a b".into()] },
+            program: Program {
+                path: c"/bin/h".into(),
+                argv: vec![c"h".into(), c"a b".into()],
+                was_found: true,
+            },
             hotplug_argument,
             environment: Base::new([]),
         };

@@ -131,6 +131,9 @@ const DEAD: u8 = 0;
 const BEGUN: u8 = 1;
 const SETTLED: u8 = 2;
 
+/// Stands for an incarnation while a device moves that was not known before.
+const NEVER_ADDED: u64 = u64::MAX;
+
 /// Everything is aligned to that many bytes, so that no store is torn.
 const ALIGNMENT: usize = 8;
 
@@ -267,21 +270,47 @@ impl<S: Storage> Inventory<S> {
         self.find(path).map(|at| self.known(at))
     }
 
-    /// To be called before an event is acted on.
-    pub fn begin(&mut self, event: &Uevent<'_>) {
-        let Some(tracked) = Tracked::of(event) else { return };
-        let Tracked { action, path, old_path } = tracked;
+    /// To be called before an event is acted on. `sure`: no event was lost before
+    /// it, so the device at its path is the one that is known.
+    pub fn begin(&mut self, event: &Uevent<'_>, sure: bool) {
+        let Some(Tracked { action, path, old_path }) = Tracked::of(event) else { return };
         let held = self.find(path);
         match (action, held) {
-            (b"add", _) => self.note(event, &tracked, held),
-            (b"remove", Some(at)) => self.set_state(at, BEGUN),
-            (b"move", _) => {
-                if let Some(at) = old_path.and_then(|old| self.find(old)).or(held) {
+            (b"add", Some(at)) => {
+                let identity = self.told(event, None);
+                if identity_at(self.storage.bytes(), at) == identity {
+                    // Perhaps another one all the same.
+                    put(self.storage.bytes_mut(), at + AT_INCARNATION, 0);
                     self.set_state(at, BEGUN);
+                } else {
+                    self.replace(path, &identity, BEGUN, 0);
+                }
+                self.scratch = identity;
+            }
+            (b"add", None) => {
+                let identity = self.told(event, None);
+                self.replace(path, &identity, BEGUN, 0);
+                self.scratch = identity;
+            }
+            (b"remove", Some(at)) if self.tells_of(event, at) => self.set_state(at, BEGUN),
+            (b"remove", Some(_)) => {}
+            (b"move", _) => {
+                if let Some(old) = old_path {
+                    self.begin_move(event, old, path, sure);
                 }
             }
             // An event of any kind but these tells who the device is now.
-            (_, Some(_)) => self.note(event, &tracked, held),
+            (_, Some(at)) => {
+                self.set_state(at, BEGUN);
+                let identity = self.told(event, Some(at));
+                let bytes = self.storage.bytes();
+                let known = identity_at(bytes, at);
+                if sure && known != identity && identity::may_be_of(&identity, known) {
+                    let incarnation = get(bytes, at + AT_INCARNATION);
+                    self.replace(path, &identity, BEGUN, incarnation);
+                }
+                self.scratch = identity;
+            }
             (_, None) => {}
         }
     }
@@ -289,15 +318,34 @@ impl<S: Storage> Inventory<S> {
     /// To be called after it has been acted on.
     pub fn finish(&mut self, event: &Uevent<'_>) {
         let Some(Tracked { action, path, old_path }) = Tracked::of(event) else { return };
+        let Some(at) = self.find(path) else { return };
         match (action, old_path) {
-            (b"remove", _) => self.remove(path),
-            (b"move", Some(old_path)) => self.relocate(event, old_path, path),
-            _ => {
-                if let Some(at) = self.find(path) {
-                    self.set_state(at, SETTLED);
+            (b"remove", _) => {
+                if self.tells_of(event, at) {
+                    self.kill(at);
                 }
             }
+            (b"move", Some(old_path)) => self.finish_move(old_path, path),
+            _ => self.set_state(at, SETTLED),
         }
+    }
+
+    /// Whether an event may be of the device that is known at its path.
+    fn tells_of(&mut self, event: &Uevent<'_>, at: usize) -> bool {
+        let told = self.told(event, None);
+        let known = identity_at(self.storage.bytes(), at);
+        let may_be = identity::may_be_of(&told, known);
+        self.scratch = told;
+        may_be
+    }
+
+    /// The identity that an event tells, of a device that is known if it is one.
+    /// It is the scratch space, to be put back.
+    fn told(&mut self, event: &Uevent<'_>, known: Option<usize>) -> Vec<u8> {
+        let mut identity = std::mem::take(&mut self.scratch);
+        let known = known.map(|at| identity_at(self.storage.bytes(), at));
+        identity::update(event, known.unwrap_or_default(), &mut identity);
+        identity
     }
 
     /// What the incarnation of a device is, now that it is known for sure.
@@ -307,57 +355,60 @@ impl<S: Storage> Inventory<S> {
         }
     }
 
-    /// Begins with the identity that the event tells, in place of the record
-    /// at `held`.
-    fn note(&mut self, event: &Uevent<'_>, tracked: &Tracked<'_>, held: Option<usize>) {
-        let Tracked { action, path, .. } = *tracked;
-        let mut identity = std::mem::take(&mut self.scratch);
-        let bytes = self.storage.bytes();
-        match held.filter(|_| action != b"add") {
-            None => identity::write(event, &mut identity),
-            Some(at) => identity::update(event, identity_at(bytes, at), &mut identity),
+    /// The device, and all below it, are about to be known elsewhere: they are
+    /// in both places until then.
+    fn begin_move(&mut self, event: &Uevent<'_>, old: &[u8], new: &[u8], sure: bool) {
+        for rest in self.below(old) {
+            let (from, to) = ([old, &rest].concat(), [new, &rest].concat());
+            let Some(at) = self.find(&from) else { continue };
+            let bytes = self.storage.bytes();
+            let identity = identity_at(bytes, at).to_vec();
+            let incarnation = get(bytes, at + AT_INCARNATION);
+            self.replace(&to, &identity, BEGUN, incarnation);
         }
-        match held {
-            Some(at) if identity_at(self.storage.bytes(), at) == identity => {
-                self.set_state(at, BEGUN);
+        let held = self.find(old).or_else(|| self.find(new));
+        let mut identity = self.told(event, held);
+        let mut incarnation = NEVER_ADDED;
+        if let Some(at) = held {
+            let bytes = self.storage.bytes();
+            let known = identity_at(bytes, at);
+            incarnation = get(bytes, at + AT_INCARNATION);
+            if !sure || !identity::may_be_of(&identity, known) {
+                known.clone_into(&mut identity);
             }
-            _ => self.replace(path, &identity, BEGUN),
         }
+        self.replace(new, &identity, BEGUN, incarnation);
         self.scratch = identity;
     }
 
-    /// The device, and all below it, are elsewhere now.
-    fn relocate(&mut self, event: &Uevent<'_>, old: &[u8], new: &[u8]) {
-        let held = self.find(old).or_else(|| self.find(new));
-        let held = held.map(|at| identity_at(self.storage.bytes(), at).to_vec());
-        let below: Vec<Vec<u8>> = self
-            .iter()
-            .filter_map(|known| known.path.strip_prefix(old)?.strip_prefix(b"/"))
-            .map(<[u8]>::to_vec)
-            .collect();
-        for rest in below {
-            let (from, to) = ([old, b"/", &rest].concat(), [new, b"/", &rest].concat());
-            let Some(at) = self.find(&from) else { continue };
-            let bytes = self.storage.bytes();
-            let (identity, state) = (identity_at(bytes, at).to_vec(), bytes[at + AT_STATE]);
-            let incarnation = get(bytes, at + AT_INCARNATION);
-            self.replace(&to, &identity, state);
-            self.set_incarnation(&to, incarnation);
-            self.remove(&from);
+    fn finish_move(&mut self, old: &[u8], new: &[u8]) {
+        for rest in self.below(old) {
+            let (from, to) = ([old, &rest].concat(), [new, &rest].concat());
+            let (Some(from), Some(to)) = (self.find(&from), self.find(&to)) else { continue };
+            self.set_state(to, self.storage.bytes()[from + AT_STATE]);
+            self.kill(from);
         }
-        if let Some(held) = held {
-            let mut identity = std::mem::take(&mut self.scratch);
-            identity::update(event, &held, &mut identity);
-            self.replace(new, &identity, SETTLED);
-            self.scratch = identity;
+        if let Some(at) = self.find(new) {
+            if get(self.storage.bytes(), at + AT_INCARNATION) == NEVER_ADDED {
+                // That is still to be done.
+                put(self.storage.bytes_mut(), at + AT_INCARNATION, 0);
+            } else {
+                self.set_state(at, SETTLED);
+            }
         }
-        if old != new {
-            self.remove(old);
+        if let Some(at) = self.find(old).filter(|_| old != new) {
+            self.kill(at);
         }
     }
 
+    /// What comes after this path in those of all devices below it.
+    fn below(&self, path: &[u8]) -> Vec<Vec<u8>> {
+        let rests = self.iter().filter_map(|known| known.path.strip_prefix(path));
+        rests.filter(|rest| rest.starts_with(b"/")).map(<[u8]>::to_vec).collect()
+    }
+
     /// Puts a record in place of the one with that path, if there is one.
-    fn replace(&mut self, path: &[u8], identity: &[u8], state: u8) {
+    fn replace(&mut self, path: &[u8], identity: &[u8], state: u8, incarnation: u64) {
         let (Ok(path_length), Ok(identity_length)) =
             (u16::try_from(path.len()), u16::try_from(identity.len()))
         else {
@@ -377,6 +428,7 @@ impl<S: Storage> Inventory<S> {
         record[RECORD_HEAD..][..path.len()].copy_from_slice(path);
         record[RECORD_HEAD + path.len()..][..identity.len()].copy_from_slice(identity);
         put(record, AT_SUM, checksum(path, identity));
+        put(record, AT_INCARNATION, incarnation);
         compiler_fence(Ordering::SeqCst);
         put(bytes, used, (at + size - self.region) as u64);
         compiler_fence(Ordering::SeqCst);
@@ -384,12 +436,6 @@ impl<S: Storage> Inventory<S> {
             self.kill(older);
         }
         self.enter(at);
-    }
-
-    fn remove(&mut self, path: &[u8]) {
-        if let Some(at) = self.find(path) {
-            self.kill(at);
-        }
     }
 
     /// Sees to it that a record of that size fits in the region.

@@ -25,7 +25,7 @@ use crate::child::{self, Child, Ended};
 use crate::control::server::{self, Server};
 use crate::counters::{Counters, Dropped, Limiter};
 use crate::engine::{Engine, Hands, Outcome};
-use crate::environment::Environment;
+use crate::environment::{self, Environment};
 use crate::error::reason;
 use crate::handover::InHand;
 use crate::inventory::Verdict;
@@ -50,8 +50,9 @@ pub use self::update::{inherited, is_rehearsal};
 /// of datagrams that are dropped must not keep a stop request waiting.
 const READS_PER_TURN: u32 = 64;
 
-/// How often to look at what could not be watched for want of kernel memory.
-const UNWATCHED_INTERVAL: Duration = Duration::from_millis(100);
+/// How often to look at what cannot be watched: for want of kernel memory, or as it
+/// is not our child.
+const RECHECK_INTERVAL: Duration = Duration::from_millis(100);
 
 /// How many keys a log line names.
 const KEYS_TOLD: usize = 16;
@@ -105,6 +106,8 @@ pub struct Daemon {
     reads_left: u32,
     spawner: Spawner,
     child: Option<Child>,
+    /// It has ended, but others of its group still have time to do so.
+    lingers: bool,
     /// How the last child ended, until it is reported.
     ended: Option<Ended>,
     machine: Machine,
@@ -114,6 +117,8 @@ pub struct Daemon {
     recovery: Recovery,
     counters: Counters,
     limiters: Limiters,
+    /// Variables that were not passed on to programs.
+    withheld: usize,
     started: Instant,
     control: Option<Server>,
     requests: Requests<server::Id>,
@@ -144,7 +149,8 @@ struct Limiters {
     dropped: [Limiter; Dropped::ALL.len()],
     receive: Limiter,
     watch: Limiter,
-    withheld: Limiter,
+    /// Of keys that are odd, and of those that are protected.
+    withheld: [Limiter; 2],
 }
 
 /// What is watched, as mio's tokens tell it.
@@ -250,6 +256,7 @@ impl Daemon {
             // After the signal handlers, which it notes.
             spawner: Spawner::new(),
             child: None,
+            lingers: false,
             ended: None,
             machine: Machine::new(limits),
             inbox: VecDeque::new(),
@@ -257,6 +264,7 @@ impl Daemon {
             recovery: Recovery::new(recovery),
             counters: Counters::default(),
             limiters: Limiters::default(),
+            withheld: 0,
             started: Instant::now(),
             control,
             requests: Requests::default(),
@@ -317,7 +325,10 @@ impl Daemon {
                 }
             };
             match source.map_or(Verdict::Act, |source| self.judge(source, &event, &mut first)) {
-                Verdict::Act => {
+                verdict @ (Verdict::Act | Verdict::ActAndCompare) => {
+                    if verdict == Verdict::ActAndCompare {
+                        self.compare_again();
+                    }
                     self.counters.received += u64::from(source.is_some());
                     self.act(engine, source, datagram, &event)?;
                 }
@@ -328,7 +339,9 @@ impl Daemon {
                         self.act(engine, None, &first, &event)?;
                     }
                 }
-                Verdict::Stale | Verdict::StaleIfListed => self.pass_over(source, &event),
+                Verdict::Stale | Verdict::StaleIfListed | Verdict::StaleIfSame => {
+                    self.pass_over(source, &event);
+                }
             }
         }
         self.notifier.stopping();
@@ -540,10 +553,10 @@ impl Daemon {
         }
         match deed.step() {
             None => {
+                self.outlets.pass_on(deed.datagram, self.now());
                 if self.is_tracked(deed.source, event) {
                     self.recovery.finish(event, deed.source.is_none());
                 }
-                self.outlets.pass_on(deed.datagram, self.now());
             }
             Some(step) => {
                 deed.failed = true;
@@ -599,7 +612,7 @@ impl Daemon {
                 Input::Started
             }
             Err(error) => {
-                let refusal = child::refusal(&error);
+                let refusal = child::refusal(&error, run.program);
                 deed.refused = Some(error);
                 Input::Refused(refusal)
             }
@@ -619,13 +632,23 @@ impl Daemon {
     }
 
     fn warn_of_withheld(&mut self, environment: &Environment<'_>, event: &Uevent<'_>) {
-        let withheld = &environment.withheld;
-        if !withheld.is_empty() && self.limiters.withheld.allows(self.now()) {
-            let keys: Vec<String> =
-                withheld.iter().take(KEYS_TOLD).map(|&key| short(key).to_string()).collect();
-            let (keys, more) = (keys.join(" "), withheld.len().saturating_sub(KEYS_TOLD));
+        if environment.withheld.is_empty() {
+            return;
+        }
+        self.withheld += environment.withheld.len();
+        let (protected, odd): (Vec<&[u8]>, Vec<&[u8]>) =
+            environment.withheld.iter().partition(|&&key| environment::is_protected(key));
+        let now = self.now();
+        for (keys, limiter) in [odd, protected].iter().zip(&mut self.limiters.withheld) {
+            if keys.is_empty() || !limiter.allows(now) {
+                continue;
+            }
+            let named: Vec<String> =
+                keys.iter().take(KEYS_TOLD).map(|&key| short(key).to_string()).collect();
+            let (named, more) = (named.join(" "), keys.len().saturating_sub(KEYS_TOLD));
             let more = if more == 0 { String::new() } else { format!(" and {more} more") };
-            log::warn!("{event}: not passed on to its program: {keys}{more}");
+            let count = self.withheld;
+            log::warn!("{event}: not passed on to its program: {named}{more} ({count} so far)");
         }
     }
 
@@ -645,8 +668,9 @@ impl Daemon {
 
     fn kill(&self, deed: &Deed<'_>) {
         let Some(child) = &self.child else { return };
+        let rest = if self.lingers { "what it has left" } else { "it" };
         log::warn!(
-            "pid {} does not end: SIGKILL to its process group; {}",
+            "pid {}: {rest} does not end: SIGKILL to its process group; {}",
             child.pid(),
             deed.event
         );
@@ -692,7 +716,7 @@ impl Daemon {
             result => result?,
         }
 
-        let (mut signalled, mut child_ended) = (false, self.unwatched);
+        let (mut signalled, mut child_ended) = (false, self.unwatched || self.lingers);
         for event in &self.events {
             match Watch::of(event.token()) {
                 Watch::Signals => signalled = true,
@@ -734,12 +758,16 @@ impl Daemon {
         ];
         let deadline = deadlines.into_iter().flatten().min();
         let until_deadline = deadline.map(|at| at.saturating_sub(self.now()));
-        let recheck = self.unwatched.then_some(UNWATCHED_INTERVAL);
+        let recheck = (self.unwatched || self.lingers).then_some(RECHECK_INTERVAL);
         [at_most, until_deadline, recheck, work].into_iter().flatten().min()
     }
 
     fn reap_child(&mut self) {
         let Some(child) = &self.child else { return };
+        self.lingers = self.machine.grants_time() && child.has_left_others();
+        if self.lingers {
+            return;
+        }
         let ended = match child.try_reap(self.machine.ends_group()) {
             Ok(None) => return,
             Ok(Some(ended)) => Some(ended),

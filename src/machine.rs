@@ -207,6 +207,12 @@ impl Machine {
         matches!(self.state, State::Running { stage: Stage::Terminated(_) | Stage::Killed, .. })
     }
 
+    /// Whether the rest of the child's group still has time to end, when the child
+    /// itself has.
+    pub fn grants_time(&self) -> bool {
+        matches!(self.state, State::Running { stage: Stage::Terminated(_), .. })
+    }
+
     /// Takes an input at the time `now`, and says what to do.
     pub fn step(&mut self, now: Time, input: Input) -> Action {
         let (state, action) = transition(self.state, input, now, self.limits);

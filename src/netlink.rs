@@ -364,6 +364,10 @@ fn set_receive_buffer(fd: &OwnedFd, asked: Option<usize>) -> io::Result<BufferSi
 /// The users of this process's user namespace: all, if the kernel has no such
 /// thing or /proc is not mounted.
 fn own_user_ids() -> UserIds {
-    fs::read_to_string("/proc/self/uid_map")
-        .map_or_else(|_| UserIds::all(), |uid_map| UserIds::parse(&uid_map))
+    let overflow = fs::read_to_string("/proc/sys/kernel/overflowuid");
+    let overflow = overflow.ok().and_then(|text| text.trim_end().parse().ok());
+    fs::read_to_string("/proc/self/uid_map").map_or_else(
+        |_| UserIds::unknown(),
+        |uid_map| UserIds::parse(&uid_map, overflow.unwrap_or(UserIds::OVERFLOW)),
+    )
 }

@@ -211,13 +211,16 @@ impl fmt::Display for Why {
     }
 }
 
-/// A program, found, and the arguments that it always gets.
+/// A program, and the arguments that it always gets.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Program {
     /// The file to execute.
     pub path: CString,
     /// Its arguments; the first is the name it was asked for by.
     pub argv: Vec<CString>,
+    /// Whether it was there when it was looked for. If it is not there later on,
+    /// it may be just being replaced.
+    pub was_found: bool,
 }
 
 /// A run of a program for an event.
@@ -347,6 +350,16 @@ impl Draft {
 
     pub(crate) fn push(&mut self, record: Record) {
         self.records.push(record);
+    }
+
+    /// Who may do what with a node, by what is planned for it so far.
+    pub(crate) fn access_given(&self, node: Text) -> Option<Access> {
+        self.records.iter().rev().find_map(|record| match record {
+            Record::MakeNode { path, access, .. } if self.bytes(*path) == self.bytes(node) => {
+                Some(*access)
+            }
+            _ => None,
+        })
     }
 
     /// Keeps what `write` appends as a string.

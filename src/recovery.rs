@@ -100,35 +100,25 @@ pub struct Pace {
 }
 
 impl Pace {
-    const FIRST: Duration = Duration::from_millis(50);
+    const FIRST: Duration = Duration::from_millis(10);
     const LONGEST: Duration = Duration::from_secs(5);
-    /// After as long without a loss, the storm is over.
-    const CALM: Duration = Duration::from_secs(10);
 
     /// Nothing was lost yet.
     pub fn new() -> Self {
         Self { pause: Self::FIRST, last: None }
     }
 
-    /// Says when to begin, at the time `now`.
-    pub fn next(&mut self, now: Time) -> Time {
-        let start = match self.last {
-            Some(last) if now < last + Self::CALM => {
-                let start = (last + self.pause).max(now);
-                self.pause = (self.pause * 2).min(Self::LONGEST);
-                start
-            }
-            _ => {
-                self.pause = Self::FIRST;
-                now
-            }
-        };
-        self.last = Some(start);
-        start
+    /// Says when to begin, at the time `now` or later.
+    pub fn next(&self, now: Time) -> Time {
+        self.last.map_or(now, |last| now.max(last + self.pause))
     }
 
-    /// A comparison has ended.
-    pub fn ended(&mut self, now: Time) {
+    /// A comparison has ended. `complete`: nothing was lost meanwhile.
+    pub fn ended(&mut self, now: Time, complete: bool) {
+        self.pause = match complete {
+            true => Self::FIRST,
+            false => (self.pause * 2).min(Self::LONGEST),
+        };
         self.last = Some(now);
     }
 }
@@ -199,7 +189,7 @@ mod tests {
         for path in paths {
             let text = format!("add@{path}\0ACTION=add\0DEVPATH={path}\0SUBSYSTEM=s\0");
             let event = Uevent::parse(text.as_bytes(), Header::Required).unwrap();
-            inventory.begin(&event);
+            inventory.begin(&event, true);
             inventory.finish(&event);
         }
         inventory
@@ -222,20 +212,18 @@ mod tests {
 
     #[test]
     fn a_storm_is_met_ever_more_seldom() {
-        let seconds = Duration::from_secs;
         let ms = Duration::from_millis;
         let mut pace = Pace::new();
-        assert_eq!(pace.next(seconds(1)), seconds(1), "at once");
-        let mut now = seconds(1);
-        for pause in [50, 100, 200, 400, 800, 1600, 3200, 5000, 5000] {
-            pace.ended(now);
+        let mut now = ms(1000);
+        assert_eq!(pace.next(now), now, "at once");
+        for pause in [20, 40, 80, 160, 320, 640, 1280, 2560, 5000, 5000] {
+            pace.ended(now, false);
             assert_eq!(pace.next(now), now + ms(pause));
             now += ms(pause);
         }
-        pace.ended(now);
-        assert_eq!(pace.next(now + seconds(11)), now + seconds(11), "the storm is over");
-        pace.ended(now + seconds(11));
-        assert_eq!(pace.next(now + seconds(11)), now + seconds(11) + ms(50));
+        pace.ended(now, true);
+        assert_eq!(pace.next(now), now + ms(10), "the storm is over");
+        assert_eq!(pace.next(now + ms(50)), now + ms(50));
     }
 
     #[test]

@@ -86,12 +86,16 @@ impl Signals {
         Ok(Self { pipe })
     }
 
-    /// The next delivery, if there is one.
+    /// The next delivery, if there is one. Of those that found the pipe full, each
+    /// kind counts once, and comes last.
     pub fn next(&self) -> Option<SignalRecord> {
         let mut bytes = [0; SignalRecord::SIZE];
         match rustix::io::retry_on_intr(|| rustix::io::read(&self.pipe, &mut bytes)) {
             Ok(SignalRecord::SIZE) => Some(SignalRecord::from_bytes(bytes)),
-            Ok(_) | Err(Errno::AGAIN) => None,
+            Ok(_) | Err(Errno::AGAIN) => {
+                let missed = TABLE.iter().map(|row| row.0).find(|&s| sys::take_missed_signal(s));
+                missed.map(|signal| SignalRecord { signal, sender: None })
+            }
             Err(error) => {
                 log::error!("cannot read the signal pipe: {error}");
                 None

@@ -431,13 +431,30 @@ pub fn forward_signal(signal: c_int, pipe: &'static OwnedFd) -> io::Result<()> {
         // SAFETY: for these codes the kernel fills in pid and uid (sigaction(2)).
         let sender = by_process.then(|| unsafe { (info.si_pid().cast_unsigned(), info.si_uid()) });
         let record = SignalRecord { signal: info.si_signo, sender };
-        let _ = rustix::io::write(pipe, &record.to_bytes());
+        if rustix::io::write(pipe, &record.to_bytes()).is_err() {
+            // It is full: of this one it will at least be known that it came.
+            if let Some(missed) = missed_signal(info.si_signo) {
+                missed.store(true, Ordering::Relaxed);
+            }
+        }
     };
     // SAFETY: the action allocates nothing, takes no lock and calls only
     // getpid(2) and write(2), which are async-signal-safe (signal-safety(7));
     // the registry saves and restores errno.
     unsafe { signal_hook_registry::register_sigaction(signal, action) }?;
     Ok(())
+}
+
+/// Signals that found the pipe of [`forward_signal`] full, by their numbers.
+static MISSED_SIGNALS: [AtomicBool; 32] = [const { AtomicBool::new(false) }; 32];
+
+fn missed_signal(signal: c_int) -> Option<&'static AtomicBool> {
+    MISSED_SIGNALS.get(usize::try_from(signal).ok()?)
+}
+
+/// Whether this signal found the pipe full since the last time this was asked.
+pub fn take_missed_signal(signal: c_int) -> bool {
+    missed_signal(signal).is_some_and(|missed| missed.swap(false, Ordering::Relaxed))
 }
 
 /// Undoes what a careless parent may have left: no signal is blocked any more
@@ -600,6 +617,40 @@ impl Drop for Mapping {
             unsafe { libc::munmap(start.as_ptr().cast(), self.length) };
         }
     }
+}
+
+/// Gives back the memory that this program's code takes. What is still needed comes
+/// back from its file, or the page cache, when it is: most of it is needed at the
+/// start only. Does nothing where /proc is not mounted.
+///
+/// # Errors
+/// Those of open(2) and madvise(2).
+pub fn forget_code() -> io::Result<()> {
+    let here = forget_code as *const () as usize;
+    let maps = std::fs::read_to_string("/proc/self/maps")?;
+    let Some((start, end)) = maps.lines().find_map(|line| code_around(line, here)) else {
+        return Ok(());
+    };
+    // SAFETY: these whole pages are mapped privately from a file, and cannot be
+    // written: they were never changed, so what is read from the file again is the same.
+    let result = unsafe {
+        libc::madvise(ptr::with_exposed_provenance_mut(start), end - start, libc::MADV_DONTNEED)
+    };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// The range of a mapping, if a line of /proc/PID/maps (proc_pid_maps(5)) tells of one
+/// that has the address `here` in it, of a file, and private, executable and not
+/// writable.
+fn code_around(line: &str, here: usize) -> Option<(usize, usize)> {
+    let mut fields = line.split_ascii_whitespace();
+    let (range, access, _offset) = (fields.next()?, fields.next()?, fields.next()?);
+    let (_device, inode) = (fields.next()?, fields.next()?);
+    let (start, end) = range.split_once('-')?;
+    let number = |text| usize::from_str_radix(text, 16).ok();
+    let (start, end) = (number(start)?, number(end)?);
+    let is_code = access == "r-xp" && inode != "0" && (start..end).contains(&here);
+    is_code.then_some((start, end))
 }
 
 /// Blocks all signals that can be: what comes now waits, across execve(2) too,
@@ -861,6 +912,18 @@ extern "C" fn in_child(errand: *mut c_void) -> c_int {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn code_is_forgotten_and_comes_back() {
+        forget_code().unwrap();
+        let line = "1000-3000 r-xp 00001000 fe:00 42 /sbin/plugd";
+        assert_eq!(code_around(line, 0x2fff), Some((0x1000, 0x3000)));
+        assert_eq!(code_around(line, 0x3000), None);
+        for other in ["rwxp", "r-xs", "r--p", "rw-p"] {
+            assert_eq!(code_around(&line.replace("r-xp", other), 0x2000), None);
+        }
+        assert_eq!(code_around("1000-3000 r-xp 00000000 00:00 0", 0x2000), None);
+    }
 
     #[test]
     fn a_process_with_threads_does_not_fork() {

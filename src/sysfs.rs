@@ -18,6 +18,7 @@ use rustix::fs::{FileType, OFlags, RawDir, fstat, readlinkat_raw};
 use rustix::io::{Errno, read, retry_on_intr, write};
 
 use crate::beneath::{Beneath, Failed, Why, check, strip_root};
+use crate::uevent::CORE;
 
 /// No file that is read here has more bytes; sysfs has at most a page.
 const FILE_MAX: usize = 64 * 1024;
@@ -385,11 +386,6 @@ impl Reader {
         Ok(())
     }
 }
-
-/// Variables that the kernel's driver core has first in an event, if at all
-/// (drivers/base/core.c, dev_uevent).
-const CORE: [&[u8]; 8] =
-    [b"MAJOR", b"MINOR", b"DEVNAME", b"DEVMODE", b"DEVUID", b"DEVGID", b"DEVTYPE", b"DRIVER"];
 
 /// Variables that nothing but the driver core, or the sender of an event, sets.
 const RESERVED: [&[u8]; 10] = [

@@ -137,6 +137,21 @@ impl<'a> Uevent<'a> {
     }
 }
 
+/// Variables that the kernel's driver core has first in an event, if at all
+/// (drivers/base/core.c, dev_uevent).
+pub(crate) const CORE: [&[u8]; 8] =
+    [b"MAJOR", b"MINOR", b"DEVNAME", b"DEVMODE", b"DEVUID", b"DEVGID", b"DEVTYPE", b"DRIVER"];
+
+/// The DEVNAME in the text of a device's file `uevent`, if the driver core says
+/// so. What comes later may be part of a value that has a newline in it.
+pub fn device_name(text: &[u8]) -> Option<&[u8]> {
+    let mut lines = text.split(|&b| b == b'\n').take_while(|line| {
+        let key = line.iter().position(|&b| b == b'=').map(|equals| &line[..equals]);
+        key.is_some_and(|key| CORE.contains(&key))
+    });
+    lines.find_map(|line| line.strip_prefix(b"DEVNAME="))
+}
+
 /// How many bytes of a name or value a log line shows.
 const SHOWN: usize = 256;
 

@@ -2,11 +2,12 @@
 //! its interface: events for all devices are written to the standard output,
 //! or the kernel is told to send them.
 
-use std::io::{BufWriter, Write, stdout};
+use std::io::{BufWriter, Write, stderr, stdout};
 use std::path::{Path, PathBuf};
 
 use lexopt::Arg::{Long, Short};
 use rustix::event::{PollFd, PollFlags, poll};
+use rustix::fs::fstat;
 use rustix::io::{Errno, retry_on_intr};
 
 use crate::beneath::{Failed, Why};
@@ -37,8 +38,8 @@ Where the events go:
       --output kernel  the kernel is told to send them to all that listen
                        (mdevd 0.1)
                        Without, it is the standard output if that is a pipe, a
-                       socket or a regular file, and none of -b -O -v is given;
-                       else the kernel
+                       socket or a regular file, but not the one that errors go
+                       to as well, and none of -b -O -v is given; else the kernel
 
 Options:
   -s SYS               where sysfs is [/sys]
@@ -98,13 +99,23 @@ fn main(mut parser: lexopt::Parser, log_name: &'static str) -> Result<Request, F
     logging::start(log_name, verbosity.unwrap_or(options::of_skarnet(1)));
     match output {
         Some(Output::Stdout) => write_all(&sys)?,
-        None if !is_new && carries_stream(stdout()) => write_all(&sys)?,
+        None if !is_new && carries_stream(stdout()) && !is_log() => write_all(&sys)?,
         Some(Output::Kernel) | None => match groups.unwrap_or_default() & !KERNEL_GROUP {
             0 => trigger_all(&sys, |_| {})?,
             groups => trigger_and_wait(&sys, groups, size)?,
         },
     }
     Ok(Request::Done)
+}
+
+/// Whether the standard output is where errors go, too: that is a log, where a
+/// supervisor or a boot script has made it a pipe or a file, and nobody reads
+/// events there.
+fn is_log() -> bool {
+    match (fstat(stdout()), fstat(stderr())) {
+        (Ok(out), Ok(err)) => (out.st_dev, out.st_ino) == (err.st_dev, err.st_ino),
+        _ => false,
+    }
 }
 
 /// Writes an event for each device to the standard output.

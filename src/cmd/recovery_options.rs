@@ -12,7 +12,7 @@ use crate::inventory::{self, Inventory, Unusable, World};
 use crate::r#loop::{Settings, Start};
 use crate::recovery::{Cause, Changes};
 use crate::state_file::{self, StateFile, Store};
-use crate::{status, sys};
+use crate::sys;
 
 /// The directory of state files that nobody chose.
 const DIRECTORY: &str = "/run/plugd";
@@ -56,8 +56,8 @@ impl Default for RecoveryOptions {
 
 impl RecoveryOptions {
     /// Opens the state file, or takes over what the plugd before this one knew,
-    /// and decides what to do at the start. What fails is told, and the daemon does
-    /// without.
+    /// and decides what to do at the start. `actor` is what acts on devices. What
+    /// fails is told, and the daemon does without.
     ///
     /// # Errors
     /// Those of getcwd(2).
@@ -65,12 +65,11 @@ impl RecoveryOptions {
         &self,
         sys: &Path,
         control: Option<&Address>,
-        engine: &status::Engine,
+        actor: &[u8],
         judges: bool,
         handover: Option<&Handover>,
     ) -> Result<Settings, Fatal> {
-        let engine = [engine.kind.as_bytes(), b"\0", &engine.file].concat();
-        let world = World { boot: state_file::boot(), engine: inventory::hash(&engine) };
+        let world = World { boot: state_file::boot(), engine: inventory::hash(actor) };
         let fresh = |coldplug| match coldplug {
             None => Start::Nothing,
             Some(Coldplug::Scan) => Start::Scan(Cause::Coldplug),
@@ -80,9 +79,14 @@ impl RecoveryOptions {
             Some(handover) => (taken_over(handover), true),
             None => (self.open(control).map(Store::File), false),
         };
+        // What a state file does not tell has to be found.
+        let coldplug = match self.state {
+            State::File(_) => Some(self.coldplug.unwrap_or(Coldplug::Scan)),
+            State::Default | State::None => self.coldplug,
+        };
         let loaded = store.map(|store| Inventory::load(store, world));
         let (inventory, start) = match loaded {
-            None => (Inventory::new(Store::Memory(Vec::new()), world), fresh(self.coldplug)),
+            None => (Inventory::new(Store::Memory(Vec::new()), world), fresh(coldplug)),
             Some(Ok(inventory)) if known => (inventory, Start::Nothing),
             Some(Ok(inventory)) => {
                 log::info!("{} devices are known from before", inventory.len());
@@ -93,8 +97,7 @@ impl RecoveryOptions {
                     Unusable::Empty => {}
                     why => log::warn!("what is known of devices is not used: {why}"),
                 }
-                let coldplug = self.coldplug.unwrap_or(Coldplug::Scan);
-                (Inventory::new(store, world), fresh(Some(coldplug)))
+                (Inventory::new(store, world), fresh(coldplug))
             }
         };
         let sys = absolute(sys).map_err(|e| Fatal::system("find the working directory", e))?;

@@ -3,6 +3,7 @@
 
 use std::ffi::OsStr;
 use std::io;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf, absolute};
 
 use crate::beneath::{Failed, Why};
@@ -113,8 +114,12 @@ pub(super) fn read(files: &Files, clean_environment: bool) -> Result<rules::Engi
     }
     let path = std::env::var_os("PATH");
     let path = path.as_deref().unwrap_or(OsStr::new(DEFAULT_PATH));
-    let execlineb = child::find_program(OsStr::new("execlineb"), path).ok();
+    // Its commands run in another working directory.
+    let execlineb = child::find_program(OsStr::new("execlineb"), path);
+    let execlineb = execlineb.and_then(|path| child::absolute(&path)).ok();
     let mut settings = Settings::new(environment(clean_environment), execlineb);
+    let shell = &mut settings.shell;
+    shell.was_found = child::find_program(OsStr::from_bytes(shell.path.to_bytes()), path).is_ok();
     settings.root_device = device_of(Path::new("/")).unwrap_or_default();
     rules::Engine::new(found.unwrap_or_default(), settings)
         .map_err(|too_large| Fatal::Configuration(too_large.to_string()))

@@ -10,11 +10,12 @@ use std::time::Duration;
 use lexopt::Arg::{Long, Short, Value};
 
 use rustix::fs::{Mode, OFlags, open};
+use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::fchdir;
 
 use crate::child;
 use crate::control::Address;
-use crate::control::server::Server;
+use crate::control::server::{self, Server};
 use crate::counters::Counters;
 use crate::engine::Engine;
 use crate::environment::DEFAULT_PATH;
@@ -256,7 +257,11 @@ fn main(parser: lexopt::Parser, log_name: &'static str) -> Result<Request, Fatal
 fn parse(mut parser: lexopt::Parser) -> Result<Result<Options, Request>, Fatal> {
     let (mut files, mut dry_run, mut program) = (Files::default(), false, None);
     let mut options = Options::new(Work::Rules { files: files.clone(), dry_run });
-    while let Some(argument) = parser.next()? {
+    loop {
+        if parser.try_raw_args().is_some_and(|rest| rest.as_slice() == ["--"]) {
+            return Err(Fatal::Usage("PROG is missing after --".into()));
+        }
+        let Some(argument) = parser.next()? else { break };
         match argument {
             Long("fd") => {
                 let fd = options::value(&mut parser, "--fd", "a file descriptor", |text| {
@@ -354,7 +359,7 @@ fn parse(mut parser: lexopt::Parser) -> Result<Result<Options, Request>, Fatal> 
     options.relative_paths = given != (true, options.control.clone());
     options.sys = files.sys.clone();
     options.work = program.unwrap_or(Work::Rules { files, dry_run });
-    if dry_run {
+    if dry_run && options.recovery.state == State::Default {
         options.recovery.state = State::None;
     }
     Ok(Ok(options))
@@ -451,11 +456,11 @@ pub(super) fn serve(
     };
     let outlets = outlets(options, output, &sources)?;
     // The children's; plugd reads nothing there.
-    File::open("/dev/null")
-        .and_then(|null| Ok(rustix::stdio::dup2_stdin(null)?))
+    nothing_to_read()
+        .and_then(|nothing| Ok(rustix::stdio::dup2_stdin(nothing)?))
         .map_err(|e| Fatal::system("make /dev/null the standard input", e))?;
     let control = match &options.control {
-        Some(address) => Some(control(options, address, handover.as_ref())?),
+        Some(address) => control(options, address, handover.as_ref())?,
         None => None,
     };
     let notifier = notifier(options, handover.is_some())?;
@@ -472,8 +477,10 @@ pub(super) fn serve(
     let judges = options.manner != Manner::Nosh;
     let (address, sys_root) = (options.control.as_ref(), &options.sys);
     let recovery = &options.recovery;
-    let recovery =
-        recovery.settings(sys_root, address, &engine_status, judges, handover.as_ref())?;
+    let dry_run = matches!(options.work, Work::Rules { dry_run: true, .. });
+    // A dry run has acted on nothing.
+    let actor = [engine_status.kind.as_bytes(), &[u8::from(dry_run)], &engine_status.file].concat();
+    let recovery = recovery.settings(sys_root, address, &actor, judges, handover.as_ref())?;
     let mut started = prepared.start()?;
     if let Some(dev) = dev {
         fchdir(dev).map_err(|e| Fatal::system("go to the directory of nodes", e))?;
@@ -501,6 +508,8 @@ pub(super) fn serve(
     sys::close_all_on_exec().map_err(|e| Fatal::system("set file descriptors close-on-exec", e))?;
     daemon.announce().map_err(|e| Fatal::system("tell that plugd is ready", e))?;
     started.ready()?;
+    // The start is most of the program. That this is so much better is no promise.
+    let _ = sys::forget_code();
     let counters = daemon.run(engine).map_err(|e| Fatal::system("wait for what happens", e))?;
     log::info!("stopped: {counters}");
     Ok(counters)
@@ -510,6 +519,15 @@ fn open_directory(path: &Path) -> Result<OwnedFd, Fatal> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let shown = path.as_os_str().as_encoded_bytes().escape_ascii();
     open(path, flags, Mode::empty()).map_err(|e| Fatal::system(format_args!("open {shown}"), e))
+}
+
+/// What is at its end from the start: /dev/null, or where that is still to be made,
+/// a pipe that nobody writes to.
+fn nothing_to_read() -> io::Result<OwnedFd> {
+    match File::open("/dev/null") {
+        Ok(null) => Ok(null.into()),
+        Err(_) => Ok(pipe_with(PipeFlags::CLOEXEC)?.0),
+    }
 }
 
 /// Whether the command line means the same when it is executed once more.
@@ -522,14 +540,24 @@ fn control(
     options: &Options,
     address: &Address,
     handover: Option<&Handover>,
-) -> Result<Server, Fatal> {
+) -> Result<Option<Server>, Fatal> {
     let (address, mode) = (address.clone(), options.control_mode);
     let Some(listener) = handover.and_then(|handover| handover.listener) else {
         log::info!("listening on control socket {address}");
-        return Server::bind(address, mode);
+        // Whoever comes first has it. Nobody who chose none is to be kept from
+        // starting by that.
+        let is_taken = || address == Address::default() && server::is_strangers(&address);
+        return match Server::bind(address.clone(), mode) {
+            Err(error) if is_taken() => {
+                log::warn!("{error}; plugd goes on without a control socket");
+                Ok(None)
+            }
+            result => result.map(Some),
+        };
     };
     sys::adopt(listener)
         .and_then(|listener| Server::from_listener(listener.into(), address, mode))
+        .map(Some)
         .map_err(|e| Fatal::system("go on with the control socket", e))
 }
 
@@ -584,6 +612,7 @@ fn handler(
                 .map(|a| child::c_string(a))
                 .collect::<io::Result<_>>()
                 .map_err(cannot_run)?,
+            was_found: true,
         },
         hotplug_argument: options.hotplug_argument,
         environment: rules::environment(options.clean_environment),

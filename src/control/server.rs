@@ -689,6 +689,12 @@ fn is_stale(address: &Address, path: &Path) -> bool {
     is_socket && address.to_socket_address().is_ok_and(refused)
 }
 
+/// Whether a user listens there who is neither root nor our own.
+pub fn is_strangers(address: &Address) -> bool {
+    holder(address)
+        .is_some_and(|peer| ![0, rustix::process::geteuid().as_raw()].contains(&peer.uid))
+}
+
 /// Who listens there, as far as it can be told.
 fn holder(address: &Address) -> Option<Peer> {
     let stream = std_net::UnixStream::connect_addr(&address.to_socket_address().ok()?).ok()?;

@@ -10,7 +10,7 @@
 use crate::uevent::Uevent;
 
 use super::identity::{self, Tracked};
-use super::{Inventory, Storage};
+use super::{Inventory, Known, Storage};
 
 /// How far the inventory can be trusted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,12 +37,44 @@ pub enum Verdict {
     /// Leave it out, but only if its device is one that a scan can find: if its
     /// subsystem is a bus or a class.
     StaleIfListed,
-    /// Another device is known at its path, whose `remove` was lost: act on that
-    /// first.
+    /// Leave it out, but only if the device at its path is still the one that the
+    /// scan has found: if its incarnation is the one that is known.
+    StaleIfSame,
+    /// Another device is known at its path, whose `remove` was lost, and that of
+    /// whatever is below it: act on that first.
     RemoveFirst,
+    /// Act on it, and compare once more: it moves a device that is not known, so
+    /// there may be more of the kind below it.
+    ActAndCompare,
 }
 
 impl<S: Storage> Inventory<S> {
+    /// The device that has to go before an event is acted on whose verdict is
+    /// [`Verdict::RemoveFirst`]; then the event is to be judged again.
+    pub fn first_to_go(&self, event: &Uevent<'_>) -> Option<Known<'_>> {
+        let tracked = Tracked::of(event)?;
+        let mut told = Vec::new();
+        identity::write(event, &mut told);
+        let path = self.obstacle(&tracked, &told)?;
+        let below = |known: &Known<'_>| {
+            known.path.strip_prefix(path).is_some_and(|rest| matches!(rest, [] | [b'/', ..]))
+        };
+        self.iter().filter(below).max_by_key(|known| known.path)
+    }
+
+    /// Where another device is known than the one that comes or moves.
+    fn obstacle<'a>(&self, tracked: &Tracked<'a>, told: &[u8]) -> Option<&'a [u8]> {
+        let is_other = |path: &&[u8]| {
+            self.get(path).is_some_and(|known| !identity::may_be_of(told, known.identity))
+        };
+        match tracked.action {
+            b"add" => Some(tracked.path)
+                .filter(|path| self.get(path).is_some_and(|known| known.identity != told)),
+            b"move" => [Some(tracked.path), tracked.old_path].into_iter().flatten().find(is_other),
+            _ => None,
+        }
+    }
+
     /// Judges an event that comes from the kernel.
     pub fn judge(&mut self, event: &Uevent<'_>, trust: Trust) -> Verdict {
         let Some(tracked) = Tracked::of(event).filter(|_| trust != Trust::Unscanned) else {
@@ -72,19 +104,27 @@ impl<S: Storage> Inventory<S> {
             Trust::Scanned { last } => (true, number.is_some() && number <= last),
             Trust::Lossy | Trust::Unscanned => (false, false),
         };
+        let obstructed = self.obstacle(tracked, told).is_some();
         match (tracked.action, held) {
-            (b"add", Some(held)) if held.identity == told && held.settled => {
-                if scanned {
+            // The device at its path now came after it.
+            (b"add" | b"move", _) if obstructed && overtaken => Verdict::Stale,
+            (b"add" | b"move", _) if obstructed => Verdict::RemoveFirst,
+            (b"add", Some(held)) if held.settled && scanned => {
+                if overtaken {
                     Verdict::Stale
                 } else {
-                    Verdict::Act
+                    Verdict::StaleIfSame
                 }
             }
-            (b"add", Some(held)) if held.identity == told => Verdict::Act,
-            // The device at its path now came after it.
-            (b"add", Some(_)) if overtaken => Verdict::Stale,
-            (b"add", Some(_)) => Verdict::RemoveFirst,
-            (b"add" | b"move", _) | (_, _) if !scanned => Verdict::Act,
+            (_, _) if !scanned => Verdict::Act,
+            (b"move", held) if tracked.old_path.and_then(|old| self.get(old)).is_none() => {
+                match held {
+                    // The scan has found it where it is now.
+                    Some(_) if overtaken => Verdict::Stale,
+                    Some(_) => Verdict::Act,
+                    None => Verdict::ActAndCompare,
+                }
+            }
             (b"add" | b"move", _) => Verdict::Act,
             (b"remove", None) => Verdict::StaleIfListed,
             (b"remove", Some(held)) if !identity::may_be_of(told, held.identity) => Verdict::Stale,

@@ -53,7 +53,7 @@ fn event(datagram: &[u8]) -> Uevent<'_> {
 
 fn act<S: Storage>(inventory: &mut Inventory<S>, action: &str, path: &str, fields: &str) {
     let datagram = datagram(action, path, fields);
-    inventory.begin(&event(&datagram));
+    inventory.begin(&event(&datagram), true);
     inventory.finish(&event(&datagram));
 }
 
@@ -89,7 +89,7 @@ fn what_is_no_device_is_not_kept() {
     act(&mut inventory, "add", "/module/x", "");
     act(&mut inventory, "add", "/bus/usb/drivers/x", "");
     let bare = b"add@/devices/x\0ACTION=add\0DEVPATH=/devices/x\0";
-    inventory.begin(&event(bare));
+    inventory.begin(&event(bare), true);
     inventory.finish(&event(bare));
     assert!(inventory.is_empty());
 }
@@ -98,13 +98,13 @@ fn what_is_no_device_is_not_kept() {
 fn an_act_is_noted_before_and_after() {
     let mut inventory = empty();
     let add = datagram("add", "/devices/x", "");
-    inventory.begin(&event(&add));
+    inventory.begin(&event(&add), true);
     assert!(!inventory.get(b"/devices/x").unwrap().settled);
     inventory.finish(&event(&add));
     assert!(inventory.get(b"/devices/x").unwrap().settled);
     for action in ["remove", "change", "move"] {
-        let datagram = datagram(action, "/devices/x", "");
-        inventory.begin(&event(&datagram));
+        let datagram = datagram(action, "/devices/x", "DEVPATH_OLD=/devices/y\0");
+        inventory.begin(&event(&datagram), true);
         assert!(!inventory.get(b"/devices/x").unwrap().settled, "{action}");
     }
 }
@@ -123,9 +123,9 @@ fn a_device_moves_with_all_below_it() {
     assert_eq!(moved.identity, b"SUBSYSTEM=s\0INTERFACE=b\0IFINDEX=3\0");
     assert_eq!(inventory.get(b"/devices/net/b/queues/rx").unwrap().incarnation, 9);
     assert!(moved.settled);
-    // One that is not known stays so.
+    // One that is not known has still to be added.
     act(&mut inventory, "move", "/devices/net/d", "DEVPATH_OLD=/devices/net/c\0");
-    assert_eq!(inventory.len(), 3);
+    assert!(!inventory.get(b"/devices/net/d").unwrap().settled);
 }
 
 #[test]
@@ -207,27 +207,24 @@ fn expect(model: &mut Model, step: &Step, fields: &str) {
         "add" => drop(model.insert(new, (identity, step.finished))),
         "remove" if step.finished => drop(model.remove(&new)),
         "change" if model.contains_key(&new) => drop(model.insert(new, (identity, step.finished))),
-        "move" if step.finished => {
-            let old = path(step.other);
-            let known = model.contains_key(&old) || model.contains_key(&new);
-            let below: Vec<String> =
-                model.keys().filter(|p| p.starts_with(&format!("{old}/"))).cloned().collect();
-            for from in below {
-                let to = new.clone() + &from[old.len()..];
-                let device = model.remove(&from).unwrap();
-                model.insert(to, device);
-            }
-            if known {
-                model.remove(&old);
-                model.insert(new, (identity, true));
-            }
-        }
         "move" => {
             let old = path(step.other);
-            let at = if model.contains_key(&old) { old } else { new };
-            if let Some(device) = model.get_mut(&at) {
-                device.1 = false;
+            let below = |p: &&String| p.strip_prefix(&old).is_some_and(|r| r.starts_with('/'));
+            for from in model.keys().filter(below).cloned().collect::<Vec<_>>() {
+                let to = new.clone() + &from[old.len()..];
+                let mut device = model[&from].clone();
+                if step.finished {
+                    model.remove(&from);
+                } else {
+                    device.1 = false;
+                }
+                model.insert(to, device);
             }
+            let known = model.contains_key(&old) || model.contains_key(&new);
+            if step.finished {
+                model.remove(&old);
+            }
+            model.insert(new, (identity, known && step.finished));
         }
         _ => {
             if let Some(device) = model.get_mut(&new) {
@@ -250,11 +247,16 @@ proptest! {
             if step.action == "move" && (new.starts_with(&old) || old.starts_with(&new)) {
                 continue;
             }
-            let fields = format!("MINOR={}\0", step.minor);
+            // One that was never added stays so until it is.
+            let known = expected.contains_key(&new) || expected.contains_key(&old);
+            if step.action == "move" && !step.finished && !known {
+                continue;
+            }
+            let fields = format!("PARTN={}\0", step.minor);
             let old = format!("{fields}DEVPATH_OLD={}\0", path(step.other));
             let fields_told = if step.action == "move" { &old } else { &fields };
             let datagram = datagram(step.action, &path(step.path), fields_told);
-            inventory.begin(&event(&datagram));
+            inventory.begin(&event(&datagram), true);
             if step.finished {
                 inventory.finish(&event(&datagram));
             }
@@ -276,9 +278,9 @@ proptest! {
         for step in steps.iter().filter(|step| step.action != "move") {
             let before = model(&inventory);
             inventory.storage.seen.get_mut().clear();
-            let fields = format!("MINOR={}\0", step.minor);
+            let fields = format!("PARTN={}\0", step.minor);
             let datagram = datagram(step.action, &path(step.path), &fields);
-            inventory.begin(&event(&datagram));
+            inventory.begin(&event(&datagram), true);
             inventory.finish(&event(&datagram));
             let after = model(&inventory);
             let snapshots = inventory.storage.seen.take();
@@ -341,7 +343,7 @@ fn events_are_judged_by_what_is_known() {
         (Trust::Lossy, "remove", "/devices/x", "MAJOR=8\0", 50, Verdict::Act),
         // After a scan, what is known or over is left out.
         (scanned, "add", "/devices/x", same, 50, Verdict::Stale),
-        (scanned, "add", "/devices/x", same, 150, Verdict::Stale),
+        (scanned, "add", "/devices/x", same, 150, Verdict::StaleIfSame),
         (scanned, "add", "/devices/x", "MAJOR=8\0", 50, Verdict::Stale),
         (scanned, "add", "/devices/x", "MAJOR=8\0", 150, Verdict::RemoveFirst),
         (scanned, "add", "/devices/y", "MAJOR=8\0", 50, Verdict::Act),

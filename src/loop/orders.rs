@@ -200,9 +200,10 @@ impl Daemon {
     fn begin_waiting(&mut self, id: Id, want: Want, timeout: Duration) {
         let last = std::fs::read_to_string("/sys/kernel/uevent_seqnum");
         let last = last.ok().and_then(|text| text.trim_end().parse().ok());
+        let loss = (self.is_lossy(), self.counters.scans);
+        self.hurry();
         let open = self.sources.iter().enumerate().filter(|(_, watched)| !watched.ended);
         let deadline = self.now().saturating_add(timeout);
-        let loss = (self.is_lossy(), self.counters.scans);
         self.requests.add(id, want, last, open.map(|(index, _)| index), loss, deadline);
         // Something may be there that the poll has not reported yet.
         self.mark_sources_ready();

@@ -41,6 +41,10 @@ const LEAST_COST: u64 = 512;
 /// No event of the kernel's takes more.
 const GREATEST_COST: u64 = 4608;
 
+/// The kernel sends the last event of a device before it takes it out of sysfs
+/// (device_del in drivers/base/core.c), which does not take as long.
+const DOUBT: Duration = Duration::from_secs(1);
+
 /// How many devices may wait for their incarnation to be looked up.
 const FRESH_MAX: usize = 4096;
 
@@ -99,6 +103,8 @@ pub(super) struct Recovery {
     pub(super) held_back: Option<(usize, Vec<u8>)>,
     /// Who is to be told when it is done.
     clients: Vec<server::Id>,
+    /// What they are told.
+    text: String,
 }
 
 #[derive(Debug)]
@@ -117,6 +123,12 @@ enum Phase {
     },
     Triggering(Box<Triggering>),
     Replaying(Box<Replay>),
+    /// All is done; but what was found may have been about to go, its last event
+    /// sent before. That is looked at once more.
+    Doubting {
+        replay: Box<Replay>,
+        until: Time,
+    },
 }
 
 /// The kernel is being asked to tell of all devices.
@@ -153,7 +165,8 @@ struct Replay {
     gone: Vec<Vec<u8>>,
     /// Those whose addition was begun, and that no scan finds.
     unlisted: Vec<Vec<u8>>,
-    added: Vec<usize>,
+    /// One of the listed that was not there any more, while the queue was empty.
+    suspect: Option<usize>,
     kept: Vec<usize>,
     /// Nothing failed to be read.
     complete: bool,
@@ -166,6 +179,8 @@ struct Replay {
     began: Time,
     /// Which comparison it is, counted from 1.
     number: u64,
+    /// Until when what was found is in doubt, once all is done.
+    in_doubt: Option<Time>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -176,8 +191,7 @@ enum Stage {
     Resume,
     Add(usize),
     Change(usize),
-    /// Is still there what was added? It may have been about to go, its last
-    /// event sent before the scan.
+    /// Is still there what was found?
     Verify(usize),
 }
 
@@ -224,12 +238,13 @@ impl Recovery {
             incarnation: 0,
             held_back: None,
             clients: Vec::new(),
+            text: String::new(),
         }
     }
 
     /// Whether all that was missed is made up for, as far as is known.
     pub(super) fn is_quiet(&self) -> bool {
-        matches!(self.phase, Phase::Quiet) && self.held_back.is_none()
+        matches!(self.phase, Phase::Quiet | Phase::Doubting { .. }) && self.held_back.is_none()
     }
 
     /// What the next plugd has to do once more.
@@ -238,7 +253,7 @@ impl Recovery {
             Phase::Quiet => None,
             Phase::Draining { cause, .. } | Phase::Waiting { cause, .. } => Some(*cause),
             Phase::Triggering(_) => Some(Cause::Coldplug),
-            Phase::Replaying(replay) => Some(replay.cause),
+            Phase::Replaying(replay) | Phase::Doubting { replay, .. } => Some(replay.cause),
         }
     }
 
@@ -254,7 +269,7 @@ impl Recovery {
     /// When to go on, at the latest.
     pub(super) fn deadline(&self) -> Option<Time> {
         match &self.phase {
-            Phase::Waiting { until, .. } => Some(*until),
+            Phase::Waiting { until, .. } | Phase::Doubting { until, .. } => Some(*until),
             Phase::Quiet | Phase::Draining { .. } | Phase::Triggering(_) | Phase::Replaying(_) => {
                 None
             }
@@ -266,8 +281,14 @@ impl Recovery {
         self.fresh.measured = false;
         match &mut self.phase {
             Phase::Draining { left, .. } => *left = left.saturating_sub(1),
-            Phase::Replaying(replay) => replay.left = replay.left.saturating_sub(1),
-            Phase::Quiet | Phase::Waiting { .. } | Phase::Triggering(_) => {}
+            Phase::Replaying(replay) => {
+                replay.left = replay.left.saturating_sub(1);
+                replay.suspect = None;
+            }
+            Phase::Quiet
+            | Phase::Waiting { .. }
+            | Phase::Triggering(_)
+            | Phase::Doubting { .. } => {}
         }
     }
 
@@ -294,7 +315,7 @@ impl Recovery {
 
     /// Notes that an event is about to be acted on.
     pub(super) fn begin(&mut self, event: &Uevent<'_>) {
-        self.inventory.begin(event);
+        self.inventory.begin(event, self.trust != Trust::Lossy);
     }
 
     /// Notes that it was acted on; `replayed` if it came of a comparison.
@@ -343,16 +364,32 @@ impl Daemon {
                     _ => Verdict::Act,
                 }
             }
-            Verdict::RemoveFirst => {
+            Verdict::StaleIfSame => {
                 let path = event.last(b"DEVPATH").unwrap_or_default().to_bytes();
-                let Some(known) = recovery.inventory.get(path) else { return Verdict::Act };
-                recovery::write_event(first, "remove", path, known.identity);
+                let known = recovery.inventory.get(path).map(|known| known.incarnation);
+                match Sysfs::open(&recovery.sys).ok().and_then(|sys| sys.incarnation(path)) {
+                    Some(found) if known == Some(found) => Verdict::Stale,
+                    _ => Verdict::Act,
+                }
+            }
+            Verdict::RemoveFirst => {
+                let known = recovery.inventory.first_to_go(event);
+                let Some(known) = known else { return Verdict::Act };
+                recovery::write_event(first, "remove", known.path, known.identity);
                 let last = match recovery.trust {
                     Trust::Scanned { last } => last,
                     Trust::Unscanned | Trust::Lossy => None,
                 };
                 recovery::mark(first, Cause::Overrun, last);
                 Verdict::RemoveFirst
+            }
+            // What is below it may not have been found, on its way.
+            Verdict::Act
+                if !matches!(recovery.phase, Phase::Quiet)
+                    && recovery.trust != Trust::Lossy
+                    && event.last(b"ACTION") == Some(c"move") =>
+            {
+                Verdict::ActAndCompare
             }
             verdict => verdict,
         }
@@ -363,13 +400,18 @@ impl Daemon {
         if !self.sources[source].is_kernels {
             return;
         }
+        self.recovery.congested = true;
+        self.compare_again();
+    }
+
+    /// What is known is not to be trusted any more.
+    pub(super) fn compare_again(&mut self) {
         let now = self.now();
         let recovery = &mut self.recovery;
         recovery.trust = Trust::Lossy;
         recovery.again = true;
-        recovery.congested = true;
         self.requests.lost();
-        if matches!(recovery.phase, Phase::Quiet) {
+        if matches!(recovery.phase, Phase::Quiet | Phase::Doubting { .. }) {
             let until = recovery.pace.next(now);
             recovery.phase = Phase::Waiting { cause: Cause::Overrun, until };
         }
@@ -385,7 +427,7 @@ impl Daemon {
         }
         let (now, recovery) = (self.now(), &mut self.recovery);
         match &mut recovery.phase {
-            Phase::Quiet => {
+            Phase::Quiet | Phase::Doubting { .. } => {
                 recovery.phase = Phase::Waiting { cause: Cause::Rescan, until: now };
             }
             Phase::Waiting { until, .. } => *until = now.min(*until),
@@ -405,6 +447,7 @@ impl Daemon {
                 Recovered::Again
             }
             Phase::Quiet => self.look_up_fresh(idle),
+            Phase::Doubting { replay, until } => self.doubt(replay, until, idle),
             Phase::Waiting { cause, until } if until > self.now() => {
                 self.recovery.phase = Phase::Waiting { cause, until };
                 Recovered::Proceed
@@ -459,7 +502,33 @@ impl Daemon {
     /// Whether events may have been dropped that are not made up for.
     pub(super) fn is_lossy(&self) -> bool {
         let recovery = &self.recovery;
-        !recovery.is_quiet() || recovery.congested && self.queue().1 != recovery.baseline
+        !matches!(recovery.phase, Phase::Quiet)
+            || recovery.held_back.is_some()
+            || recovery.congested && self.queue().1 != recovery.baseline
+    }
+
+    /// Somebody waits for all to be settled: what is in doubt is looked at now.
+    pub(super) fn hurry(&mut self) {
+        let now = self.now();
+        if let Phase::Doubting { until, .. } = &mut self.recovery.phase {
+            *until = now;
+        }
+    }
+
+    fn doubt(&mut self, mut replay: Box<Replay>, until: Time, idle: bool) -> Recovered {
+        if idle && self.recovery.congested {
+            self.end_congestion();
+            if !matches!(self.recovery.phase, Phase::Quiet) {
+                return Recovered::Again;
+            }
+        }
+        if !idle || until > self.now() {
+            self.recovery.phase = Phase::Doubting { replay, until };
+            return if idle { self.look_up_fresh(idle) } else { Recovered::Proceed };
+        }
+        replay.stage = Stage::Verify(0);
+        self.recovery.phase = Phase::Replaying(replay);
+        Recovered::Again
     }
 
     /// How much waits in the kernel, in bytes, and how many drops it has counted.
@@ -488,7 +557,7 @@ impl Daemon {
             changed: HashSet::new(),
             gone: Vec::new(),
             unlisted: Vec::new(),
-            added: Vec::new(),
+            suspect: None,
             kept: Vec::new(),
             complete: failed.is_empty(),
             live: false,
@@ -496,6 +565,7 @@ impl Daemon {
             tally: [0; 3],
             began: self.now(),
             number: self.counters.scans,
+            in_doubt: None,
         }));
     }
 
@@ -519,7 +589,7 @@ impl Daemon {
                     log::warn!("{failed}; devices that were missed ({cause}) are looked for later");
                 }
                 let now = self.now();
-                self.recovery.pace.ended(now);
+                self.recovery.pace.ended(now, false);
                 let until = self.recovery.pace.next(now);
                 self.recovery.phase = Phase::Waiting { cause, until };
                 None
@@ -553,8 +623,13 @@ impl Daemon {
                 replay.stage = Stage::Verify(0);
                 false
             }
-            Stage::Verify(next) if next >= replay.added.len() => {
-                self.end_replay(&replay);
+            // What waits may tell of what is not there any more.
+            Stage::Verify(_) if !idle && replay.left > 0 => {
+                self.recovery.phase = Phase::Replaying(replay);
+                return Recovered::Proceed;
+            }
+            Stage::Verify(next) if next >= replay.listing.len() || !idle => {
+                self.end_replay(replay);
                 return Recovered::Again;
             }
             Stage::Verify(next) => self.verify(&mut replay, next),
@@ -566,10 +641,10 @@ impl Daemon {
             match buffer.get_mut(..event.len()) {
                 Some(space) => {
                     space.copy_from_slice(event);
-                    let kind = match stage {
-                        Stage::Remove | Stage::Verify(_) => 0,
-                        Stage::Change(_) => 2,
-                        Stage::Compare(_) | Stage::Resume | Stage::Add(_) => 1,
+                    let kind = match event.first() {
+                        Some(b'r') => 0,
+                        Some(b'a') => 1,
+                        _ => 2,
                     };
                     replay.tally[kind] += 1;
                     self.counters.replayed[kind] += 1;
@@ -689,7 +764,15 @@ impl Daemon {
                 continue;
             }
             if self.read_device(replay, index, "add") {
-                replay.added.push(index);
+                let obstacle = parse(&replay.reader.event)
+                    .and_then(|event| self.recovery.inventory.first_to_go(&event));
+                if let Some(known) = obstacle {
+                    // It has become another one since it was looked at.
+                    let event = &mut replay.reader.event;
+                    recovery::write_event(event, "remove", known.path, known.identity);
+                    replay.stage = Stage::Add(index);
+                    return true;
+                }
                 self.recovery.incarnation = replay.reader.incarnation;
                 return true;
             }
@@ -725,48 +808,68 @@ impl Daemon {
     fn next_change(&mut self, replay: &mut Replay, next: usize) -> bool {
         replay.stage = Stage::Change(next + 1);
         let index = replay.kept[next];
-        let is_known = |daemon: &Self| {
-            daemon.recovery.inventory.get(replay.listing.path(index)).is_some_and(|d| d.settled)
-        };
-        // An event has come meanwhile that tells that it is gone.
-        is_known(self) && self.read_device(replay, index, "change")
+        if !self.read_device(replay, index, "change") {
+            return false;
+        }
+        let Some(event) = parse(&replay.reader.event) else { return false };
+        let mut told = Vec::new();
+        identity::write(&event, &mut told);
+        // If it is another one by now, an event has come that tells so, or waits.
+        let known = self.recovery.inventory.get(replay.listing.path(index));
+        known.is_some_and(|known| known.settled && known.identity == told)
     }
 
     fn verify(&mut self, replay: &mut Replay, next: usize) -> bool {
-        let end = (next + AT_ONCE).min(replay.added.len());
+        let end = (next + AT_ONCE).min(replay.listing.len());
         for position in next..end {
-            replay.stage = Stage::Verify(position + 1);
-            let path = replay.listing.path(replay.added[position]);
+            replay.stage = Stage::Verify(position);
+            let path = replay.listing.path(position);
             if let Some(known) = self.recovery.inventory.get(path)
                 && replay.sys.is_gone(path)
             {
-                recovery::write_event(&mut replay.reader.event, "remove", path, known.identity);
-                return true;
+                if replay.suspect.take() == Some(position) {
+                    // Nothing has come that tells of it.
+                    recovery::write_event(&mut replay.reader.event, "remove", path, known.identity);
+                    return true;
+                }
+                replay.suspect = Some(position);
+                replay.left = self.queue().0 / LEAST_COST + 1;
+                self.mark_sources_ready();
+                return false;
             }
         }
+        replay.stage = Stage::Verify(end);
         false
     }
 
-    fn end_replay(&mut self, replay: &Replay) {
-        let (now, [removed, added, changed]) = (self.now(), replay.tally);
-        let took = now.saturating_sub(replay.began);
-        self.counters.recovery = took;
-        let text = format!(
-            "{}: {} devices; {added} added, {removed} removed, {changed} changed, in {} ms",
-            replay.cause,
-            replay.listing.len(),
-            took.as_millis()
-        );
-        log::info!("{text}");
-        self.end_recovery(&text, replay.number);
+    fn end_replay(&mut self, mut replay: Box<Replay>) {
+        let now = self.now();
+        let in_doubt = *replay.in_doubt.get_or_insert_with(|| {
+            let ([removed, added, changed], took) =
+                (replay.tally, now.saturating_sub(replay.began));
+            self.counters.recovery = took;
+            let text = format!(
+                "{}: {} devices; {added} added, {removed} removed, {changed} changed, in {} ms",
+                replay.cause,
+                replay.listing.len(),
+                took.as_millis()
+            );
+            log::info!("{text}");
+            self.recovery.text = text;
+            now + DOUBT
+        });
+        self.end_recovery(replay.number);
+        if matches!(self.recovery.phase, Phase::Quiet) && now < in_doubt {
+            self.recovery.phase = Phase::Doubting { replay, until: in_doubt };
+        }
     }
 
     /// Finds out whether that is all.
-    fn end_recovery(&mut self, text: &str, number: u64) {
+    fn end_recovery(&mut self, number: u64) {
         let (now, (_, drops)) = (self.now(), self.queue());
         let recovery = &mut self.recovery;
-        recovery.pace.ended(now);
         let all = !recovery.again && drops == recovery.baseline;
+        recovery.pace.ended(now, all);
         if !all {
             recovery.trust = Trust::Lossy;
             let until = recovery.pace.next(now);
@@ -778,7 +881,7 @@ impl Daemon {
         self.requests.made_up(number, all);
         self.answer_requests();
         self.mark_sources_ready();
-        let Some(control) = &mut self.control else { return };
+        let (Some(control), text) = (&mut self.control, &*self.recovery.text) else { return };
         clients.into_iter().for_each(|id| control.reply(id, &Reply::ok(text), now));
     }
 
@@ -846,7 +949,8 @@ impl Daemon {
             took.as_millis()
         );
         log::info!("{text}");
-        self.end_recovery(&text, number);
+        self.recovery.text = text;
+        self.end_recovery(number);
     }
 
     /// Looks up the incarnations of devices that came by events.

@@ -440,7 +440,8 @@ impl World {
         }
         if input == TICK && deadline.is_some_and(|at| at <= self.now) {
             assert_ne!(action, Continue, "a tick in time");
-            assert_ne!(self.machine.deadline(), deadline, "a busy loop");
+            let now = (self.machine.state(), self.machine.deadline());
+            assert_ne!(now, (state, deadline), "a busy loop");
         }
         match action {
             Continue => {

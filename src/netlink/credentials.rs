@@ -66,7 +66,7 @@ impl Check {
             // And where there is one, it may still not be the root of the
             // network namespace, if that belongs to another user namespace.
             (Self::Credentials(mapped), Some(Credentials { pid, uid })) => {
-                pid == 0 && (uid == 0 || !mapped.contains(uid))
+                pid == 0 && (uid == 0 || mapped.may_stand_for_another(uid))
             }
         }
     }
@@ -77,23 +77,35 @@ impl Check {
 pub struct UserIds {
     /// The first of each range, and how many there are.
     ranges: Vec<(u32, u32)>,
+    /// What stands for those that it does not have. There may be one of that id too.
+    overflow: u32,
 }
 
 impl UserIds {
-    /// All there can be, as in the initial user namespace.
-    pub fn all() -> Self {
-        Self { ranges: vec![(0, u32::MAX)] }
+    /// Nobody knows which but root: /proc is not mounted.
+    pub fn unknown() -> Self {
+        Self { ranges: vec![(0, 1)], overflow: Self::OVERFLOW }
     }
+
+    /// The overflow user id, unless somebody chose another one.
+    pub const OVERFLOW: u32 = 65534;
 
     /// Reads /proc/PID/uid_map (user_namespaces(7)): lines of the first id
     /// inside, the first id outside, and the count. Other lines are left out.
-    pub fn parse(uid_map: &str) -> Self {
+    /// `overflow` is what is in /proc/sys/kernel/overflowuid.
+    pub fn parse(uid_map: &str, overflow: u32) -> Self {
         let range = |line: &str| {
             let mut numbers = line.split_ascii_whitespace().map(|number| number.parse().ok());
             let (first, _outside, count) = (numbers.next()??, numbers.next()?, numbers.next()??);
             Some((first, count))
         };
-        Self { ranges: uid_map.lines().filter_map(range).collect() }
+        Self { ranges: uid_map.lines().filter_map(range).collect(), overflow }
+    }
+
+    /// Whether this may be what a user is shown as who is not in the namespace.
+    pub fn may_stand_for_another(&self, uid: u32) -> bool {
+        let is_complete = self.ranges.contains(&(0, u32::MAX));
+        !self.contains(uid) || uid == self.overflow && !is_complete
     }
 
     /// Whether there is such a user in the namespace.
@@ -109,6 +121,11 @@ mod tests {
     const INITIAL: &str = "         0          0 4294967295\n";
     const ONLY_ROOT: &str = "         0       1000          1\n";
     const ONLY_USER: &str = "      1000       1000          1\n";
+    const CONTAINER: &str = "         0     100000      65536\n";
+
+    fn parse(uid_map: &str) -> UserIds {
+        UserIds::parse(uid_map, UserIds::OVERFLOW)
+    }
 
     fn admits(check: &Check, port: u32, credentials: Option<(i32, u32)>) -> bool {
         let credentials = credentials.map(|(pid, uid)| Credentials { pid, uid });
@@ -117,19 +134,18 @@ mod tests {
 
     #[test]
     fn a_map_says_which_users_there_are() {
-        let ids = UserIds::parse(INITIAL);
-        assert_eq!(ids, UserIds::all());
+        let ids = parse(INITIAL);
         assert!(ids.contains(0) && ids.contains(65534) && ids.contains(u32::MAX - 1));
-        let ids = UserIds::parse("0 1000 1\n1 100000 65536\nnonsense\n");
+        let ids = parse("0 1000 1\n1 100000 65536\nnonsense\n");
         assert!(ids.contains(0) && ids.contains(1) && ids.contains(65536));
         assert!(!ids.contains(65537) && !ids.contains(100_000));
-        assert!(!UserIds::parse("").contains(0));
+        assert!(!parse("").contains(0));
     }
 
     #[test]
     fn no_process_is_the_kernel() {
         let checks = [INITIAL, ONLY_ROOT, ONLY_USER, ""]
-            .map(|map| Check::Credentials(UserIds::parse(map)))
+            .map(|map| Check::Credentials(parse(map)))
             .into_iter()
             .chain([Check::Port, Check::Required]);
         for check in checks {
@@ -141,26 +157,29 @@ mod tests {
     #[test]
     fn without_credentials_the_port_id_has_to_do() {
         assert!(admits(&Check::Port, 0, None));
-        assert!(admits(&Check::Credentials(UserIds::all()), 0, None));
+        assert!(admits(&Check::Credentials(UserIds::unknown()), 0, None));
         assert!(!admits(&Check::Required, 0, None));
     }
 
     #[test]
     fn credentials_are_checked_as_far_as_they_can_be() {
-        // pid, uid: as in the initial namespace, with root alone, without root, required
+        // pid, uid: as in the initial namespace, with root alone, without root,
+        // required, with many users, with nobody knows which
         let table = [
-            (0, 0, [true, true, true, true]),
-            (7, 0, [false, false, true, false]),
-            (0, 65534, [false, true, true, false]),
-            (7, 65534, [false, false, true, false]),
-            (0, 1000, [false, true, true, false]),
-            (7, 1000, [false, false, true, false]),
+            (0, 0, [true, true, true, true, true, true]),
+            (7, 0, [false, false, true, false, false, false]),
+            (0, 65534, [false, true, true, false, true, true]),
+            (7, 65534, [false, false, true, false, false, false]),
+            (0, 1000, [false, true, true, false, false, true]),
+            (7, 1000, [false, false, true, false, false, false]),
         ];
         let checks = [
-            Check::Credentials(UserIds::parse(INITIAL)),
-            Check::Credentials(UserIds::parse(ONLY_ROOT)),
-            Check::Credentials(UserIds::parse(ONLY_USER)),
+            Check::Credentials(parse(INITIAL)),
+            Check::Credentials(parse(ONLY_ROOT)),
+            Check::Credentials(parse(ONLY_USER)),
             Check::Required,
+            Check::Credentials(parse(CONTAINER)),
+            Check::Credentials(UserIds::unknown()),
         ];
         for (pid, uid, expected) in table {
             for (check, expected) in checks.iter().zip(expected) {

@@ -15,7 +15,7 @@ use std::fmt;
 use crate::account::{Accounts, number};
 use crate::environment::Base;
 use crate::plan::{Context, Device, Draft, Kind, Plan, Program, Record, Text, Why};
-use crate::uevent::{Field, Uevent};
+use crate::uevent::{Field, Uevent, device_name};
 use matcher::{Matcher, TooLarge};
 use parse::{Condition, Part, Place, Rule, Source, When};
 
@@ -51,12 +51,17 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// With the usual interpreters; execlineb is the file given, or if there is
-    /// none, one that cannot be found when a command asks for it.
+    /// With the usual interpreters, of which execlineb is the file that was found,
+    /// if any.
     pub fn new(environment: Base, execlineb: Option<CString>) -> Self {
         Self {
-            shell: Program { path: c"/bin/sh".into(), argv: vec![c"/bin/sh".into(), c"-c".into()] },
+            shell: Program {
+                path: c"/bin/sh".into(),
+                argv: vec![c"/bin/sh".into(), c"-c".into()],
+                was_found: true,
+            },
             execlineb: Program {
+                was_found: execlineb.is_some(),
                 path: execlineb.unwrap_or_else(|| c"/bin/execlineb".into()),
                 argv: vec![c"execlineb".into(), c"-Pc".into()],
             },
@@ -99,6 +104,12 @@ impl Engine {
             matcher.variable(field.key(), || field.value().to_bytes());
         });
         if acts {
+            // A driver waits for it, and shall not wait for commands.
+            if facts.wants_firmware {
+                let name = event.first(b"FIRMWARE").unwrap_or_default();
+                let name = draft.string(name.to_bytes());
+                draft.push(Record::LoadFirmware { name });
+            }
             matcher.name(&facts.name);
             if let Some(device) = facts.device {
                 matcher.numbers(device.major, device.minor);
@@ -110,11 +121,6 @@ impl Engine {
                     break;
                 }
                 next = index + 1;
-            }
-            if facts.wants_firmware {
-                let name = event.first(b"FIRMWARE").unwrap_or_default();
-                let name = draft.string(name.to_bytes());
-                draft.push(Record::LoadFirmware { name });
             }
         }
         let Settings { shell, execlineb, environment, .. } = settings;
@@ -316,8 +322,7 @@ impl Facts {
     fn look_up_name(&mut self, devpath: &CStr, sysfs: &mut impl Sysfs) {
         self.file.clear();
         sysfs.read(devpath, "uevent", &mut self.file);
-        let mut lines = self.file.split(|&b| b == b'\n');
-        let name = lines.find_map(|line| line.strip_prefix(b"DEVNAME="));
+        let name = device_name(&self.file);
         let last = || devpath.to_bytes().split(|&b| b == b'/').rfind(|part| !part.is_empty());
         self.name.extend_from_slice(name.or_else(last).unwrap_or_default());
     }
@@ -442,7 +447,13 @@ impl Facts {
         }
         let device = device.filter(|_| has_name);
         if let (Some(device), Action::Add) = (device, self.action) {
-            let (kind, access) = (self.kind, rule.access);
+            let (kind, mut access) = (self.kind, rule.access);
+            if (access.owner, access.group) == (0, 0) {
+                // As mdevd has it, which sets the mode again, but no owner then:
+                // what a rule with - gives away, the last one does not take back.
+                let earlier = draft.access_given(node);
+                (access.owner, access.group) = earlier.map_or((0, 0), |a| (a.owner, a.group));
+            }
             draft.push(Record::MakeNode { path: node, kind, device, access });
             self.links(rule, node, device, settings, draft, |path, target| Record::MakeLink {
                 path,

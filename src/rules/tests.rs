@@ -75,8 +75,23 @@ fn a_rule_with_minus_does_not_end_it() {
         [
             "make node sda, block 8:0, owner 1:1, mode 0600",
             "run /bin/sh -c one with MDEV=sda",
-            "make node sda, block 8:0, owner 0:0, mode 0640",
-            "make node sda, block 8:0, owner 0:0, mode 0660",
+            "make node sda, block 8:0, owner 1:1, mode 0640",
+            "make node sda, block 8:0, owner 1:1, mode 0660",
+        ]
+    );
+}
+
+#[test]
+fn root_takes_no_node_back() {
+    let text = "-sda 0:6 600\n-sda 0:0 600 =x\n-sda 3:0 600\n-sda 0:0 640\n";
+    assert_eq!(
+        added(text, SDA),
+        [
+            "make node sda, block 8:0, owner 0:6, mode 0600",
+            "make node x, block 8:0, owner 0:0, mode 0600",
+            "make node sda, block 8:0, owner 3:0, mode 0600",
+            "make node sda, block 8:0, owner 3:0, mode 0640",
+            "make node sda, block 8:0, owner 3:0, mode 0660",
         ]
     );
 }
@@ -268,10 +283,10 @@ fn where_no_name_can_be_made_nothing_else_is_tried() {
 }
 
 #[test]
-fn firmware_is_loaded_after_the_rules() {
+fn firmware_does_not_wait_for_commands() {
     let device = "DEVPATH=/devices/f SUBSYSTEM=firmware FIRMWARE=a/b.bin";
     let text = ".* 0:0 1 *c";
-    assert_eq!(added(text, device), ["run /bin/sh -c c with MDEV=f", "load firmware a/b.bin"]);
+    assert_eq!(added(text, device), ["load firmware a/b.bin", "run /bin/sh -c c with MDEV=f"]);
     assert!(removed(text, device).is_empty());
 }
 
@@ -295,6 +310,10 @@ fn sysfs_is_asked_for_what_is_missing() {
     let bare = "ACTION=add DEVPATH=/devices/x/last";
     assert_eq!(plan(bare, b"1:3\n", b"MAJOR=1\nDEVNAME=a/b\nX=y\n"), node("a/b"));
     assert_eq!(plan(bare, b"1:3\n", b"X=y\n"), node("last"));
+    // It calls itself "x\nDEVNAME=mem".
+    for forged in [&b"DEVTYPE=a\nNAME=x\nDEVNAME=mem\n"[..], b"x\nDEVNAME=mem\n"] {
+        assert_eq!(plan(bare, b"1:3\n", forged), node("last"));
+    }
     assert_eq!(plan(bare, b"1:3\n", b""), node("last"));
     for dev in [&b""[..], b"1:3", b"1\n", b":\n", b"1:3 \n"] {
         assert!(plan(bare, dev, b"").is_empty());

@@ -98,14 +98,30 @@ fn a_child_that_ignores_sigterm_is_killed() {
 
 /// The child heeds SIGTERM, its own child does not.
 #[test]
-fn what_is_left_of_a_terminated_group_is_killed() {
+fn what_is_left_of_a_terminated_group_is_killed_when_its_time_is_over() {
     let script = "(trap '' TERM; echo ready >>$TMP/ready; exec sleep 1000) &
         echo $! >>$TMP/pids; exec sleep 1000";
-    let (daemon, _sender) = one_event(&["--timeout", "0.5", "--kill-after", "1000"], script);
+    let (daemon, _sender) = one_event(&["--timeout", "2", "--kill-after", "1"], script);
     daemon.wait_for_lines("ready", 1);
     let pids = daemon.wait_for_lines("pids", 1);
+    daemon.wait_for_log("what it has left does not end: SIGKILL to its process group");
     daemon.wait_for_counters("failed 1 (timed out 1)");
     eventually("it is gone", || is_gone(&pids[0]).then_some(()));
+}
+
+/// The child ends at SIGTERM; what it has started cleans up before that.
+#[test]
+fn the_whole_group_is_asked_and_given_its_time() {
+    let script = "(trap 'sleep 0.5; echo cleaned >>$TMP/out; exit' TERM; echo ready >>$TMP/ready
+            while :; do sleep 0.1; done) &
+        exec sleep 1000";
+    let (daemon, sender) = one_event(&["--timeout", "2", "--kill-after", "1000"], script);
+    daemon.wait_for_lines("ready", 1);
+    // The next one is not begun before.
+    unix::send(&sender, &uevent("add", "/devices/x", &["SEQNUM=8"]));
+    assert_eq!(daemon.wait_for_lines("out", 1), ["cleaned"]);
+    daemon.wait_for_lines("ready", 2);
+    assert_eq!(daemon.logged("SIGKILL").len(), 0);
 }
 
 #[test]

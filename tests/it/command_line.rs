@@ -75,7 +75,7 @@ fn the_version_is_told() {
 
 #[test]
 fn wrong_usage_is_told_with_the_right_one() {
-    let cases: [(&[&str], &str); 17] = [
+    let cases: [(&[&str], &str); 19] = [
         (&[], "a command is missing"),
         (&["nonsense"], "there is no command 'nonsense'"),
         (&["--nonsense"], "there is no command '--nonsense'"),
@@ -91,6 +91,8 @@ fn wrong_usage_is_told_with_the_right_one() {
         (&["run", "--kill-after=-1", "true"], "--kill-after '-1': expected a number of seconds"),
         (&["run", "--receive-buffer-size", "2G", "true"], "--receive-buffer-size '2G': expected"),
         (&["run", "--hotplug-argument=yes", "true"], "--hotplug-argument"),
+        (&["run", "--"], "PROG is missing after --"),
+        (&["run", "--timeout", "3", "--"], "PROG is missing after --"),
         (&[NOSH], "PROG is missing"),
         (&[NOSH, "--timeout", "3", "true"], "there is no option --timeout"),
     ];

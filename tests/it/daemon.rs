@@ -12,11 +12,11 @@ use rustix::io::{FdFlags, fcntl_setfd};
 use rustix::pipe::pipe;
 
 use crate::harness::background::{
-    PLUGD, Place, finish, ignoring_children, kill, program, strace_is_missing, traced,
+    Place, finish, ignoring_children, kill, strace_is_missing, traced,
 };
 use crate::harness::daemon::field;
 use crate::harness::inject::Injector;
-use crate::harness::{PATIENCE, eventually, ns, skip};
+use crate::harness::{PATIENCE, PLUGD, eventually, ns, program, skip, static_binary};
 
 /// Runs such a command of [`Place::daemon`] without daemon-control.
 fn launch(daemon: &[String]) -> (Option<i32>, String) {
@@ -396,19 +396,6 @@ fn names_are_found_without_nss() {
         inside(&["daemon-control", "--stop", "--pid-file", "/run/x.pid"]);
         assert_eq!(place.text("root/run/x.pid"), "");
     });
-}
-
-/// The static binary: named in PLUGD_STATIC, or where cargo puts it.
-fn static_binary() -> Option<PathBuf> {
-    if let Some(file) = std::env::var_os("PLUGD_STATIC") {
-        return Some(file.into());
-    }
-    let targets = Path::new(PLUGD).parent().unwrap().parent().unwrap();
-    let triples = fs::read_dir(targets).unwrap().map(|entry| entry.unwrap().path());
-    triples
-        .filter(|path| path.to_string_lossy().ends_with("-musl"))
-        .flat_map(|path| ["release", "debug"].map(|profile| path.join(profile).join("plugd")))
-        .find(|file| file.exists())
 }
 
 /// A /dev with nothing but null in it.

@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 
 use rustix::fs::{CWD, FlockOperation, Mode, flock, mkfifoat};
 
-use crate::harness::background::{PLUGD, Place, finish, ignoring_children, kill, program};
-use crate::harness::{eventually, ns, skip};
+use crate::harness::background::{Place, finish, ignoring_children, kill};
+use crate::harness::{PLUGD, eventually, ns, program, skip};
 
 /// A process id that nobody has: of a child that has been reaped.
 fn nobody() -> u32 {

@@ -8,9 +8,9 @@ use std::time::Instant;
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::harness::background::{
-    PLUGD, Place, at_once, duration, finish, kill, program, strace_is_missing, traced,
+    Place, at_once, duration, finish, kill, strace_is_missing, traced,
 };
-use crate::harness::{PATIENCE, eventually, ns};
+use crate::harness::{PATIENCE, PLUGD, eventually, ns, program};
 
 /// Waits until a program under strace has stopped. (It is also stopped, for a moment,
 /// whenever strace has a look at it.)

@@ -109,13 +109,14 @@ fn what_could_subvert_a_handler_never_comes_from_an_event() {
         a b=x\0a-b=x\x001a=x\0=x\0\xff=x\0GOOD=y\0";
     let (environment, daemon) = after(plugd, event);
     assert_eq!(environment, ["GOOD=y", "HOME=/", "PATH=/bin:/usr/bin", "SEQNUM=3", "TMP=/tmp"]);
-    let line = daemon.wait_for_log("not passed on");
+    // Odd names must not hide the others.
     let start = "plugd: warning: ? ? (SEQNUM 3): not passed on to its program: ";
-    assert_eq!(
-        line.strip_prefix(start).unwrap(),
-        "PATH LD_PRELOAD LD_AUDIT IFS ENV BASH_ENV SHELLOPTS PS4 GCONV_PATH HOME BASH_FUNC_ls%% \
-         a b a-b 1a  \\xff"
-    );
+    for keys in [
+        r"a b a-b 1a  \xff",
+        "PATH LD_PRELOAD LD_AUDIT IFS ENV BASH_ENV SHELLOPTS PS4 GCONV_PATH HOME BASH_FUNC_ls%%",
+    ] {
+        assert_eq!(daemon.wait_for_log(keys), format!("{start}{keys} (16 so far)"));
+    }
 }
 
 #[test]

@@ -1,12 +1,18 @@
 //! What no honest kernel or parent does often: system calls that fail (strace
 //! makes them), a process group that is signalled, dispositions left ignored.
 
+use std::fs::File;
+use std::io::Read;
+use std::os::unix::process::CommandExt;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
 use rustix::net::SocketType;
 use rustix::process::{Pid, Signal, kill_process_group};
 
 use crate::harness::daemon::{Daemon, Plugd};
-use crate::harness::inject::uevent;
-use crate::harness::unix;
+use crate::harness::inject::{Injector, uevent};
+use crate::harness::{PLUGD, eventually, ns, unix};
 use crate::listen::have;
 
 /// Handles three events while strace makes system calls fail; ends by itself.
@@ -112,4 +118,69 @@ time.sleep(1000)";
     unix::send(&sender, &uevent("add", "/devices/x", &["SEQNUM=7"]));
     daemon.wait_for_log("plugd: warning: python3 was killed by SIG");
     daemon.wait_for_counters("received 1, handled 0, failed 1 (timed out 1)");
+}
+
+/// Its log is not read, and more signals come than fit into its pipe for them.
+#[test]
+fn a_stop_is_not_lost_among_too_many_signals() {
+    let (_sender, receiver) = unix::pair(SocketType::DGRAM);
+    let (log, stderr) = rustix::pipe::pipe().unwrap();
+    let mut daemon = Plugd::reading(receiver).args(["true"]).stderr(File::from(stderr)).launch();
+    daemon.wait_until_ready();
+    let end = Instant::now() + Duration::from_secs(2);
+    while Instant::now() < end {
+        daemon.signal(Signal::USR1);
+    }
+    daemon.signal(Signal::TERM);
+    std::thread::spawn(move || File::from(log).read_to_end(&mut Vec::new()));
+    assert_eq!(daemon.wait_exit().code(), Some(0));
+}
+
+/// Rules are to fill an empty /dev.
+#[test]
+fn without_dev_null_it_starts() {
+    ns::inside(|| {
+        let daemon = Plugd::new()
+            .program("unshare")
+            .args(["-m", "sh", "-c", "mount -t tmpfs tmpfs /dev && exec \"$0\" \"$@\"", PLUGD])
+            .args(["run", "--control", "none", "--"])
+            .sh("read x; echo $? $x $N >>$TMP/out")
+            .launch();
+        daemon.wait_for_log("listening to the kernel's uevents");
+        daemon.wait_until_ready();
+        Injector::new().event("add", "/devices/x", &["N=1"]);
+        assert_eq!(daemon.wait_for_lines("out", 1), ["1 1"], "nothing to read");
+    });
+}
+
+/// Anybody can be the first to use the address.
+#[test]
+fn a_stranger_at_the_control_address_keeps_nobody_from_starting() {
+    if !have("a stranger", "socat") {
+        return;
+    }
+    ns::inside_as_root(|| {
+        let mut stranger = Command::new("socat")
+            .args(["ABSTRACT-LISTEN:plugd,fork", "EXEC:true"])
+            .uid(65534)
+            .gid(65534)
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let connect = || {
+            let address = plugd::control::Address::default().to_socket_address().unwrap();
+            std::os::unix::net::UnixStream::connect_addr(&address).ok()
+        };
+        eventually("it listens", connect);
+        let daemon = Plugd::new().args(["run", "--"]).sh("echo $N >>$TMP/out").start();
+        daemon.wait_for_log("of user 65534; plugd goes on without a control socket");
+        Injector::new().event("add", "/devices/x", &["N=1"]);
+        eventually("it is handled", || daemon.lines("out").contains(&"1".into()).then_some(()));
+        // One that was chosen has to be had.
+        stranger.kill().unwrap();
+        stranger.wait().unwrap();
+        let _first = Plugd::new().args(["run", "--control", "@x", "--", "true"]).start();
+        let second = Plugd::new().args(["run", "--control", "@x", "--", "true"]).finish();
+        assert_eq!(second.code, Some(111), "{second:?}");
+    });
 }

@@ -38,7 +38,7 @@ fn each_line_is_one_write() {
     }
     let event = r"add /a\x1b[1m\n\xc3\xa9\xff (SEQNUM 1)";
     assert!(lines.contains(&format!("plugd: warning: sh exited with 3; {event}")), "{lines:#?}");
-    let withheld = format!("plugd: warning: {event}: not passed on to its program: A B");
+    let withheld = format!("plugd: warning: {event}: not passed on to its program: A B (1 so far)");
     assert!(lines.contains(&withheld), "{lines:#?}");
 }
 

@@ -154,10 +154,10 @@ impl Disks {
         let run = Command::new(self.shell[0])
             .args(&self.shell[1..])
             .arg(SCRIPT)
+            .arg(self.path("sys"))
             .current_dir(self.path("dev"))
             .env_clear()
             .env("PATH", path)
-            .env("SYS", self.path("sys"))
             .envs([("ACTION", action), ("MDEV", name), ("DEVPATH", devpath)])
             .output()
             .unwrap();

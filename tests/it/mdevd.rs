@@ -17,13 +17,13 @@ use crate::harness::daemon::Plugd;
 use crate::harness::eventually;
 use crate::harness::inject::uevent;
 
-/// A directory with all that mdevd looks at and acts on: mdev.conf, dev, sys
+/// A directory with all that rules look at and act on: mdev.conf, dev, sys
 /// and firmware. Commands of rules know it as `$W`.
-struct World(TempDir);
+pub(crate) struct World(TempDir);
 
 impl World {
     /// With these rules.
-    fn new(conf: &str) -> Self {
+    pub(crate) fn new(conf: &str) -> Self {
         let world = Self(tempfile::tempdir().unwrap());
         for directory in ["dev", "sys/bus", "sys/class", "sys/devices", "firmware"] {
             fs::create_dir_all(world.path(directory)).unwrap();
@@ -32,19 +32,26 @@ impl World {
         world
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.0.path().join(name)
     }
 
     /// mdevd, for what is in here.
     fn mdevd(&self) -> Plugd {
-        let mut mdevd = mdevd().env("W", self.0.path());
-        for (option, name) in
-            [("-f", "mdev.conf"), ("-d", "dev"), ("-s", "sys"), ("-F", "firmware")]
-        {
-            mdevd = mdevd.args([option.into(), self.path(name)]);
-        }
-        mdevd
+        self.with(mdevd(), ["-f", "-d", "-s", "-F"])
+    }
+
+    /// `plugd run`, for what is in here.
+    pub(crate) fn plugd(&self) -> Plugd {
+        self.with(Plugd::run(&[]), ["--conf", "--dev", "--sys", "--firmware"])
+    }
+
+    fn with(&self, program: Plugd, options: [&str; 4]) -> Plugd {
+        let paths = ["mdev.conf", "dev", "sys", "firmware"].map(|name| self.path(name));
+        let options = options.into_iter().zip(paths);
+        options.fold(program.env("W", self.0.path()), |program, (option, path)| {
+            program.args([option.as_ref(), path.as_os_str()])
+        })
     }
 
     /// Makes a device of a class, with these lines in its file `uevent`.
@@ -59,12 +66,12 @@ impl World {
     }
 
     /// The complete lines of a file.
-    fn lines(&self, name: &str) -> Vec<String> {
+    pub(crate) fn lines(&self, name: &str) -> Vec<String> {
         let text = fs::read_to_string(self.path(name)).unwrap_or_default();
         text.split_inclusive('\n').filter_map(|l| l.strip_suffix('\n')).map(Into::into).collect()
     }
 
-    fn wait_for_lines(&self, name: &str, count: usize) -> Vec<String> {
+    pub(crate) fn wait_for_lines(&self, name: &str, count: usize) -> Vec<String> {
         eventually(&format!("{name} has {count} lines"), || {
             Some(self.lines(name)).filter(|lines| lines.len() >= count)
         })

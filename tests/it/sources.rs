@@ -167,7 +167,7 @@ fn the_other_name_reads_descriptor_3() {
         let (sender, receiver) = unix::pair(SocketType::DGRAM);
         let daemon = plugd.sh(RECORD).fd(receiver, 3).start();
         assert_handles(&daemon, &sender);
-        assert!(daemon.log()[0].starts_with(&format!("{program}: info: ")), "{:?}", daemon.log());
+        daemon.wait_for_log(&format!("{program}: info: "));
     }
 }
 

@@ -21,9 +21,10 @@ use crate::harness::daemon::{Finished, Plugd};
 use crate::harness::{eventually, inject, skip};
 
 const CONTRIB: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/contrib");
-/// What services are told to do; each event is a line of /run/events.
+/// What services are told to do; each event of the network is a line of /run/events.
 const OPTIONS: &str = "--dev /run/dev --conf /run/mdev.conf";
-const RULES: &str = "-.* 0:0 660 ! *echo $ACTION $DEVPATH >>/run/events\n";
+const RULES: &str =
+    "SUBSYSTEM=net;.* 0:0 660 ! *echo $ACTION $DEVPATH >>/run/events\n.* 0:0 660 !\n";
 const HANDLER: &str = "#!/bin/sh\necho $ACTION $DEVPATH >>/run/events\n";
 
 /// Whether all of these programs are there; if not, says that the test is skipped.
@@ -131,13 +132,18 @@ fn pid() -> Option<i32> {
     status()?["pid"].as_i64().and_then(|pid| pid.try_into().ok())
 }
 
+/// How often this was done for that device.
+fn count(action: &str, device: &str) -> usize {
+    let line = format!("{action} /devices/virtual/net/{device}");
+    let events = fs::read_to_string("/run/events").unwrap_or_default();
+    events.lines().filter(|event| **event == line).count()
+}
+
 /// Makes a device and waits until it was acted on.
-fn acts_on(name: &str) {
-    inject::real_device(name);
-    let line = format!("add /devices/virtual/net/{name}");
-    eventually(&format!("{line}; log: {}", log()), || {
-        let events = fs::read_to_string("/run/events").unwrap_or_default();
-        events.lines().any(|event| event == line).then_some(())
+fn acts_on(device: &str) {
+    inject::real_device(device);
+    eventually(&format!("{device} is acted on; log: {}", log()), || {
+        (count("add", device) > 0).then_some(())
     });
 }
 

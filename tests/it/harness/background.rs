@@ -11,9 +11,7 @@ use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 use tempfile::TempDir;
 
 use super::daemon::Finished;
-use super::{PATIENCE, eventually, ns, skip};
-
-pub(crate) const PLUGD: &str = env!("CARGO_BIN_EXE_plugd");
+use super::{PATIENCE, PLUGD, eventually, ns, skip};
 
 /// The directory of one daemon, which is killed when this is dropped.
 pub(crate) struct Place {
@@ -161,13 +159,6 @@ pub(crate) fn kill(pid: i32) {
     let process = Pid::from_raw(pid).unwrap();
     kill_process(process, Signal::KILL).unwrap();
     eventually("it is gone", || test_kill_process(process).is_err().then_some(()));
-}
-
-/// Whether there is a program of this name.
-pub(crate) fn program(name: &str) -> Option<PathBuf> {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let found = std::env::split_paths(&path).map(|dir| dir.join(name)).find(|file| file.exists());
-    found.or_else(|| Some(Path::new("/sbin").join(name)).filter(|file| file.exists()))
 }
 
 /// What to put before a command that shall start with SIGCHLD ignored, which is

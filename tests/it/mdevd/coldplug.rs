@@ -1,6 +1,9 @@
 //! Events for what is there already.
 
 use std::fs::{self, File};
+use std::io::Read;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
 
 use rustix::pipe::{PipeFlags, pipe_with};
 
@@ -82,11 +85,14 @@ fn the_kernel_is_told_to_send_them() {
     ns::inside_with_sysfs(|| {
         let world = World::new("-.* 0:0 660 *echo $DEVPATH $SYNTH_UUID >>$W/out\n");
         let _daemon = world.mdevd().start();
+        // As a supervisor has it.
+        let (mut reader, log) = UnixStream::pair().map(|(a, b)| (a, OwnedFd::from(b))).unwrap();
         for (n, coldplug) in [
             coldplug().stdout(std::process::Stdio::null()),
             coldplug().args(["-v", "1"]),
             coldplug().args(["-b", "65536"]),
             coldplug().args(["--output", "kernel"]),
+            coldplug().stdout(log.try_clone().unwrap()).stderr(log.try_clone().unwrap()),
         ]
         .into_iter()
         .enumerate()
@@ -100,6 +106,10 @@ fn the_kernel_is_told_to_send_them() {
                 (lo.count() == n + 1).then_some(())
             });
         }
+        drop(log);
+        let mut text = String::new();
+        reader.read_to_string(&mut text).unwrap();
+        assert_eq!(text, "");
     });
 }
 

@@ -3,6 +3,8 @@
 use std::fs::{self, File};
 use std::io::Read;
 use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::process::Command;
 
 use rustix::io::Errno;
 use rustix::net::netlink::SocketAddrNetlink;
@@ -13,7 +15,7 @@ use rustix::process::Signal;
 use super::{TELL, World, event};
 use crate::harness::daemon::Plugd;
 use crate::harness::inject::{self, Injector, NetlinkSocket, uevent};
-use crate::harness::{eventually, ns, unix};
+use crate::harness::{eventually, ns, skip, unix};
 use crate::listen::have;
 
 /// The next datagram there, when it has come.
@@ -116,6 +118,34 @@ fn whatever_becomes_of_events_they_are_passed_on() {
         assert_eq!(daemon.logged("not completed, from here on: run ").len(), 1);
         let late = recv(&listener, &mut [0; 9][..], RecvFlags::empty());
         assert_eq!(late.unwrap_err(), Errno::AGAIN);
+    });
+}
+
+/// The real one: LIBUDEV_ZERO is the directory that its `make` was run in.
+#[test]
+fn a_client_of_libudev_zero_sees_devices_come_and_go() {
+    let Some(library) = std::env::var_os("LIBUDEV_ZERO") else {
+        let why = "LIBUDEV_ZERO does not tell where it was built";
+        return skip("libudev-zero", "a client of libudev-zero", why);
+    };
+    ns::inside_with_sysfs(|| {
+        let world = World::new("SUBSYSTEM=net;.* 0:0 660 *echo $ACTION >>$W/out\n");
+        let (client, library) = (world.path("client"), Path::new(&library));
+        let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/mdevd/libudev.c");
+        let mut compiler = Command::new("cc");
+        compiler.arg("-I").arg(library).arg("-o").arg(&client).arg(source);
+        let compiled = compiler.arg(library.join("libudev.a")).arg("-lpthread").status();
+        assert!(compiled.unwrap().success());
+        let _daemon = world.mdevd().args(["-s", "/sys", "-O", "4"]).start();
+        let mut client =
+            Plugd::new().program(client).stdout(File::create(world.path("seen")).unwrap()).launch();
+        assert_eq!(world.wait_for_lines("seen", 1), ["listening"]);
+        inject::real_device("br0");
+        assert_eq!(world.wait_for_lines("seen", 2)[1], "add br0");
+        let removed = Command::new("ip").args(["link", "del", "br0"]).status();
+        assert!(removed.unwrap().success());
+        assert_eq!(world.wait_for_lines("seen", 3)[2], "remove br0");
+        assert!(client.runs());
     });
 }
 

@@ -23,7 +23,7 @@ fn null(action: &str, name: &str) -> Vec<u8> {
 
 #[test]
 fn nodes_come_and_go() {
-    ns::inside_as_root(|| {
+    ns::inside_as_root_apart(|| {
         let rules = "a 2:3 640\nb 0:4 600 >sub/c @echo $MDEV >>$W/out\n! 0:0 600 !\n\
                      c 0:0 600 =deep/er/ $test -e $MDEV && echo gone $MDEV >>$W/out\n";
         let world = World::new(rules);
@@ -66,7 +66,7 @@ fn nodes_come_and_go() {
 /// those after it are acted on.
 #[test]
 fn hostile_names_lead_nowhere() {
-    ns::inside_as_root(|| {
+    ns::inside_as_root_apart(|| {
         let world = World::new("evil 0:0 666 =/etc/passwd\nlink/x 0:0 666\n.* 0:0 666\n");
         fs::create_dir(world.path("outside")).unwrap();
         symlink("../outside", world.path("dev/link")).unwrap();

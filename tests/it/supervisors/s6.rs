@@ -2,10 +2,10 @@
 
 use std::fs;
 
-use crate::harness::{eventually, ns};
+use crate::harness::{eventually, inject, ns};
 
 use super::{
-    Machine, OPTIONS, acts_on, copy, have, is_stopped, log, set, wait_for_log,
+    Machine, OPTIONS, acts_on, copy, count, have, is_stopped, log, set, wait_for_log,
     works_and_is_respawned,
 };
 
@@ -60,6 +60,32 @@ fn a_service_with_a_handler() {
         machine.must("s6-svc", &["-d", SERVICE]);
         wait(&machine, "-D");
         is_stopped();
+    });
+}
+
+/// Devices are found that are there at the start, and that come and go while plugd
+/// is down; those that it knows are left alone.
+#[test]
+fn what_is_there_and_what_was_missed() {
+    if !have("s6: coldplug", "tools", &TOOLS) {
+        return;
+    }
+    ns::inside_a_machine(|| {
+        ["br1", "br2"].into_iter().for_each(inject::real_device);
+        // The option is that of the service, if there is no conf.
+        let machine = start("plugd", &format!("PLUGD_OPTIONS=\"$PLUGD_OPTIONS {OPTIONS}\""));
+        wait(&machine, "-U");
+        machine.must("plugd", &["settle"]);
+        assert_eq!((count("add", "br1"), count("add", "br2")), (1, 1), "{}", log());
+        machine.must("s6-svc", &["-d", SERVICE]);
+        wait(&machine, "-D");
+        inject::real_device("br3");
+        machine.must("ip", &["link", "delete", "br1"]);
+        machine.must("s6-svc", &["-u", SERVICE]);
+        wait(&machine, "-U");
+        machine.must("plugd", &["settle"]);
+        assert_eq!((count("add", "br3"), count("remove", "br1")), (1, 1), "{}", log());
+        assert_eq!((count("add", "br2"), count("change", "br2")), (1, 0), "{}", log());
     });
 }
 

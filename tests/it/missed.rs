@@ -1,0 +1,6 @@
+//! What was missed is made up for: at the start, after an overrun, after a
+//! restart. In a made-up world of devices, told of as the kernel would.
+
+mod cases;
+mod soak;
+mod world;

@@ -1,0 +1,478 @@
+//! Single cases.
+
+use std::fs;
+use std::os::unix::fs::{PermissionsExt, symlink};
+
+use rustix::process::Signal;
+
+use crate::harness::daemon::{Daemon, Plugd};
+use crate::harness::{eventually, inject, ns};
+
+use super::world::{Belief, World};
+
+/// Does something that plugd does not hear of, as it is held back and the queue
+/// overflows.
+fn unheard(world: &mut World, daemon: &Daemon, act: impl FnOnce(&mut World)) {
+    daemon.signal(Signal::STOP);
+    // Of the device that is there for it, more than fit.
+    (0..40).for_each(|_| world.change("/devices/busy"));
+    act(world);
+    daemon.signal(Signal::CONT);
+    World::settle("plugd");
+}
+
+/// A world with a busy device, a hub with something on it, and a lone one.
+fn world() -> World {
+    let mut world = World::new(1);
+    for (minor, path) in
+        (1..).zip(["/devices/busy", "/devices/hub", "/devices/hub/a", "/devices/lone"])
+    {
+        world.add(path, minor);
+    }
+    world
+}
+
+const SMALL: [&str; 4] = ["--receive-buffer-size", "4K", "--state", "none"];
+
+/// What was heard, action and path, of those replayed for this cause.
+fn replayed(belief: &Belief, cause: &str) -> Vec<String> {
+    let marked = belief.heard.iter().filter(|line| line.contains(&format!("Some(\"{cause}\")")));
+    marked.map(|line| line.split(' ').take(2).collect::<Vec<_>>().join(" ")).collect()
+}
+
+fn hear(world: &World) -> Belief {
+    let mut belief = Belief::default();
+    belief.hear(world);
+    belief
+}
+
+#[test]
+fn at_the_start_all_that_is_there_is_acted_on_parents_first() {
+    ns::inside(|| {
+        let world = world();
+        let _daemon = world.plugd(&["--coldplug", "--state", "none"]).start();
+        World::settle("plugd");
+        let belief = hear(&world);
+        assert_eq!(
+            replayed(&belief, "coldplug"),
+            ["add /devices/busy", "add /devices/hub", "add /devices/hub/a", "add /devices/lone"]
+        );
+        assert_eq!(belief.heard.len(), 4);
+    });
+}
+
+#[test]
+fn without_coldplug_nothing_is_acted_on_at_the_start() {
+    ns::inside(|| {
+        let world = world();
+        let _daemon = world.plugd(&[]).start();
+        World::settle("plugd");
+        assert_eq!(hear(&world).heard.len(), 0);
+        assert!(!fs::exists("/run/plugd/plugd.state").unwrap());
+    });
+}
+
+#[test]
+fn a_queued_event_that_tells_what_the_scan_has_found_is_passed_over() {
+    ns::inside(|| {
+        let mut world = world();
+        let socket = inject::socket(plugd::netlink::KERNEL_GROUP);
+        world.add("/devices/late", 10);
+        world.remove("/devices/lone");
+        let daemon = world.plugd(&["-v", "--coldplug", "--fd", "3"]).fd(socket, 3).start();
+        World::settle("plugd");
+        let mut belief = hear(&world);
+        belief.check(&world, "in the end");
+        assert_eq!(hear(&world).heard.len(), 4, "each once");
+        assert!(daemon.counters().contains("stale 2"), "{}", daemon.counters());
+        // One that somebody asks for is acted on.
+        let fields =
+            ["SUBSYSTEM=c", "MAJOR=7", "MINOR=10", "DEVNAME=d10", "SERIAL=1", "SYNTH_UUID=0"];
+        inject::Injector::new().event("add", "/devices/late", &fields);
+        World::settle("plugd");
+        assert_eq!(hear(&world).heard.len(), 5);
+    });
+}
+
+#[test]
+fn after_an_overrun_the_difference_is_acted_on() {
+    ns::inside(|| {
+        let mut world = world();
+        let daemon = world.plugd(&SMALL).args(["-v", "--coldplug"]).start();
+        World::settle("plugd");
+        let mut belief = Belief::default();
+        belief.check(&world, "after coldplug");
+        unheard(&mut world, &daemon, |world| {
+            world.remove("/devices/hub");
+            world.replace("/devices/lone", false);
+            world.add("/devices/new", 50);
+            world.add("/devices/new/below", 51);
+        });
+        belief.hear(&world);
+        assert_eq!(
+            replayed(&belief, "overrun"),
+            [
+                "remove /devices/lone",
+                "remove /devices/hub/a",
+                "remove /devices/hub",
+                "add /devices/lone",
+                "add /devices/new",
+                "add /devices/new/below",
+                "change /devices/busy"
+            ]
+        );
+        // With what tells who it was.
+        assert!(belief.heard.iter().any(|line| line.starts_with("remove /devices/hub/a 3 ")));
+        belief.check(&world, "after the overrun");
+        let counters = daemon.counters();
+        assert!(counters.contains("replayed 3 removals, 7 additions, 1 changes"), "{counters}");
+    });
+}
+
+#[test]
+fn changes_are_replayed_as_wanted() {
+    for (which, expected) in [("no", 0), ("c", 3), ("block,net", 0), ("yes", 3), ("block,c", 3)] {
+        ns::inside(|| {
+            let mut world = world();
+            let daemon = world.plugd(&SMALL).args(["--coldplug", "--replay-change", which]).start();
+            World::settle("plugd");
+            unheard(&mut world, &daemon, |world| world.remove("/devices/lone"));
+            let changes = replayed(&hear(&world), "overrun");
+            let changes = changes.iter().filter(|line| line.starts_with("change")).count();
+            assert_eq!(changes, expected, "{which}");
+        });
+    }
+}
+
+#[test]
+fn a_device_made_anew_with_the_same_number_is_acted_on_again() {
+    ns::inside(|| {
+        let mut world = world();
+        let daemon = world.plugd(&SMALL).args(["--coldplug", "--replay-change", "no"]).start();
+        World::settle("plugd");
+        unheard(&mut world, &daemon, |world| world.replace("/devices/hub", true));
+        let belief = hear(&world);
+        let hub = ["remove /devices/hub/a", "remove /devices/hub", "add /devices/hub"];
+        assert_eq!(replayed(&belief, "overrun"), hub);
+    });
+}
+
+#[test]
+fn a_restart_acts_on_what_changed_meanwhile_and_on_nothing_else() {
+    ns::inside(|| {
+        let mut world = world();
+        let state = world.at("state");
+        let start = |world: &World| {
+            let mut daemon = world.plugd(&["--state", state.to_str().unwrap()]).start();
+            World::settle("plugd");
+            daemon.signal(Signal::TERM);
+            assert_eq!(daemon.wait_exit().code(), Some(0));
+            daemon
+        };
+        start(&world);
+        let mut belief = Belief::default();
+        belief.check(&world, "after coldplug");
+        start(&world);
+        belief.hear(&world);
+        assert_eq!(belief.heard, [""; 0], "nothing has changed");
+
+        world.remove("/devices/hub/a");
+        world.replace("/devices/lone", true);
+        world.add("/devices/new", 50);
+        start(&world);
+        belief.hear(&world);
+        assert_eq!(
+            replayed(&belief, "restart"),
+            [
+                "remove /devices/lone",
+                "remove /devices/hub/a",
+                "add /devices/lone",
+                "add /devices/new"
+            ]
+        );
+        belief.check(&world, "after the restart");
+    });
+}
+
+#[test]
+fn what_came_by_an_event_is_known_after_a_restart() {
+    ns::inside(|| {
+        let mut world = world();
+        let state = world.at("state");
+        let options = ["--state", state.to_str().unwrap()];
+        let daemon = world.plugd(&options).start();
+        World::settle("plugd");
+        world.add("/devices/new", 50);
+        World::settle("plugd");
+        let status = || {
+            let bytes = fs::read(&state).unwrap();
+            // The inode number of its file is in its record.
+            let path = world.at("sys/devices/new/uevent");
+            let inode = std::os::unix::fs::MetadataExt::ino(&fs::metadata(path).unwrap());
+            bytes.windows(8).any(|word| word == inode.to_ne_bytes()).then_some(())
+        };
+        eventually("its incarnation is known", status);
+        let mut belief = hear(&world);
+        daemon.signal(Signal::KILL);
+        drop(daemon);
+        let _daemon = world.plugd(&options).start();
+        World::settle("plugd");
+        belief.heard.clear();
+        belief.hear(&world);
+        assert_eq!(belief.heard, [""; 0]);
+    });
+}
+
+/// Starts with this state file. Returns what was told, and how many devices were
+/// acted on.
+fn with_state(world: &World, options: &[&str]) -> (Vec<String>, usize) {
+    let before = hear(world).heard.len();
+    let mut daemon = world.plugd(&["-v"]).args(options).start();
+    World::settle("plugd");
+    daemon.signal(Signal::TERM);
+    daemon.wait_exit();
+    (daemon.log(), hear(world).heard.len() - before)
+}
+
+#[test]
+fn a_state_that_cannot_be_used_means_all_over_again() {
+    ns::inside(|| {
+        let world = world();
+        let state = world.at("state");
+        let path = state.to_str().unwrap().to_owned();
+        let options = ["--state", &*path];
+        let told = |(log, acted): (Vec<String>, usize), what: &str| {
+            assert!(log.iter().any(|line| line.contains(what)), "{what}: {log:#?}");
+            assert_eq!(acted, 4, "{what}");
+        };
+        assert_eq!(with_state(&world, &options).1, 4);
+        assert_eq!(with_state(&world, &options).1, 0);
+        let good = fs::read(&state).unwrap();
+
+        for (at, what) in [(0, "it is damaged"), (8, "of another version"), (32, "of another boot")]
+        {
+            let mut bytes = good.clone();
+            bytes[at] ^= 1;
+            fs::write(&state, bytes).unwrap();
+            told(with_state(&world, &options), what);
+            assert_eq!(with_state(&world, &options).1, 0, "it was made anew");
+        }
+        for length in [1, 50, 100, good.len() - 1] {
+            fs::write(&state, &good[..length.min(good.len())]).unwrap();
+            let acted = with_state(&world, &options).1;
+            assert!([0, 4].contains(&acted), "{length}: {acted}");
+        }
+        fs::write(world.at("rules2"), ".* 0:0 600\n").unwrap();
+        let other = world.at("rules2");
+        let other = ["--state", &*path, "--conf", other.to_str().unwrap()];
+        told(with_state(&world, &other), "other rules acted on the devices");
+
+        // What cannot be kept at all is told, and plugd does without.
+        fs::remove_file(&state).unwrap();
+        symlink(world.at("elsewhere"), &state).unwrap();
+        told(with_state(&world, &options), "it is a symbolic link");
+        assert!(!world.at("elsewhere").exists());
+        fs::remove_file(&state).unwrap();
+        fs::write(&state, "").unwrap();
+        fs::set_permissions(&state, PermissionsExt::from_mode(0o666)).unwrap();
+        told(with_state(&world, &options), "others may write it");
+        told(with_state(&world, &["--state", "/nowhere/state"]), "No such file or directory");
+    });
+}
+
+#[test]
+fn a_state_belongs_to_one_daemon() {
+    ns::inside(|| {
+        let world = world();
+        let state = world.at("state");
+        let options = ["--state", state.to_str().unwrap()];
+        let _first = world.plugd(&options).args(["--control", "@first"]).start();
+        World::settle("first");
+        let (log, acted) = with_state(&world, &options);
+        assert!(log.iter().any(|line| line.contains("another process has locked it")), "{log:?}");
+        assert_eq!(acted, 4);
+    });
+}
+
+#[test]
+fn a_full_disk_is_told_once_and_no_state_is_left() {
+    ns::inside_as_root_with_mounts(|| {
+        let mut world = world();
+        let disk = world.at("disk");
+        fs::create_dir(&disk).unwrap();
+        let mount = ["-t", "tmpfs", "-o", "size=4k", "tmpfs", disk.to_str().unwrap()];
+        assert!(std::process::Command::new("mount").args(mount).status().unwrap().success());
+        let state = disk.join("state");
+        let daemon = world.plugd(&["--state", state.to_str().unwrap()]).start();
+        World::settle("plugd");
+        for minor in 100..300 {
+            world.add(&format!("/devices/many{minor}"), minor);
+        }
+        World::settle("plugd");
+        daemon.wait_for_log("the state file cannot be kept: No space left on device");
+        hear(&world).check(&world, "without a state file");
+        assert_eq!(daemon.logged("cannot be kept").len(), 1);
+        assert_eq!(fs::metadata(&state).unwrap().len(), 0, "it would tell of the past");
+    });
+}
+
+#[test]
+fn a_rescan_is_done_when_asked_for() {
+    ns::inside(|| {
+        let mut world = world();
+        let daemon = world.plugd(&["-v", "--state", "none"]).start();
+        world.silent = true;
+        world.add("/devices/new", 50);
+        let said = Plugd::new().args(["rescan"]).finish();
+        assert_eq!(said.code, Some(0));
+        assert!(
+            said.stdout.starts_with("rescan: 5 devices; 5 added, 0 removed, 0 changed"),
+            "{said:?}"
+        );
+        world.remove("/devices/new");
+        daemon.signal(Signal::ALARM);
+        daemon.wait_for_log("rescan: 4 devices; 0 added, 1 removed, 4 changed");
+        hear(&world).check(&world, "after the rescans");
+        // Without the kernel's events there is nothing that could have been missed.
+        let (_sender, receiver) = crate::harness::unix::pair(rustix::net::SocketType::DGRAM);
+        let other = Plugd::new()
+            .args(["run", "--control", "@other", "--fd", "3", "--", "true"])
+            .fd(receiver, 3)
+            .start();
+        let said = Plugd::new().args(["rescan", "--control", "@other"]).finish();
+        assert_eq!(said.code, Some(1), "{said:?}");
+        drop(other);
+    });
+}
+
+#[test]
+fn a_sysfs_that_is_not_there_is_looked_for_again() {
+    ns::inside(|| {
+        let mut world = world();
+        fs::rename(world.at("sys"), world.at("hidden")).unwrap();
+        fs::create_dir(world.at("sys")).unwrap();
+        let daemon = world.plugd(&["--coldplug", "--state", "none"]).start();
+        daemon.wait_for_log("devices that were missed (coldplug) are looked for later");
+        // Events are acted on meanwhile.
+        let fields = ["SUBSYSTEM=c", "MAJOR=7", "MINOR=99", "SERIAL=1"];
+        inject::Injector::new().event("add", "/devices/x", &fields);
+        eventually("it is acted on", || (hear(&world).heard.len() == 1).then_some(()));
+        fs::remove_dir(world.at("sys")).unwrap();
+        fs::rename(world.at("hidden"), world.at("sys")).unwrap();
+        World::settle("plugd");
+        world.change("/devices/busy");
+        World::settle("plugd");
+        hear(&world).check(&world, "once it is there");
+        assert_eq!(daemon.logged("looked for later").len(), 1);
+    });
+}
+
+#[test]
+fn strange_names_and_depths_are_survived() {
+    ns::inside(|| {
+        let mut world = World::new(1);
+        let deep = format!("/devices{}", "/d".repeat(100));
+        for (minor, end) in deep.match_indices("/d").skip(1).map(|(end, _)| end + 2).enumerate() {
+            world.add(&deep[..end], u32::try_from(minor).unwrap());
+        }
+        world.add("/devices/new\nline", 1000);
+        world.add(&format!("/devices/{}", "x".repeat(200)), 1001);
+        symlink("loop", world.at("sys/class/c/loop")).unwrap();
+        symlink("../../devices/gone", world.at("sys/class/c/gone")).unwrap();
+        let _daemon = world.plugd(&["--coldplug", "--state", "none"]).start();
+        World::settle("plugd");
+        hear(&world).check(&world, "strange as it is");
+    });
+}
+
+#[test]
+fn a_program_for_every_event_serves_as_well() {
+    ns::inside(|| {
+        let mut world = world();
+        let daemon = Plugd::new()
+            .args(["run", "-q", "--coldplug", "--state", "none", "--receive-buffer-size", "4K"])
+            .args(["--sys".as_ref(), world.at("sys").as_os_str()])
+            .args(["--", "sh", "-c", "echo $ACTION $DEVPATH $PLUGD_REPLAY $MINOR >>$TMP/out"])
+            .start();
+        World::settle("plugd");
+        assert_eq!(
+            daemon.lines("out"),
+            [
+                "add /devices/busy coldplug 1",
+                "add /devices/hub coldplug 2",
+                "add /devices/hub/a coldplug 3",
+                "add /devices/lone coldplug 4"
+            ]
+        );
+        unheard(&mut world, &daemon, |world| world.remove("/devices/hub"));
+        let lines = daemon.lines("out");
+        let removed: Vec<_> = lines.iter().filter(|line| line.starts_with("remove")).collect();
+        assert_eq!(removed, ["remove /devices/hub/a overrun 3", "remove /devices/hub overrun 2"]);
+    });
+}
+
+#[test]
+fn under_noshs_name_every_event_is_passed_on() {
+    ns::inside(|| {
+        let socket = inject::socket(plugd::netlink::KERNEL_GROUP);
+        let daemon = Plugd::new()
+            .arg0("plug-and-play-event-handler")
+            .fd(socket, 3)
+            .args(["sh", "-c", "echo $ACTION $DEVPATH $N >>$TMP/out"])
+            .start();
+        let injector = inject::Injector::new();
+        for n in 0..3 {
+            injector.event("add", "/devices/x", &["SUBSYSTEM=c", &format!("N={n}")]);
+        }
+        injector.event("remove", "/devices/y", &["SUBSYSTEM=c", "N=3"]);
+        let lines = daemon.wait_for_lines("out", 4);
+        assert_eq!(lines[3], "remove /devices/y 3");
+    });
+}
+
+#[test]
+fn an_update_carries_along_what_is_known() {
+    for state in [false, true] {
+        ns::inside(|| {
+            let mut world = world();
+            let file = world.at("state");
+            let state = if state { file.to_str().unwrap() } else { "none" };
+            let daemon = world.plugd(&["-v", "--coldplug", "--state", state]).start();
+            World::settle("plugd");
+            world.add("/devices/new", 50);
+            World::settle("plugd");
+            let before = hear(&world).heard.len();
+            assert_eq!(Plugd::new().args(["update"]).finish().code, Some(0));
+            daemon.wait_for_log("updated from version");
+            World::settle("plugd");
+            assert_eq!(hear(&world).heard.len(), before, "nothing is done again");
+            world.silent = true;
+            world.remove("/devices/new");
+            assert_eq!(Plugd::new().args(["rescan"]).finish().code, Some(0));
+            hear(&world).check(&world, "after the update");
+        });
+    }
+}
+
+#[test]
+fn interfaces_of_another_namespace_are_neither_gone_nor_here() {
+    // /sys is the outer namespace's here, the socket this one's.
+    ns::inside(|| {
+        let daemon = Plugd::run(&["--coldplug", "--state", "none", "--"])
+            .args(["sh", "-c", "[ $SUBSYSTEM = net ] && echo $ACTION $INTERFACE >>$TMP/out; :"])
+            .start();
+        eventually("the first one", || (!daemon.lines("out").is_empty()).then_some(()));
+        inject::real_device("br7");
+        eventually("its event", || daemon.lines("out").contains(&"add br7".into()).then_some(()));
+        daemon.signal(Signal::ALARM);
+        eventually("it is compared", || daemon.counters().contains("scans 2").then_some(()));
+        daemon.wait_for_counters(", stale");
+        let lines = daemon.lines("out");
+        assert!(!lines.contains(&"remove br7".into()), "{lines:?}");
+        let added = lines.iter().filter(|line| line.starts_with("add "));
+        let mut added: Vec<_> = added.collect();
+        added.sort();
+        added.dedup();
+        assert_eq!(added, ["add br7", "add lo"], "none of the outer namespace's");
+    });
+}

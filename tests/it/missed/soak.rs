@@ -1,0 +1,82 @@
+//! Storms of events, most of which are lost: in the end what was acted on is what
+//! there is, every time.
+
+use rustix::process::Signal;
+
+use crate::harness::ns;
+
+use super::world::{Belief, World};
+
+/// How many storms: PLUGD_TEST_SEEDS, or as many as `default`.
+fn seeds(default: u64) -> u64 {
+    let seeds = std::env::var("PLUGD_TEST_SEEDS");
+    seeds.map_or(default, |text| text.parse().expect("PLUGD_TEST_SEEDS is a number"))
+}
+
+/// A storm while plugd is held back now and then, so that events are lost.
+fn storm(world: &mut World, mut hold: impl FnMut(bool)) {
+    for _ in 0..1 + world.random(4) {
+        let held = world.random(3) > 0;
+        hold(held);
+        for _ in 0..world.random(40) {
+            world.happen();
+        }
+        hold(false);
+    }
+}
+
+#[test]
+fn after_every_storm_the_state_is_exact() {
+    // Many storms for each plugd, and each of them with another past.
+    const EACH: u64 = 50;
+    ns::inside(|| {
+        let seeds = seeds(1000);
+        for first in (0..seeds).step_by(usize::try_from(EACH).unwrap()) {
+            let mut world = World::new(first);
+            let mut belief = Belief::default();
+            let coldplug = if first % 100 == 0 { &["--coldplug"][..] } else { &[] };
+            let options = ["--receive-buffer-size", "4K", "--state", "none"];
+            let daemon = world.plugd(&options).args(coldplug).start();
+            for seed in first..(first + EACH).min(seeds) {
+                storm(&mut world, |held| {
+                    daemon.signal(if held { Signal::STOP } else { Signal::CONT });
+                });
+                World::settle("plugd");
+                belief.check(&world, &format!("storm {seed}"));
+            }
+        }
+    });
+}
+
+#[test]
+fn killed_at_any_moment_nothing_is_missed_after_a_restart() {
+    ns::inside(|| {
+        let kills = seeds(200);
+        let mut world = World::new(7);
+        let mut belief = Belief::default();
+        let state = world.at("state");
+        for kill in 0..kills {
+            let size = if kill % 2 == 0 { "4K" } else { "1M" };
+            let options = ["--receive-buffer-size", size, "--state", state.to_str().unwrap()];
+            let daemon = world.plugd(&options).start();
+            // Sometimes it is killed in the middle of its start.
+            if world.random(4) > 0 {
+                World::settle("plugd");
+                belief.check(&world, &format!("before kill {kill}"));
+            }
+            for _ in 0..world.random(60) {
+                world.happen();
+            }
+            daemon.signal(Signal::KILL);
+            drop(daemon);
+            world.cut();
+            for _ in 0..world.random(20) {
+                world.happen();
+            }
+        }
+        let options = ["--state", state.to_str().unwrap()];
+        let _daemon = world.plugd(&options).start();
+        World::settle("plugd");
+        belief.check(&world, "after the last kill");
+    });
+}

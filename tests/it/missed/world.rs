@@ -1,0 +1,327 @@
+//! A made-up world: a tree that looks like a sysfs, and events as the kernel
+//! would send them for what happens in it, in its order: a device is in the tree
+//! before it is told of, and told of as gone before it leaves.
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::os::unix::fs::{FileExt, symlink};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use plugd::control::Address;
+use plugd::control::client::Connection;
+use plugd::control::wire::Outcome;
+use plugd::uevent::{Header, Uevent};
+use tempfile::TempDir;
+
+use crate::harness::daemon::Plugd;
+use crate::harness::inject::{Injector, uevent};
+
+/// A device, as whoever acts on it knows it: its DEVPATH, number and serial. The
+/// serial is no part of what plugd takes for its identity.
+pub(crate) type Devices = BTreeMap<(String, u32), u32>;
+
+#[derive(Debug, Clone)]
+struct Device {
+    minor: u32,
+    serial: u32,
+}
+
+pub(crate) struct World {
+    tmp: TempDir,
+    injector: Injector,
+    devices: BTreeMap<String, Device>,
+    next: u32,
+    random: u64,
+    /// What happened, for whoever wants to know how it came to that.
+    told: RefCell<Vec<String>>,
+    /// Whether events are sent at all.
+    pub(crate) silent: bool,
+}
+
+impl World {
+    pub(crate) fn new(seed: u64) -> Self {
+        // There, as in sysfs, no inode number is given twice.
+        let tmp = tempfile::tempdir_in("/dev/shm").unwrap();
+        for directory in ["sys/devices", "sys/class/c", "sys/kernel", "made"] {
+            fs::create_dir_all(tmp.path().join(directory)).unwrap();
+        }
+        fs::write(tmp.path().join("rules"), ".* 0:0 660 *true\n").unwrap();
+        fs::write(tmp.path().join("acted"), "").unwrap();
+        let random = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+        let (injector, devices) = (Injector::new(), BTreeMap::new());
+        let told = RefCell::default();
+        Self { tmp, injector, devices, next: 0, random, told, silent: false }
+    }
+
+    pub(crate) fn at(&self, name: &str) -> PathBuf {
+        self.tmp.path().join(name)
+    }
+
+    /// A plugd that acts on this world, by rules that are only printed; what it has
+    /// acted on is written to a file.
+    pub(crate) fn plugd(&self, options: &[&str]) -> Plugd {
+        let acted = fs::File::options().append(true).open(self.at("acted")).unwrap();
+        Plugd::new()
+            .args(["run", "-q", "--dry-run", "--output-fd", "9", "--sys"])
+            .args([self.at("sys").as_os_str(), "--conf".as_ref(), self.at("rules").as_os_str()])
+            .args(options)
+            .fd(acted, 9)
+    }
+
+    /// A number below `limit`, from a sequence that the seed decides.
+    pub(crate) fn random(&mut self, limit: usize) -> usize {
+        self.random ^= self.random << 13;
+        self.random ^= self.random >> 7;
+        self.random ^= self.random << 17;
+        usize::try_from(self.random >> 16).unwrap() % limit
+    }
+
+    pub(crate) fn paths(&self) -> Vec<String> {
+        self.devices.keys().cloned().collect()
+    }
+
+    fn pick(&mut self) -> Option<String> {
+        let count = self.devices.len();
+        (count > 0).then(|| {
+            let index = self.random(count);
+            self.devices.keys().nth(index).unwrap().clone()
+        })
+    }
+
+    /// Something happens.
+    pub(crate) fn happen(&mut self) {
+        let few = self.devices.len() < 5;
+        let many = self.devices.len() > 40;
+        match self.random(10) {
+            0..=3 if !many => self.come(),
+            _ if few => self.come(),
+            0..=2 | 4 => {
+                let path = self.pick().unwrap();
+                self.remove(&path);
+            }
+            5 => {
+                let path = self.pick().unwrap();
+                self.change(&path);
+            }
+            6 => {
+                let path = self.pick().unwrap();
+                let again = self.random(2) == 0;
+                self.replace(&path, again);
+            }
+            7 => {
+                let path = self.pick().unwrap();
+                self.rename(&path);
+            }
+            _ => self.come(),
+        }
+    }
+
+    /// A device comes, perhaps below another one.
+    fn come(&mut self) {
+        self.next += 1;
+        let parent = if self.random(3) == 0 { None } else { self.pick() };
+        let parent = parent.filter(|path| path.split('/').count() < 7);
+        let name = self.random(30);
+        let path = format!("{}/d{name}", parent.as_deref().unwrap_or("/devices"));
+        if !self.devices.contains_key(&path) {
+            let minor = self.next;
+            self.add(&path, minor);
+        }
+    }
+
+    pub(crate) fn add(&mut self, path: &str, minor: u32) {
+        self.next += 1;
+        let serial = self.next;
+        let made = self.at("made/it");
+        fs::create_dir(&made).unwrap();
+        let text = format!("MAJOR=7\nMINOR={minor}\nDEVNAME=d{minor}\nSERIAL={serial}\n");
+        fs::write(made.join("uevent"), text).unwrap();
+        fs::rename(made, self.in_sys(path)).unwrap();
+        symlink(format!("../..{path}"), self.link(path)).unwrap();
+        self.devices.insert(path.to_owned(), Device { minor, serial });
+        self.tell("add", path, "");
+    }
+
+    /// A device goes, with all below it, the lowest first.
+    pub(crate) fn remove(&mut self, path: &str) {
+        let below = format!("{path}/");
+        let paths = self.paths().into_iter().rev();
+        for path in paths.filter(|other| other == path || other.starts_with(&below)) {
+            self.tell("remove", &path, "");
+            fs::remove_file(self.link(&path)).unwrap();
+            fs::remove_dir_all(self.in_sys(&path)).unwrap();
+            self.devices.remove(&path);
+        }
+    }
+
+    pub(crate) fn change(&mut self, path: &str) {
+        self.tell("change", path, "");
+    }
+
+    /// A device goes, and another one comes to its path, with the same number or not.
+    pub(crate) fn replace(&mut self, path: &str, same: bool) {
+        let minor = self.devices[path].minor;
+        self.remove(path);
+        self.next += 1;
+        let minor = if same { minor } else { self.next };
+        self.add(path, minor);
+    }
+
+    /// A device moves to another name, with all below it.
+    pub(crate) fn rename(&mut self, path: &str) {
+        let new = format!("{}/m{}", path.rsplit_once('/').unwrap().0, self.random(30));
+        if self.devices.contains_key(&new) {
+            return;
+        }
+        fs::rename(self.in_sys(path), self.in_sys(&new)).unwrap();
+        let below = format!("{path}/");
+        let paths = self.paths().into_iter();
+        for old in paths.filter(|other| other == path || other.starts_with(&below)) {
+            let moved = new.clone() + &old[path.len()..];
+            fs::remove_file(self.link(&old)).unwrap();
+            symlink(format!("../..{moved}"), self.link(&moved)).unwrap();
+            let device = self.devices.remove(&old).unwrap();
+            self.devices.insert(moved, device);
+        }
+        self.tell("move", &new, path);
+    }
+
+    fn in_sys(&self, path: &str) -> PathBuf {
+        self.at("sys").join(&path[1..])
+    }
+
+    fn link(&self, path: &str) -> PathBuf {
+        self.at("sys/class/c").join(path.replace('/', "!"))
+    }
+
+    fn tell(&self, action: &str, path: &str, old: &str) {
+        if self.silent {
+            return;
+        }
+        let Device { minor, serial } = self.devices[path];
+        self.told.borrow_mut().push(format!("{action} {path} {minor} {serial} {old}"));
+        let (minor, name, serial) =
+            (format!("MINOR={minor}"), format!("DEVNAME=d{minor}"), format!("SERIAL={serial}"));
+        let old = format!("DEVPATH_OLD={old}");
+        let mut fields = vec!["SUBSYSTEM=c", "MAJOR=7", &minor, &name, &serial];
+        fields.extend((action == "move").then_some(&*old));
+        self.injector.send(&uevent(action, path, &fields)).unwrap_or_else(|error| {
+            // Nobody listens.
+            assert_eq!(error.raw_os_error(), Some(3), "{error}");
+        });
+    }
+
+    /// What there is.
+    pub(crate) fn real(&self) -> Devices {
+        let devices = self.devices.iter();
+        devices.map(|(path, d)| ((path.clone(), d.minor), d.serial)).collect()
+    }
+
+    /// Takes away what was half written when plugd was killed: it is as good as not
+    /// written.
+    pub(crate) fn cut(&self) {
+        let bytes = fs::read(self.at("acted")).unwrap();
+        let end = bytes.windows(2).rposition(|two| two == b"\0\0").map_or(0, |at| at + 2);
+        let file = fs::File::options().write(true).open(self.at("acted")).unwrap();
+        file.set_len(u64::try_from(end).unwrap()).unwrap();
+    }
+
+    /// Waits until the plugd with this control socket has made up for everything.
+    pub(crate) fn settle(name: &str) {
+        let address = Address::Abstract(name.into());
+        let mut connection = Connection::open(&address, Some(Duration::from_secs(60))).unwrap();
+        connection.send(&["settle", "--timeout", "50"]).unwrap();
+        let reply = connection.receive().unwrap();
+        assert_eq!(reply.outcome, Outcome::Ok, "settle: {}", reply.text);
+    }
+}
+
+/// What somebody believes there is who hears of what plugd has acted on.
+#[derive(Default)]
+pub(crate) struct Belief {
+    pub(crate) devices: Devices,
+    /// How much of the file was read.
+    read: u64,
+    /// All that was heard, for whoever wants to know how it came to that.
+    pub(crate) heard: Vec<String>,
+}
+
+impl Belief {
+    /// Hears of what was acted on since the last time.
+    pub(crate) fn hear(&mut self, world: &World) {
+        let file = fs::File::open(world.at("acted")).unwrap();
+        let length = file.metadata().unwrap().len();
+        let mut bytes = vec![0; usize::try_from(length - self.read).unwrap()];
+        file.read_exact_at(&mut bytes, self.read).unwrap();
+        self.read = length;
+        // Each event has one NUL more at its end; no field is empty.
+        let mut rest = &bytes[..];
+        while !rest.is_empty() {
+            let end = rest.windows(2).position(|two| two == b"\0\0").unwrap() + 1;
+            self.believe(&Uevent::parse(&rest[..end], Header::Required).unwrap());
+            rest = &rest[end + 1..];
+        }
+    }
+
+    fn believe(&mut self, event: &Uevent<'_>) {
+        let text = |key: &str| event.last(key.as_bytes()).map(|v| v.to_str().unwrap().to_owned());
+        let (action, path) = (text("ACTION").unwrap(), text("DEVPATH").unwrap());
+        let number = |key| text(key).and_then(|value| value.parse::<u32>().ok());
+        let (minor, serial) = (number("MINOR").unwrap(), number("SERIAL"));
+        let replay = text("PLUGD_REPLAY");
+        self.heard
+            .push(format!("{action} {path} {minor} {serial:?} {replay:?} {:?}", text("SEQNUM")));
+        match &*action {
+            "add" => {
+                self.devices.insert((path, minor), serial.unwrap());
+            }
+            "change" => {
+                // Of one whose coming went unseen it tells nothing yet.
+                if let Some(known) = self.devices.get_mut(&(path, minor)) {
+                    *known = serial.unwrap();
+                }
+            }
+            "remove" => {
+                self.devices.remove(&(path, minor));
+            }
+            "move" => {
+                let old = text("DEVPATH_OLD").unwrap();
+                let below = format!("{old}/");
+                let moved: BTreeSet<_> = self
+                    .devices
+                    .keys()
+                    .filter(|(path, _)| *path == old || path.starts_with(&below))
+                    .cloned()
+                    .collect();
+                for (from, number) in moved {
+                    let serial = self.devices.remove(&(from.clone(), number)).unwrap();
+                    let to = path.clone() + &from[old.len()..];
+                    self.devices.insert((to, number), serial);
+                }
+                self.devices.insert((path, minor), serial.unwrap());
+            }
+            action => panic!("{action}"),
+        }
+    }
+
+    /// What is believed has to be so.
+    pub(crate) fn check(&mut self, world: &World, when: &str) {
+        self.hear(world);
+        let real = world.real();
+        let told = world.told.take();
+        if self.devices == real {
+            self.heard.clear();
+            return;
+        }
+        let wrong: Vec<_> =
+            self.devices.iter().filter(|device| real.get(device.0) != Some(device.1)).collect();
+        let missing: Vec<_> =
+            real.iter().filter(|device| self.devices.get(device.0) != Some(device.1)).collect();
+        panic!(
+            "{when}: believed {wrong:?}, missing {missing:?}; told {told:#?}; heard {:#?}",
+            self.heard
+        );
+    }
+}

@@ -1,0 +1,163 @@
+//! What is done to a /dev that has more in it than ours.
+
+use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use rustix::fs::FileType;
+
+use super::{act_on, device, mknod, tree};
+use crate::harness::inject::Injector;
+use crate::harness::{ns, skip};
+use crate::mdevd::World;
+
+/// As devtmpfs makes them: they are not made again, which would take them
+/// from whoever has one open.
+#[test]
+fn a_node_that_is_there_is_adjusted() {
+    ns::inside_as_root_apart(|| {
+        let world = World::new("a 1:2 640\nb 0:0 600 !\n");
+        for name in ["a", "b", "c"] {
+            mknod(&world.path("dev").join(name), FileType::CharacterDevice, 4094, 7, 0o604);
+        }
+        let inodes =
+            || ["a", "b", "c"].map(|n| fs::metadata(world.path("dev").join(n)).unwrap().ino());
+        let before = inodes();
+        let _daemon = world.plugd().start();
+        act_on(&world, ["a", "b", "c"].map(|name| device("add", name)));
+        assert_eq!(tree(&world), ["char 604 0 0 b", "char 640 1 2 a", "char 660 0 0 c"]);
+        assert_eq!(inodes(), before);
+        act_on(&world, ["a", "b", "c"].map(|name| device("remove", name)));
+        assert_eq!(tree(&world), ["char 604 0 0 b"]);
+    });
+}
+
+#[test]
+fn what_has_the_name_of_a_node_is_replaced() {
+    ns::inside_as_root_apart(|| {
+        let world = World::new("link 0:0 600 >there\n.* 0:0 600\n");
+        let at = |name: &str| world.path("dev").join(name);
+        mknod(&at("numbers"), FileType::CharacterDevice, 4094, 8, 0o666);
+        mknod(&at("kind"), FileType::BlockDevice, 4094, 7, 0o666);
+        mknod(&at("link"), FileType::CharacterDevice, 4094, 7, 0o666);
+        fs::write(at("file"), "contents").unwrap();
+        fs::hard_link(at("file"), world.path("kept")).unwrap();
+        symlink("../kept", at("symlink")).unwrap();
+        symlink("elsewhere", at("there")).unwrap();
+        fs::create_dir(at("directory")).unwrap();
+        let names = ["numbers", "kind", "link", "file", "symlink", "directory"];
+        let daemon = world.plugd().start();
+        act_on(&world, names.map(|name| device("add", name)));
+        let expected = [
+            "char 600 0 0 file",
+            "char 600 0 0 kind",
+            "char 600 0 0 numbers",
+            "char 600 0 0 symlink",
+            "char 600 0 0 there",
+            "dir 755 0 0 directory",
+            "link link -> there",
+        ];
+        assert_eq!(tree(&world), expected);
+        assert_eq!(fs::read_to_string(world.path("kept")).unwrap(), "contents");
+        daemon.wait_for_log("cannot make device node directory: ");
+        assert_eq!(daemon.logged("cannot ").len(), 1, "{:?}", daemon.log());
+        daemon.wait_for_counters("failed 1");
+    });
+}
+
+#[test]
+fn only_what_is_ours_is_removed() {
+    ns::inside_as_root_apart(|| {
+        let world = World::new("(.*)/(.*) 0:0 600 >%2/%1/deep\n");
+        let at = |name: &str| world.path("dev").join(name);
+        fs::create_dir(at("mine")).unwrap();
+        let names = ["a/x", "b/x", "c/x", "mine/x", "d/y"];
+        let _daemon = world.plugd().start();
+        act_on(&world, names.map(|name| device("add", name)));
+        assert_eq!(fs::read_link(at("a/x")).unwrap().to_str(), Some("../x/a/deep"));
+        // Of a: another link; of b: other numbers; of c: somebody's file.
+        fs::remove_file(at("a/x")).unwrap();
+        symlink("elsewhere", at("a/x")).unwrap();
+        fs::remove_file(at("x/b/deep")).unwrap();
+        mknod(&at("x/b/deep"), FileType::CharacterDevice, 4094, 8, 0o600);
+        fs::write(at("x/c/more"), "").unwrap();
+        act_on(&world, names.map(|name| device("remove", name)));
+        let expected = [
+            "dir 755 0 0 a",
+            "dir 755 0 0 mine",
+            "dir 755 0 0 x",
+            "dir 755 0 0 x/b",
+            "dir 755 0 0 x/c",
+            "link a/x -> elsewhere",
+            "other 600 0 0 x/b/deep",
+            "other 644 0 0 x/c/more",
+        ];
+        assert_eq!(tree(&world), expected);
+    });
+}
+
+/// Somebody with access to a directory of /dev puts links in the place of
+/// directories and nodes, while events come.
+#[test]
+fn nothing_outside_is_touched_while_somebody_tampers() {
+    ns::inside_as_root_apart(|| {
+        let world = World::new("tampered/.* 1:1 666 >tampered/deep/er/\n.* 1:1 666\n");
+        fs::create_dir(world.path("outside")).unwrap();
+        fs::write(world.path("outside/victim"), "").unwrap();
+        fs::set_permissions(world.path("outside/victim"), fs::Permissions::from_mode(0o600))
+            .unwrap();
+        let at = |name: &str| world.path("dev").join(name);
+        let daemon = world.plugd().args(["-qq"]).start();
+        let inode = daemon.netlink().1;
+        let stop = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !stop.load(Ordering::Relaxed) {
+                    for name in ["tampered", "tampered/deep", "tampered/deep/er"] {
+                        // Whatever works at the moment.
+                        let _ = fs::rename(at(name), at("aside"));
+                        let _ = symlink(world.path("outside"), at(name));
+                        let _ = fs::remove_file(at(name));
+                        let _ = fs::rename(at("aside"), at(name));
+                        let _ = fs::remove_dir_all(at("aside"));
+                    }
+                    let _ = symlink(world.path("outside/victim"), at("tampered/victim"));
+                }
+            });
+            let events = (0..5000).map(|n| {
+                let action = if n % 3 == 2 { "remove" } else { "add" };
+                device(action, if n % 2 == 0 { "tampered/victim" } else { "tampered/x" })
+            });
+            Injector::new().paced(events, inode);
+            stop.store(true, Ordering::Relaxed);
+        });
+        let _ = fs::remove_dir_all(at("tampered"));
+        let _ = fs::remove_file(at("tampered"));
+        act_on(&world, [device("add", "tampered/x")]);
+        assert!(tree(&world).contains(&"char 666 1 1 tampered/deep/er/tampered/x".into()));
+        let outside: Vec<_> = fs::read_dir(world.path("outside")).unwrap().collect();
+        assert_eq!(outside.len(), 1, "{outside:?}");
+        let victim = fs::metadata(world.path("outside/victim")).unwrap();
+        assert_eq!((victim.mode() & 0o7777, victim.uid(), victim.gid()), (0o600, 0, 0));
+    });
+}
+
+#[test]
+fn the_root_device_has_a_link() {
+    ns::inside_as_root_apart(|| {
+        let root = fs::metadata("/").unwrap().dev();
+        let (major, minor) = (rustix::fs::major(root), rustix::fs::minor(root));
+        if major == 0 {
+            return skip("vm", "the link to the root device", "/ is on no device");
+        }
+        let world = World::new("it 0:0 600 =disks/");
+        let _daemon = world.plugd().start();
+        let [major, minor] = [format!("MAJOR={major}"), format!("MINOR={minor}")];
+        let fields = ["SUBSYSTEM=block", "DEVNAME=it", &major, &minor];
+        let event = |action| crate::harness::inject::uevent(action, "/devices/it", &fields);
+        act_on(&world, [event("add")]);
+        assert_eq!(fs::read_link(world.path("dev/root")).unwrap().to_str(), Some("disks/it"));
+        act_on(&world, [event("remove")]);
+        assert_eq!(tree(&world), [""; 0]);
+    });
+}
