@@ -300,6 +300,7 @@ fn a_program_may_ask_again_and_again_on_one_connection() {
 fn a_megabyte_without_a_newline_gets_an_error_line() {
     let host = Host::start(&[], HOLD);
     let mut stream = host.connect();
+    // Without the code, which comes back when it is needed.
     let before = host.daemon.status("RssAnon");
     // It need not take all that.
     let _ = stream.write_all(&vec![b'x'; 1 << 20]);
