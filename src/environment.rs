@@ -20,7 +20,7 @@ const HANDOVER: [&[u8]; 4] = [b"LISTEN_*", b"NOTIFY_SOCKET", b"PLUGD_HANDOVER", 
 /// Variables by which whoever sets them can make a shell, the dynamic linker,
 /// the C library or an interpreter run or read something else than intended.
 /// An event may not set them. `*` at the end stands for anything.
-const PROTECTED: [&[u8]; 54] = [
+const PROTECTED: [&[u8]; 59] = [
     // shells
     b"BASHOPTS",
     b"BASH_ENV",
@@ -57,6 +57,7 @@ const PROTECTED: [&[u8]; 54] = [
     b"LOCALDOMAIN",
     b"LOCPATH",
     b"MALLOC_*",
+    b"MUSL_LOCPATH",
     b"NIS_PATH",
     b"NLSPATH",
     b"OPENSSL_*",
@@ -71,11 +72,15 @@ const PROTECTED: [&[u8]; 54] = [
     b"AWKLIBPATH",
     b"AWKPATH",
     b"JAVA_TOOL_OPTIONS",
+    b"JDK_JAVA_OPTIONS",
     b"LUA_*",
     b"NODE_*",
     b"PERL*",
+    b"PHPRC",
+    b"PHP_INI_SCAN_DIR",
     b"PYTHON*",
     b"RUBY*",
+    b"_JAVA_OPTIONS",
     // kmod and mdev rules' own
     b"MODPROBE_OPTIONS",
     b"MDEV",
@@ -235,9 +240,10 @@ mod tests {
     fn no_event_sets_what_could_subvert_a_handler() {
         let fields = b"PATH=/evil\0LD_PRELOAD=x\0LD_=x\0IFS=x\0ENV=x\0BASH_ENV=x\0SHELLOPTS=x\0\
                        PS4=x\0GCONV_PATH=x\0BASH_FUNC_ls=x\0PYTHONPATH=x\0LISTEN_FDS=1\0\
-                       HOME=/evil\0MDEV=x\0F=() { :; }; x\0=x\0a b=x\0\xff=x\0a-b=x\0x()=x\x001=x\0OK_1=y\0";
+                       HOME=/evil\0MDEV=x\0_JAVA_OPTIONS=x\0JDK_JAVA_OPTIONS=x\0MUSL_LOCPATH=x\0\
+                       PHPRC=x\0PHP_INI_SCAN_DIR=x\0F=() { :; }; x\0=x\0a b=x\0\xff=x\0a-b=x\0x()=x\x001=x\0OK_1=y\0";
         let (variables, withheld) = environment(&base(&[("PATH", "/p")]), fields);
         assert_eq!(variables, ["HOME=/", "OK_1=y", "PATH=/p"]);
-        assert_eq!(withheld.len(), 21);
+        assert_eq!(withheld.len(), 26);
     }
 }

@@ -36,6 +36,10 @@ pub const KERNEL_GROUP: u32 = 1;
 /// have more to say.
 pub const DATAGRAM_MAX: usize = 64 * 1024;
 
+/// The largest receive buffer that the kernel takes, in bytes: what it doubles has
+/// to fit an int (__sock_set_rcvbuf in net/core/sock.c).
+const LARGEST_BUFFER: usize = i32::MAX as usize / 2;
+
 /// Something that events are received from, one at a time.
 #[derive(Debug)]
 pub struct Source {
@@ -97,9 +101,10 @@ pub struct BufferSize {
 }
 
 impl BufferSize {
-    /// Whether it is smaller than what was asked for.
+    /// Whether it is smaller than what was asked for; by one byte does not count,
+    /// which is what 1G is too large by ([`LARGEST_BUFFER`]).
     pub fn is_limited(&self) -> bool {
-        self.asked.is_some_and(|asked| self.got / 2 < asked)
+        self.asked.is_some_and(|asked| self.got / 2 + 1 < asked)
     }
 }
 
@@ -110,6 +115,7 @@ impl fmt::Display for BufferSize {
         };
         write!(f, "{} bytes (asked for {asked}, which the kernel doubles", self.got)?;
         match &self.unprivileged {
+            None if asked > LARGEST_BUFFER => write!(f, "; at most {LARGEST_BUFFER})"),
             None => f.write_str(")"),
             Some(error) => write!(
                 f,
@@ -370,4 +376,21 @@ fn own_user_ids() -> UserIds {
         |_| UserIds::unknown(),
         |uid_map| UserIds::parse(&uid_map, overflow.unwrap_or(UserIds::OVERFLOW)),
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_buffer_that_is_too_small_has_a_reason() {
+        let size = |asked, got| BufferSize { asked: Some(asked), got, unprivileged: None };
+        let all = size(1 << 30, 2 * LARGEST_BUFFER);
+        assert!(!all.is_limited());
+        let limited = size(2 * LARGEST_BUFFER, 2 * LARGEST_BUFFER);
+        assert!(limited.is_limited());
+        let told = "2147483646 bytes (asked for 2147483646, which the kernel doubles; at most ";
+        assert_eq!(limited.to_string(), format!("{told}1073741823)"));
+        assert!(size(1 << 20, 1 << 20).is_limited());
+    }
 }

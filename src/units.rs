@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 /// What [`seconds`] reads.
-pub const SECONDS: &str = "a number of seconds, with up to 9 decimals";
+pub const SECONDS: &str = "a number of seconds up to 3162240000, with up to 9 decimals";
 
 /// Reads a time in seconds, up to a century.
 pub fn seconds(text: &str) -> Option<Duration> {
@@ -51,5 +51,12 @@ mod tests {
         ] {
             assert_eq!(seconds(wrong), None, "{wrong}");
         }
+    }
+
+    #[test]
+    fn the_longest_time_is_told() {
+        let longest = SECONDS.split([' ', ',']).find_map(digits::<u64>).unwrap();
+        assert_eq!(seconds(&longest.to_string()), Some(Duration::from_secs(longest)));
+        assert_eq!(seconds(&(longest + 1).to_string()), None);
     }
 }

@@ -7,7 +7,7 @@ use std::fmt;
 
 /// The protocols by the names that nosh gave them, which are the kernel's
 /// constants (linux/netlink.h) without NETLINK_, in its order. Where a number
-/// has two names the first is the one to print.
+/// has two names the first is its own.
 const NAMES: [(&str, u32); 22] = [
     ("route", 0),
     ("usersock", 2),
@@ -33,22 +33,25 @@ const NAMES: [(&str, u32); 22] = [
     ("smc", 22),
 ];
 
-/// A protocol of the netlink family. Its text is its name, or its number
-/// where it has none.
+/// A protocol of the netlink family. Its text is its name, the one that it was
+/// given by if it has two, or its number where it has none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Protocol(u32);
+pub struct Protocol {
+    number: u32,
+    name: Option<&'static str>,
+}
 
 impl Protocol {
     /// The kernel's uevents.
-    pub const KOBJECT_UEVENT: Self = Self(15);
+    pub const KOBJECT_UEVENT: Self = Self { number: 15, name: Some("kobject-uevent") };
 
     /// Reads a name or a number. Whether the kernel has a protocol of that
     /// number is not known here.
     pub fn parse(text: &str) -> Option<Self> {
         let named = NAMES.iter().find(|(name, _)| *name == text);
-        named.map(|&(_, value)| Self(value)).or_else(|| {
+        named.map(|&(name, number)| Self { number, name: Some(name) }).or_else(|| {
             // What socket(2) takes as a protocol is an int.
-            number(text).filter(|&value| i32::try_from(value).is_ok()).map(Self)
+            number(text).filter(|&value| i32::try_from(value).is_ok()).map(Self::from_number)
         })
     }
 
@@ -59,20 +62,21 @@ impl Protocol {
 
     /// The protocol with this number of the kernel's.
     pub fn from_number(number: u32) -> Self {
-        Self(number)
+        let named = NAMES.iter().find(|(_, value)| *value == number);
+        Self { number, name: named.map(|(name, _)| *name) }
     }
 
     /// The kernel's number, below 2^31.
     pub fn number(self) -> u32 {
-        self.0
+        self.number
     }
 }
 
 impl fmt::Display for Protocol {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match NAMES.iter().find(|(_, value)| *value == self.0) {
-            Some((name, _)) => f.write_str(name),
-            None => self.0.fmt(f),
+        match self.name {
+            Some(name) => f.write_str(name),
+            None => self.number.fmt(f),
         }
     }
 }
@@ -176,9 +180,11 @@ mod tests {
         for (name, value) in kernel {
             let protocol = Protocol::parse(name).unwrap();
             assert_eq!(i32::try_from(protocol.number()).unwrap(), value, "{name}");
-            assert_eq!(Protocol::parse(&value.to_string()), Some(protocol), "{name}");
+            assert_eq!(protocol.to_string(), name);
+            let by_number = Protocol::parse(&value.to_string()).unwrap();
+            assert_eq!(by_number.number(), protocol.number(), "{name}");
             let expected = if name == "sock-diag" { "inet-diag" } else { name };
-            assert_eq!(protocol.to_string(), expected);
+            assert_eq!(by_number.to_string(), expected);
         }
         assert_eq!(Protocol::parse("0x0f"), Some(Protocol::KOBJECT_UEVENT));
         assert_eq!(Protocol::parse("31").unwrap().to_string(), "31");
