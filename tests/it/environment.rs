@@ -88,13 +88,16 @@ fn path_is_set_where_it_is_not() {
 
 #[test]
 fn what_was_handed_to_plugd_itself_is_not_handed_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let manager = dir.path().join("notify");
+    let _manager = std::os::unix::net::UnixDatagram::bind(&manager).unwrap();
     let plugd = Plugd::run(&["--fd", "3", "--"])
         .env("PATH", "/bin:/usr/bin")
         .env("TMP", "/tmp")
         .env("LISTEN_FDS", "1")
         .env("LISTEN_PID", "1")
         .env("LISTEN_FDNAMES", "x")
-        .env("NOTIFY_SOCKET", "/x")
+        .env("NOTIFY_SOCKET", manager)
         .env("UPSTART_FDS", "3")
         .env("UPSTART_EVENTS", "socket");
     let (environment, _daemon) = after(plugd, b"add@/x\0LISTEN_FDS=9\0NOTIFY_SOCKET=/evil\0A=1\0");

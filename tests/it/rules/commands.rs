@@ -252,7 +252,7 @@ fn memory_does_not_grow_with_events() {
             injector.paced(events, inode);
             act_on(&world, []);
             assert_eq!(tree(&world), [""; 0]);
-            let memory = daemon.status("VmRSS");
+            let memory = daemon.status("RssAnon");
             memory.split(' ').next().unwrap().parse::<usize>().unwrap()
         };
         let before = round(0);
