@@ -102,7 +102,7 @@ pub struct BufferSize {
 
 impl BufferSize {
     /// Whether it is smaller than what was asked for; by one byte does not count,
-    /// which is what 1G is too large by ([`LARGEST_BUFFER`]).
+    /// which is what 1G is too large by (`LARGEST_BUFFER`).
     pub fn is_limited(&self) -> bool {
         self.asked.is_some_and(|asked| self.got / 2 + 1 < asked)
     }
