@@ -355,6 +355,14 @@ impl<S: Storage> Inventory<S> {
         }
     }
 
+    /// It is not certain any more which incarnation of the device was acted on.
+    pub fn doubt(&mut self, path: &[u8]) {
+        let Some(at) = self.find(path) else { return };
+        if get(self.storage.bytes(), at + AT_INCARNATION) != NEVER_ADDED {
+            put(self.storage.bytes_mut(), at + AT_INCARNATION, 0);
+        }
+    }
+
     /// The device, and all below it, are about to be known elsewhere: they are
     /// in both places until then.
     fn begin_move(&mut self, event: &Uevent<'_>, old: &[u8], new: &[u8], sure: bool) {

@@ -124,8 +124,14 @@ fn a_device_moves_with_all_below_it() {
     assert_eq!(inventory.get(b"/devices/net/b/queues/rx").unwrap().incarnation, 9);
     assert!(moved.settled);
     // One that is not known has still to be added.
-    act(&mut inventory, "move", "/devices/net/d", "DEVPATH_OLD=/devices/net/c\0");
+    let unknown = datagram("move", "/devices/net/d", "DEVPATH_OLD=/devices/net/c\0");
+    inventory.begin(&event(&unknown), true);
+    inventory.doubt(b"/devices/net/d");
+    inventory.finish(&event(&unknown));
     assert!(!inventory.get(b"/devices/net/d").unwrap().settled);
+    inventory.doubt(b"/devices/net/b/queues/rx");
+    assert_eq!(inventory.get(b"/devices/net/b/queues/rx").unwrap().incarnation, 0);
+    inventory.doubt(b"/devices/net/nobody");
 }
 
 #[test]

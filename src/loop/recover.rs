@@ -313,19 +313,34 @@ impl Recovery {
         self.clients.retain(|client| *client != id);
     }
 
-    /// Notes that an event is about to be acted on.
-    pub(super) fn begin(&mut self, event: &Uevent<'_>) {
+    /// Notes that an event is about to be acted on; `replayed` if it came of a
+    /// comparison.
+    pub(super) fn begin(&mut self, event: &Uevent<'_>, replayed: bool) {
         self.inventory.begin(event, self.trust != Trust::Lossy);
+        if replayed || self.is_exact() {
+            return;
+        }
+        // It may tell of the one that was there before the one that a scan found.
+        if let Some(tracked) = Tracked::of(event).filter(|t| t.action != b"remove") {
+            self.inventory.doubt(tracked.path);
+        }
     }
 
-    /// Notes that it was acted on; `replayed` if it came of a comparison.
+    /// Whether no event that waits can be of before a scan, or come after a gap.
+    fn is_exact(&self) -> bool {
+        let settled = matches!(self.phase, Phase::Quiet | Phase::Doubting { .. });
+        settled && self.trust != Trust::Lossy && !self.congested
+    }
+
+    /// Notes that it was acted on.
     pub(super) fn finish(&mut self, event: &Uevent<'_>, replayed: bool) {
         self.inventory.finish(event);
         let incarnation = std::mem::take(&mut self.incarnation);
-        let Some(tracked) = Tracked::of(event).filter(|t| t.action == b"add") else { return };
+        let Some(tracked) = Tracked::of(event).filter(|t| t.action != b"remove") else { return };
         if replayed {
             self.inventory.set_incarnation(tracked.path, incarnation);
-        } else if matches!(self.inventory.storage(), Store::File(_))
+        } else if (tracked.action == b"add" || !self.is_exact())
+            && matches!(self.inventory.storage(), Store::File(_))
             && self.fresh.devices.len() < FRESH_MAX
         {
             self.fresh.devices.push((tracked.path.into(), 0));
@@ -816,7 +831,9 @@ impl Daemon {
         identity::write(&event, &mut told);
         // If it is another one by now, an event has come that tells so, or waits.
         let known = self.recovery.inventory.get(replay.listing.path(index));
-        known.is_some_and(|known| known.settled && known.identity == told)
+        let same = known.is_some_and(|known| known.settled && known.identity == told);
+        self.recovery.incarnation = if same { replay.reader.incarnation } else { 0 };
+        same
     }
 
     fn verify(&mut self, replay: &mut Replay, next: usize) -> bool {

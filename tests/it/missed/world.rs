@@ -36,6 +36,9 @@ pub(crate) struct World {
     random: u64,
     /// What happened, for whoever wants to know how it came to that.
     told: RefCell<Vec<String>>,
+    /// Most of what happens is that devices are replaced and renamed: then neither
+    /// their paths nor their numbers tell much.
+    pub(crate) confusing: bool,
     /// Whether events are sent at all.
     pub(crate) silent: bool,
 }
@@ -52,7 +55,7 @@ impl World {
         let random = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
         let (injector, devices) = (Injector::new(), BTreeMap::new());
         let told = RefCell::default();
-        Self { tmp, injector, devices, next: 0, random, told, silent: false }
+        Self { tmp, injector, devices, next: 0, random, told, confusing: false, silent: false }
     }
 
     pub(crate) fn at(&self, name: &str) -> PathBuf {
@@ -94,7 +97,8 @@ impl World {
     pub(crate) fn happen(&mut self) {
         let few = self.devices.len() < 5;
         let many = self.devices.len() > 40;
-        match self.random(10) {
+        let what = self.random(10);
+        match if self.confusing && what > 3 { 6 + what % 2 } else { what } {
             0..=3 if !many => self.come(),
             _ if few => self.come(),
             0..=2 | 4 => {
@@ -107,7 +111,7 @@ impl World {
             }
             6 => {
                 let path = self.pick().unwrap();
-                let again = self.random(2) == 0;
+                let again = self.random(2) == 0 || self.confusing;
                 self.replace(&path, again);
             }
             7 => {
