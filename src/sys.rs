@@ -707,6 +707,17 @@ static NOTE_SIGPIPE: extern "C" fn() = {
     note
 };
 
+/// Has writing beyond the limit of file sizes (RLIMIT_FSIZE) fail instead of ending
+/// this process: the log may be such a file.
+///
+/// # Errors
+/// Those of sigaction(2).
+pub fn ignore_file_size_signal() -> io::Result<()> {
+    // SAFETY: SIG_IGN runs no code of ours.
+    let before = unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
+    if before == libc::SIG_ERR { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
 /// Becomes the program at `path`, with the signal dispositions and the mask
 /// that this process was started with. Returns only if that fails.
 ///

@@ -8,6 +8,7 @@ use lexopt::Arg::Long;
 use crate::daemon::{Running, Settings, Standby, Stderr};
 use crate::error::Fatal;
 use crate::logging;
+use crate::sys;
 use crate::syslog::{self, Syslog};
 
 /// What the help of a daemon under another name than plugd's tells of them.
@@ -91,8 +92,10 @@ impl DaemonOptions {
         self.settings == Settings::default() && !self.syslog
     }
 
-    /// The first of all steps: locks the PID file, opens the log.
+    /// The first of all steps: locks the PID file, opens the log, and has a log
+    /// that may not grow any more end nothing.
     pub(super) fn prepare(&self, log_name: &'static str) -> Result<Prepared, Fatal> {
+        sys::ignore_file_size_signal().map_err(|e| Fatal::system("ignore SIGXFSZ", e))?;
         let mut settings = self.settings.clone();
         let mut syslog = None;
         if self.syslog {

@@ -1,6 +1,6 @@
 //! The log: its lines, its levels, and what happens if nobody takes it.
 
-use std::io::Read;
+use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -101,6 +101,27 @@ fn a_log_that_nobody_reads_any_more_does_no_harm() {
         unix::send(&sender, &uevent("add", "/x", &[&format!("N={n}")]));
     }
     daemon.wait_for_lines("out", 3);
+    daemon.signal(Signal::TERM);
+    assert_eq!(daemon.wait_exit().code(), Some(0));
+}
+
+/// The signal of a file that has become too large ends nobody but a handler.
+#[test]
+fn a_log_that_may_not_grow_does_no_harm() {
+    let (sender, receiver) = unix::pair(SocketType::SEQPACKET);
+    let mut stderr = tempfile::tempfile().unwrap();
+    stderr.write_all(&[b'x'; 1 << 20]).unwrap();
+    let mut daemon = Plugd::reading(receiver)
+        .sh("echo $N >>$TMP/out; grep SigIgn /proc/self/status >>$TMP/ignored; exit 3")
+        .prelude("ulimit -f 8")
+        .stderr(stderr)
+        .start();
+    for n in 1..=3 {
+        unix::send(&sender, &uevent("add", "/x", &[&format!("N={n}")]));
+    }
+    assert_eq!(daemon.wait_for_lines("out", 3), ["1", "2", "3"]);
+    let ignored = daemon.wait_for_lines("ignored", 3);
+    assert_eq!(ignored[2], "SigIgn:\t0000000000000000");
     daemon.signal(Signal::TERM);
     assert_eq!(daemon.wait_exit().code(), Some(0));
 }
