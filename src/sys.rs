@@ -790,17 +790,7 @@ impl Spawner {
     /// Notes which signals are ignored now: these the children must reset.
     /// Those that are caught execve(2) resets.
     pub fn new() -> Self {
-        let reset = (1..=libc::SIGRTMAX())
-            .filter(|&signal| {
-                // SAFETY: sigaction is plain data for which all zeros is a
-                // valid value; with a null new action, the call only reads.
-                let (result, old) = unsafe {
-                    let mut old: libc::sigaction = std::mem::zeroed();
-                    (libc::sigaction(signal, ptr::null(), &raw mut old), old)
-                };
-                result == 0 && old.sa_sigaction == libc::SIG_IGN
-            })
-            .collect();
+        let reset = (1..=libc::SIGRTMAX()).filter(|&signal| is_ignored(signal)).collect();
         Self {
             stack: vec![0; Self::STACK_BYTES / size_of::<u128>()],
             reset,
@@ -880,6 +870,35 @@ impl Spawner {
     }
 }
 
+/// What rt_sigaction(2) takes: the disposition, flags, mask and restorer, some
+/// words in all. The first is the disposition, and all zeros is the default.
+type KernelAction = [usize; 8];
+
+/// The size of the mask in it, in bytes.
+const KERNEL_MASK: usize = 8;
+
+/// Whether a signal is ignored.
+fn is_ignored(signal: c_int) -> bool {
+    // SAFETY: sigaction is plain data for which all zeros is a valid value; with
+    // a null new action, the call only reads.
+    let (result, old) = unsafe {
+        let mut old: libc::sigaction = std::mem::zeroed();
+        (libc::sigaction(signal, ptr::null(), &raw mut old), old)
+    };
+    if result == 0 {
+        return old.sa_sigaction == libc::SIG_IGN;
+    }
+    // The C library hides those that it uses itself: 32, 33, and musl's 34.
+    let mut old: KernelAction = [0; 8];
+    // SAFETY: the kernel writes no more than five words; with a null new action,
+    // the call only reads.
+    let result = unsafe {
+        let new = ptr::null::<KernelAction>();
+        libc::syscall(libc::SYS_rt_sigaction, signal, new, &raw mut old, KERNEL_MASK)
+    };
+    result == 0 && old[0] == libc::SIG_IGN
+}
+
 /// Makes an array of C strings as execve(2) takes it.
 fn fill<'a>(
     array: &mut Vec<*const c_char>,
@@ -909,7 +928,11 @@ extern "C" fn in_child(errand: *mut c_void) -> c_int {
         for i in 0..errand.reset_len {
             let mut default: libc::sigaction = std::mem::zeroed();
             default.sa_sigaction = libc::SIG_DFL;
-            libc::sigaction(*errand.reset.add(i), &raw const default, ptr::null_mut());
+            let signal = *errand.reset.add(i);
+            if libc::sigaction(signal, &raw const default, ptr::null_mut()) != 0 {
+                let (new, old): (KernelAction, _) = ([0; 8], ptr::null_mut::<KernelAction>());
+                libc::syscall(libc::SYS_rt_sigaction, signal, &raw const new, old, KERNEL_MASK);
+            }
         }
         if !errand.open_files.is_null() {
             libc::setrlimit(libc::RLIMIT_NOFILE, errand.open_files);
