@@ -65,7 +65,7 @@ pub struct Handover {
     /// How far that can be trusted.
     pub trust: Trust,
     /// What was being made up for; that is begun anew.
-    pub unfinished: Option<Cause>,
+    pub unfinished: Option<(Cause, bool)>,
     /// An event that waits until the one in hand has been acted on, and the socket
     /// that it came from.
     pub held_back: Option<(usize, Vec<u8>)>,
@@ -186,8 +186,8 @@ impl Handover {
             Trust::Lossy => line("trust", &[&"lossy"]),
             Trust::Scanned { last } => line("trust", &[&"scanned", &or_dash(last)]),
         }
-        if let Some(cause) = self.unfinished {
-            line("unfinished", &[&cause]);
+        if let Some((cause, changes)) = self.unfinished {
+            line("unfinished", &[&cause, &u8::from(changes)]);
         }
         if let Some((source, datagram)) = &self.held_back {
             line("held-back", &[source, &hex(datagram)]);
@@ -311,7 +311,9 @@ impl Handover {
                     _ => return None,
                 }
             }
-            "unfinished" => self.unfinished = Some(Cause::of(values.word()?)?),
+            "unfinished" => {
+                self.unfinished = Some((Cause::of(values.word()?)?, values.flag()?));
+            }
             "held-back" => self.held_back = Some((values.number()?, values.bytes()?)),
             "open-files" => self.open_files = Some((values.number()?, values.number()?)),
             _ => {}
@@ -462,10 +464,10 @@ mod tests {
             (state_file, inventory, last, held_back)
                 in any::<(Option<i32>, Option<i32>, Option<u64>, Option<(usize, Vec<u8>)>)>(),
             recovery in time(),
-            unfinished in proptest::option::of(prop_oneof![
+            unfinished in proptest::option::of((prop_oneof![
                 Just(Cause::Coldplug), Just(Cause::Restart), Just(Cause::Overrun),
                 Just(Cause::Rescan),
-            ]),
+            ], any::<bool>())),
             trust in 0..3,
         ) -> Handover {
             let [received, handled, failed, timed_out, retried, overruns] = counts;

@@ -101,15 +101,31 @@ pub struct Known<'a> {
     pub settled: bool,
 }
 
+/// Whether every event was acted on before the inventory was left.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Progress {
+    /// Perhaps not.
+    Unknown,
+    /// All up to the one with this SEQNUM.
+    Through(u64),
+    /// All, until it was left on purpose.
+    Left,
+}
+
 const MAGIC: &[u8; 8] = b"plugdinv";
-const VERSION: u64 = 1;
+const VERSION: u64 = 2;
 
 /// Offsets in the header, in bytes.
 const AT_VERSION: usize = 8;
 const AT_REGION: usize = 16;
 const AT_ENGINE: usize = 24;
 const AT_BOOT: usize = 32;
-const HEADER: usize = 72;
+const AT_PROGRESS: usize = 72;
+const HEADER: usize = 80;
+
+/// Stand for the other kinds of progress where a SEQNUM would be.
+const UNKNOWN: u64 = 0;
+const LEFT: u64 = u64::MAX;
 
 /// Offsets in a region: its size and how much of it is used, both with this head.
 const AT_CAPACITY: usize = 0;
@@ -218,7 +234,8 @@ impl<S: Storage> Inventory<S> {
         }
         let capacity = usize::try_from(get(bytes, region + AT_CAPACITY)).unwrap_or(usize::MAX);
         let used = usize::try_from(get(bytes, region + AT_USED)).unwrap_or(usize::MAX);
-        if capacity > bytes.len() - region || used > capacity || used < REGION_HEAD {
+        let aligned = capacity % ALIGNMENT == 0;
+        if !aligned || capacity > bytes.len() - region || used > capacity || used < REGION_HEAD {
             return Err(Unusable::Damaged);
         }
         self.region = region;
@@ -243,6 +260,27 @@ impl<S: Storage> Inventory<S> {
             at += size;
         }
         Ok(())
+    }
+
+    /// How far events were acted on.
+    pub fn progress(&self) -> Progress {
+        match get(self.storage.bytes(), AT_PROGRESS) {
+            UNKNOWN => Progress::Unknown,
+            LEFT => Progress::Left,
+            number => Progress::Through(number),
+        }
+    }
+
+    /// Notes how far events were acted on.
+    pub fn set_progress(&mut self, progress: Progress) {
+        let word = match progress {
+            Progress::Unknown => UNKNOWN,
+            Progress::Through(number) => number,
+            Progress::Left => LEFT,
+        };
+        compiler_fence(Ordering::SeqCst);
+        put(self.storage.bytes_mut(), AT_PROGRESS, word);
+        compiler_fence(Ordering::SeqCst);
     }
 
     /// Where it lives.
@@ -363,6 +401,13 @@ impl<S: Storage> Inventory<S> {
         }
     }
 
+    /// The device could not be looked at: it is to be acted on once more.
+    pub fn unsettle(&mut self, path: &[u8]) {
+        if let Some(at) = self.find(path) {
+            self.set_state(at, BEGUN);
+        }
+    }
+
     /// The device, and all below it, are about to be known elsewhere: they are
     /// in both places until then.
     fn begin_move(&mut self, event: &Uevent<'_>, old: &[u8], new: &[u8], sure: bool) {
@@ -393,8 +438,14 @@ impl<S: Storage> Inventory<S> {
         for rest in self.below(old) {
             let (from, to) = ([old, &rest].concat(), [new, &rest].concat());
             let (Some(from), Some(to)) = (self.find(&from), self.find(&to)) else { continue };
-            self.set_state(to, self.storage.bytes()[from + AT_STATE]);
+            // In this order: settled before the other one is gone, it would be
+            // removed as what is gone, and not added.
+            let state = self.storage.bytes()[from + AT_STATE];
             self.kill(from);
+            self.set_state(to, state);
+        }
+        if let Some(at) = self.find(old).filter(|_| old != new) {
+            self.kill(at);
         }
         if let Some(at) = self.find(new) {
             if get(self.storage.bytes(), at + AT_INCARNATION) == NEVER_ADDED {
@@ -403,9 +454,6 @@ impl<S: Storage> Inventory<S> {
             } else {
                 self.set_state(at, SETTLED);
             }
-        }
-        if let Some(at) = self.find(old).filter(|_| old != new) {
-            self.kill(at);
         }
     }
 
@@ -574,6 +622,12 @@ fn to_usize(value: u64) -> usize {
 
 fn checksum(path: &[u8], identity: &[u8]) -> u64 {
     hash(path).rotate_left(7) ^ hash(identity) ^ (path.len() as u64) << 32
+}
+
+/// Whether a file that begins like this may be overwritten: it was an inventory,
+/// or nothing.
+pub fn begins_like_one(bytes: &[u8]) -> bool {
+    bytes.starts_with(MAGIC) || bytes.iter().take(MAGIC.len()).all(|&byte| byte == 0)
 }
 
 /// A hash of bytes, fast and good enough for a table and against damage.

@@ -344,6 +344,7 @@ impl Daemon {
                 }
             }
         }
+        self.leave();
         self.notifier.stopping();
         if let Some(control) = self.control.take() {
             control.close(self.now());
@@ -380,7 +381,7 @@ impl Daemon {
                 return Ok(Next::Datagram(source, length));
             }
             let ready = self.next_ready();
-            match self.recover(ready.is_none(), buffer) {
+            match self.recover(buffer) {
                 Recovered::Proceed => {}
                 Recovered::Again => {
                     self.reads_left -= 1;
@@ -481,6 +482,9 @@ impl Daemon {
 
     /// Tells those who wait for it.
     fn note_acted_on(&mut self, source: Option<usize>, event: &Uevent<'_>) {
+        if source.is_some_and(|source| self.sources[source].is_kernels) {
+            self.recovery.note_progress(event);
+        }
         self.requests.acted_on(source, event);
         self.answer_requests();
     }

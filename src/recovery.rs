@@ -43,14 +43,6 @@ impl Cause {
     pub fn of(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|cause| cause.name() == name)
     }
-
-    /// Whether devices may have changed unseen that were there all the time.
-    pub fn replays_changes(self) -> bool {
-        match self {
-            Self::Coldplug | Self::Restart => false,
-            Self::Overrun | Self::Rescan => true,
-        }
-    }
 }
 
 impl fmt::Display for Cause {

@@ -15,11 +15,11 @@ use rustix::fs::{
     CWD, FallocateFlags, FileType, FlockOperation, Mode, OFlags, fallocate, flock, fstat,
     ftruncate, openat,
 };
-use rustix::io::{Errno, retry_on_intr};
+use rustix::io::{Errno, pread, retry_on_intr};
 use rustix::process::geteuid;
 
 use crate::error::reason;
-use crate::inventory::Storage;
+use crate::inventory::{self, Storage};
 use crate::sys::Mapping;
 
 /// The storage of an inventory.
@@ -42,9 +42,9 @@ impl StateFile {
     /// Opens the file, or makes it with mode 0600.
     ///
     /// # Errors
-    /// If it cannot be opened for writing, is a link or no regular file, belongs
-    /// to somebody else or can be written by others, or another process has locked
-    /// it.
+    /// If it cannot be opened for writing, is a link or no regular file, has another
+    /// name, belongs to somebody else or can be written by others, another process
+    /// has locked it, or it is something else that somebody may miss.
     pub fn open(path: &Path) -> io::Result<Self> {
         let flags = OFlags::RDWR
             | OFlags::CREATE
@@ -63,11 +63,20 @@ impl StateFile {
         if status.st_uid != geteuid().as_raw() || status.st_mode & 0o022 != 0 {
             return Err(io::Error::other("it is somebody else's, or others may write it"));
         }
+        if status.st_nlink > 1 {
+            return Err(io::Error::other("it has another name"));
+        }
         match flock(&fd, FlockOperation::NonBlockingLockExclusive) {
             Err(Errno::WOULDBLOCK) => {
                 return Err(io::Error::other("another process has locked it"));
             }
             result => result?,
+        }
+        let mut head = [0; 8];
+        let count = retry_on_intr(|| pread(&fd, &mut head, 0))?;
+        let like_ours = status.st_mode & 0o077 == 0 && status.st_size % 4096 == 0;
+        if !like_ours && !inventory::begins_like_one(&head[..count]) {
+            return Err(io::Error::other("it is no state file, and is left as it is"));
         }
         Self::adopt(fd)
     }

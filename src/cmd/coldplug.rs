@@ -157,10 +157,19 @@ fn trigger_all(
 ) -> Result<Result<(), String>, Fatal> {
     let batch = batch(options)?;
     let (mut asked, mut refused, mut first) = (0_u64, 0, None);
+    // Since the daemon has settled; and those that are not asked for any more.
+    let (mut at_once, mut left_out) = (0, 0_u64);
     let mut outcome = Ok(());
     each_wanted(options, sys, listing, |path| {
+        if outcome.is_err() {
+            left_out += 1;
+            return Ok(());
+        }
         match sys.trigger(path, options.action.as_bytes()) {
-            Ok(()) => asked += 1,
+            Ok(()) => {
+                asked += 1;
+                at_once += 1;
+            }
             Err(Failed { why: Why::System(Errno::NOENT | Errno::NODEV), .. }) => {}
             Err(failed) => {
                 log::debug!("{failed}");
@@ -168,7 +177,8 @@ fn trigger_all(
                 first.get_or_insert(failed);
             }
         }
-        if batch.is_some_and(|batch| asked % batch == 0) && outcome.is_ok() {
+        if batch.is_some_and(|batch| at_once >= batch) {
+            at_once = 0;
             outcome = settle(options)?;
         }
         Ok(())
@@ -182,7 +192,10 @@ fn trigger_all(
     if outcome.is_ok() && options.wait {
         outcome = settle(options)?;
     }
-    Ok(outcome)
+    Ok(outcome.map_err(|why| match left_out {
+        0 => why,
+        _ => format!("{}; {left_out} devices are left out", why.trim_end()),
+    }))
 }
 
 /// How many events fit into the daemon's receive buffer for sure; `None` if there

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf, absolute};
 use crate::control::Address;
 use crate::error::{Fatal, reason};
 use crate::handover::Handover;
-use crate::inventory::{self, Inventory, Unusable, World};
+use crate::inventory::{self, Inventory, Trust, Unusable, World};
 use crate::r#loop::{Settings, Start};
 use crate::recovery::{Cause, Changes};
 use crate::state_file::{self, StateFile, Store};
@@ -80,14 +80,15 @@ impl RecoveryOptions {
             None => (self.open(control).map(Store::File), false),
         };
         // What a state file does not tell has to be found.
+        let has_scanned = handover.is_some_and(|handover| handover.trust != Trust::Unscanned);
         let coldplug = match self.state {
-            State::File(_) => Some(self.coldplug.unwrap_or(Coldplug::Scan)),
-            State::Default | State::None => self.coldplug,
+            State::Default | State::None if !has_scanned => self.coldplug,
+            _ => Some(self.coldplug.unwrap_or(Coldplug::Scan)),
         };
         let loaded = store.map(|store| Inventory::load(store, world));
         let (inventory, start) = match loaded {
             None => (Inventory::new(Store::Memory(Vec::new()), world), fresh(coldplug)),
-            Some(Ok(inventory)) if known => (inventory, Start::Nothing),
+            Some(Ok(inventory)) if known => (inventory, Start::Resume),
             Some(Ok(inventory)) => {
                 log::info!("{} devices are known from before", inventory.len());
                 (inventory, Start::Scan(Cause::Restart))

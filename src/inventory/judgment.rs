@@ -37,8 +37,9 @@ pub enum Verdict {
     /// Leave it out, but only if its device is one that a scan can find: if its
     /// subsystem is a bus or a class.
     StaleIfListed,
-    /// Leave it out, but only if the device at its path is still the one that the
-    /// scan has found: if its incarnation is the one that is known.
+    /// It cannot be told whether it was sent before the scan: leave it out, but only
+    /// if the device at its path is still the one that the scan has found, if its
+    /// incarnation is the one that is known.
     StaleIfSame,
     /// Another device is known at its path, whose `remove` was lost, and that of
     /// whatever is below it: act on that first.
@@ -100,22 +101,24 @@ impl<S: Storage> Inventory<S> {
         trust: Trust,
     ) -> Verdict {
         let held = self.get(tracked.path);
-        let (scanned, overtaken) = match trust {
-            Trust::Scanned { last } => (true, number.is_some() && number <= last),
-            Trust::Lossy | Trust::Unscanned => (false, false),
+        let (scanned, last) = match trust {
+            Trust::Scanned { last } => (true, last),
+            Trust::Lossy | Trust::Unscanned => (false, None),
         };
+        let before = number.zip(last).map(|(number, last)| number <= last);
+        let overtaken = before == Some(true);
         let obstructed = self.obstacle(tracked, told).is_some();
         match (tracked.action, held) {
             // The device at its path now came after it.
             (b"add" | b"move", _) if obstructed && overtaken => Verdict::Stale,
             (b"add" | b"move", _) if obstructed => Verdict::RemoveFirst,
-            (b"add", Some(held)) if held.settled && scanned => {
-                if overtaken {
-                    Verdict::Stale
-                } else {
-                    Verdict::StaleIfSame
-                }
-            }
+            (b"add", Some(held)) if held.settled && scanned => match before {
+                Some(true) => Verdict::Stale,
+                // A scan may find a device before it is ready: only its event tells that
+                // (device_add_disk in block/genhd.c).
+                Some(false) => Verdict::Act,
+                None => Verdict::StaleIfSame,
+            },
             (_, _) if !scanned => Verdict::Act,
             (b"move", held) if tracked.old_path.and_then(|old| self.get(old)).is_none() => {
                 match held {

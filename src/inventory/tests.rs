@@ -147,7 +147,7 @@ fn another_world_is_told() {
     let engine = World { engine: 8, ..WORLD };
     assert_eq!(load(bytes.clone(), engine).unwrap_err(), Unusable::Engine);
     let mut other = bytes.clone();
-    other[AT_VERSION] = 2;
+    other[AT_VERSION] ^= 0x40;
     assert_eq!(load(other, WORLD).unwrap_err(), Unusable::Version);
     for at in [0, AT_REGION, HEADER + AT_USED, HEADER + REGION_HEAD + RECORD_HEAD + 3] {
         let mut damaged = bytes.clone();
@@ -330,6 +330,60 @@ proptest! {
     }
 }
 
+/// What moves is never known as settled at both ends: the next daemon would remove
+/// what is gone from the one, and leave alone what it has just taken down.
+#[test]
+fn a_kill_in_a_move_loses_nothing() {
+    let mut inventory = Inventory::new(Witness::default(), WORLD);
+    for path in ["/devices/a", "/devices/a/b", "/devices/a/b/c"] {
+        let datagram = datagram("add", path, "MAJOR=7\0");
+        inventory.begin(&event(&datagram), true);
+        inventory.finish(&event(&datagram));
+    }
+    inventory.storage.seen.get_mut().clear();
+    let datagram = datagram("move", "/devices/z", "MAJOR=7\0DEVPATH_OLD=/devices/a\0");
+    inventory.begin(&event(&datagram), true);
+    inventory.finish(&event(&datagram));
+    let snapshots = inventory.storage.seen.take();
+    assert!(snapshots.len() > 5, "{}", snapshots.len());
+    for bytes in snapshots {
+        let left = Inventory::load(bytes, WORLD).map_err(|(why, _)| why).unwrap();
+        for rest in ["", "/b", "/b/c"] {
+            let at = |top: &str| left.get(format!("/devices/{top}{rest}").as_bytes());
+            let (old, new) = (at("a"), at("z"));
+            assert!(old.is_some() || new.is_some(), "{rest}");
+            assert!(old.is_none() || new.is_none_or(|new| !new.settled), "{rest}");
+        }
+    }
+}
+
+#[test]
+fn how_far_it_came_is_known() {
+    let mut inventory = empty();
+    assert_eq!(inventory.progress(), Progress::Unknown);
+    for progress in [Progress::Through(7), Progress::Left, Progress::Unknown] {
+        inventory.set_progress(progress);
+        let again = Inventory::load(inventory.storage.clone(), WORLD);
+        assert_eq!(again.map_err(|(why, _)| why).unwrap().progress(), progress);
+    }
+}
+
+#[test]
+fn a_region_that_is_not_aligned_is_damage() {
+    let mut inventory = empty();
+    for less in 1..8 {
+        let mut bytes = inventory.storage.clone();
+        bytes[HEADER] -= less;
+        let loaded = Inventory::load(bytes, WORLD).map_err(|(why, _)| why);
+        assert_eq!(loaded.unwrap_err(), Unusable::Damaged, "{less}");
+    }
+    // As much as a region holds, and more.
+    for number in 0..200 {
+        act(&mut inventory, "add", &path(number), "MAJOR=1\0");
+    }
+    assert_eq!(inventory.len(), 200);
+}
+
 /// Each of these is a sentence of the module `judgment`.
 #[test]
 fn events_are_judged_by_what_is_known() {
@@ -349,7 +403,8 @@ fn events_are_judged_by_what_is_known() {
         (Trust::Lossy, "remove", "/devices/x", "MAJOR=8\0", 50, Verdict::Act),
         // After a scan, what is known or over is left out.
         (scanned, "add", "/devices/x", same, 50, Verdict::Stale),
-        (scanned, "add", "/devices/x", same, 150, Verdict::StaleIfSame),
+        (scanned, "add", "/devices/x", same, 150, Verdict::Act),
+        (Trust::Scanned { last: None }, "add", "/devices/x", same, 50, Verdict::StaleIfSame),
         (scanned, "add", "/devices/x", "MAJOR=8\0", 50, Verdict::Stale),
         (scanned, "add", "/devices/x", "MAJOR=8\0", 150, Verdict::RemoveFirst),
         (scanned, "add", "/devices/y", "MAJOR=8\0", 50, Verdict::Act),

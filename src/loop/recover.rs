@@ -22,7 +22,7 @@ use crate::beneath::{Failed, Why};
 use crate::control::server;
 use crate::control::wire::Reply;
 use crate::inventory::identity::{self, Tracked};
-use crate::inventory::{Inventory, Trust, Verdict};
+use crate::inventory::{Inventory, Progress, Trust, Verdict};
 use crate::machine::Time;
 use crate::recovery::{self, Cause, Changes, Pace};
 use crate::state_file::Store;
@@ -72,6 +72,8 @@ pub enum Start {
     Scan(Cause),
     /// The kernel is asked to tell of all devices.
     Trigger,
+    /// What the plugd before this one had not done.
+    Resume,
 }
 
 /// How far the daemon is with making up for what it missed.
@@ -81,8 +83,7 @@ pub(super) struct Recovery {
     pub(super) inventory: Inventory<Store>,
     changes: Changes,
     judges: bool,
-    /// At first the kernel is asked to tell of all devices.
-    triggers: bool,
+    start: Start,
     pub(super) trust: Trust,
     phase: Phase,
     pace: Pace,
@@ -91,6 +92,15 @@ pub(super) struct Recovery {
     baseline: u64,
     /// Events were lost since, or the whole is to be done again.
     again: bool,
+    /// Events of devices that are known may have been lost.
+    changes_missed: bool,
+    /// The queue was not empty since the last scan, which may have overtaken what
+    /// waits.
+    overtaken: bool,
+    /// How far the daemon before this one had come.
+    before: Progress,
+    /// The greatest SEQNUM of an event that was acted on.
+    greatest: u64,
     /// The queue was not empty since events were lost: the kernel may have dropped
     /// more of them in silence.
     congested: bool,
@@ -168,8 +178,8 @@ struct Replay {
     /// One of the listed that was not there any more, while the queue was empty.
     suspect: Option<usize>,
     kept: Vec<usize>,
-    /// Nothing failed to be read.
-    complete: bool,
+    /// Network interfaces of other namespaces.
+    foreign: HashSet<Vec<u8>>,
     /// It is the turn of an event that comes.
     live: bool,
     /// So many datagrams were queued when the additions were done.
@@ -215,9 +225,13 @@ pub(super) enum Recovered {
 
 impl Recovery {
     pub(super) fn new(settings: Settings) -> Self {
-        let Settings { sys, inventory, start, changes, judges } = settings;
+        let Settings { sys, mut inventory, start, changes, judges } = settings;
+        let before = inventory.progress();
+        if start != Start::Resume {
+            inventory.set_progress(Progress::Unknown);
+        }
         let phase = match start {
-            Start::Nothing => Phase::Quiet,
+            Start::Nothing | Start::Resume => Phase::Quiet,
             Start::Scan(cause) => Phase::Waiting { cause, until: Duration::ZERO },
             Start::Trigger => Phase::Waiting { cause: Cause::Coldplug, until: Duration::ZERO },
         };
@@ -226,12 +240,23 @@ impl Recovery {
             inventory,
             changes,
             judges,
-            triggers: start == Start::Trigger,
-            trust: Trust::Unscanned,
+            start,
+            trust: match start {
+                // What is known may be of what was there before.
+                Start::Scan(Cause::Restart) => Trust::Lossy,
+                _ => Trust::Unscanned,
+            },
             phase,
             pace: Pace::new(),
             baseline: 0,
             again: false,
+            changes_missed: false,
+            overtaken: false,
+            before,
+            greatest: match before {
+                Progress::Through(number) => number,
+                Progress::Unknown | Progress::Left => 0,
+            },
             congested: false,
             unreadable: false,
             fresh: Fresh::default(),
@@ -242,28 +267,40 @@ impl Recovery {
         }
     }
 
+    /// Whether a scan is under way, which overtakes what waits.
+    fn is_scanning(&self) -> bool {
+        let Phase::Replaying(replay) = &self.phase else { return false };
+        !matches!(replay.stage, Stage::Change(_) | Stage::Verify(_))
+    }
+
     /// Whether all that was missed is made up for, as far as is known.
     pub(super) fn is_quiet(&self) -> bool {
         matches!(self.phase, Phase::Quiet | Phase::Doubting { .. }) && self.held_back.is_none()
     }
 
-    /// What the next plugd has to do once more.
-    pub(super) fn unfinished(&self) -> Option<Cause> {
-        match &self.phase {
-            Phase::Quiet => None,
-            Phase::Draining { cause, .. } | Phase::Waiting { cause, .. } => Some(*cause),
-            Phase::Triggering(_) => Some(Cause::Coldplug),
-            Phase::Replaying(replay) | Phase::Doubting { replay, .. } => Some(replay.cause),
-        }
+    /// What the next plugd has to do once more, and whether changes of devices may
+    /// have been missed.
+    pub(super) fn unfinished(&self) -> Option<(Cause, bool)> {
+        let cause = match &self.phase {
+            Phase::Quiet => return None,
+            Phase::Draining { cause, .. } | Phase::Waiting { cause, .. } => *cause,
+            Phase::Triggering(_) => Cause::Coldplug,
+            Phase::Replaying(replay) | Phase::Doubting { replay, .. } => replay.cause,
+        };
+        Some((cause, self.changes_missed))
     }
 
-    /// Goes on where another one was.
-    pub(super) fn resume(&mut self, trust: Trust, unfinished: Option<Cause>) {
+    /// Goes on where another one was, if what that one knew could be taken over.
+    pub(super) fn resume(&mut self, trust: Trust, unfinished: Option<(Cause, bool)>) {
+        if self.start != Start::Resume {
+            return;
+        }
         self.trust = trust;
-        self.phase = match unfinished {
-            None => Phase::Quiet,
-            Some(cause) => Phase::Waiting { cause, until: Duration::ZERO },
-        };
+        self.overtaken = matches!(trust, Trust::Scanned { .. });
+        if let Some((cause, changes)) = unfinished {
+            self.phase = Phase::Waiting { cause, until: Duration::ZERO };
+            self.changes_missed = changes;
+        }
     }
 
     /// When to go on, at the latest.
@@ -317,7 +354,7 @@ impl Recovery {
     /// comparison.
     pub(super) fn begin(&mut self, event: &Uevent<'_>, replayed: bool) {
         self.inventory.begin(event, self.trust != Trust::Lossy);
-        if replayed || self.is_exact() {
+        if replayed || !self.is_overtaken(event) {
             return;
         }
         // It may tell of the one that was there before the one that a scan found.
@@ -326,10 +363,29 @@ impl Recovery {
         }
     }
 
-    /// Whether no event that waits can be of before a scan, or come after a gap.
+    /// Whether an event may have been sent before the last scan.
+    fn is_overtaken(&self, event: &Uevent<'_>) -> bool {
+        let last = match self.trust {
+            Trust::Scanned { last } => last,
+            Trust::Lossy | Trust::Unscanned => None,
+        };
+        self.overtaken && seqnum(event).zip(last).is_none_or(|(number, last)| number <= last)
+    }
+
+    /// Notes that an event from the kernel was read, and acted on if need be.
+    pub(super) fn note_progress(&mut self, event: &Uevent<'_>) {
+        if let (Store::File(_), Some(number)) = (self.inventory.storage(), seqnum(event)) {
+            self.greatest = self.greatest.max(number);
+            if self.is_exact() {
+                self.inventory.set_progress(Progress::Through(self.greatest));
+            }
+        }
+    }
+
+    /// Whether nothing is missing, as far as is known.
     fn is_exact(&self) -> bool {
         let settled = matches!(self.phase, Phase::Quiet | Phase::Doubting { .. });
-        settled && self.trust != Trust::Lossy && !self.congested
+        settled && self.held_back.is_none() && self.trust != Trust::Lossy && !self.congested
     }
 
     /// Notes that it was acted on.
@@ -338,9 +394,10 @@ impl Recovery {
         let incarnation = std::mem::take(&mut self.incarnation);
         let Some(tracked) = Tracked::of(event).filter(|t| t.action != b"remove") else { return };
         if replayed {
-            self.inventory.set_incarnation(tracked.path, incarnation);
-        } else if (tracked.action == b"add" || !self.is_exact())
-            && matches!(self.inventory.storage(), Store::File(_))
+            if tracked.action == b"add" {
+                self.inventory.set_incarnation(tracked.path, incarnation);
+            }
+        } else if (tracked.action == b"add" || self.is_overtaken(event))
             && self.fresh.devices.len() < FRESH_MAX
         {
             self.fresh.devices.push((tracked.path.into(), 0));
@@ -425,6 +482,8 @@ impl Daemon {
         let recovery = &mut self.recovery;
         recovery.trust = Trust::Lossy;
         recovery.again = true;
+        recovery.changes_missed = true;
+        recovery.inventory.set_progress(Progress::Unknown);
         self.requests.lost();
         if matches!(recovery.phase, Phase::Quiet | Phase::Doubting { .. }) {
             let until = recovery.pace.next(now);
@@ -441,6 +500,7 @@ impl Daemon {
             return Err("there is no socket for the kernel's events");
         }
         let (now, recovery) = (self.now(), &mut self.recovery);
+        recovery.changes_missed = true;
         match &mut recovery.phase {
             Phase::Quiet | Phase::Doubting { .. } => {
                 recovery.phase = Phase::Waiting { cause: Cause::Rescan, until: now };
@@ -454,8 +514,13 @@ impl Daemon {
         Ok(())
     }
 
-    /// Goes on with what is to be made up for; `idle` if all sockets are empty.
-    pub(super) fn recover(&mut self, idle: bool, buffer: &mut [u8]) -> Recovered {
+    /// Goes on with what is to be made up for.
+    pub(super) fn recover(&mut self, buffer: &mut [u8]) -> Recovered {
+        // Only where the kernel's events come from can anything be missed.
+        let idle = !self.sources.iter().any(|watched| watched.is_kernels && watched.ready);
+        if idle && !self.recovery.is_scanning() {
+            self.recovery.overtaken = false;
+        }
         match std::mem::replace(&mut self.recovery.phase, Phase::Quiet) {
             Phase::Quiet if idle && self.recovery.congested => {
                 self.end_congestion();
@@ -484,7 +549,8 @@ impl Daemon {
                 Recovered::Proceed
             }
             Phase::Draining { cause, .. } => {
-                if std::mem::take(&mut self.recovery.triggers) {
+                if self.recovery.start == Start::Trigger {
+                    self.recovery.start = Start::Nothing;
                     self.begin_triggering(cause);
                 } else {
                     self.begin_replay(cause);
@@ -507,10 +573,7 @@ impl Daemon {
     fn end_congestion(&mut self) {
         self.recovery.congested = false;
         if self.queue().1 != self.recovery.baseline {
-            self.requests.lost();
-            self.recovery.trust = Trust::Lossy;
-            let until = self.recovery.pace.next(self.now());
-            self.recovery.phase = Phase::Waiting { cause: Cause::Overrun, until };
+            self.compare_again();
         }
     }
 
@@ -556,8 +619,16 @@ impl Daemon {
     }
 
     fn begin_replay(&mut self, cause: Cause) {
-        let Some((sys, mut listing, last)) = self.list(cause) else { return };
-        let failed = std::mem::take(&mut listing.failed);
+        let Some((sys, listing, last)) = self.list(cause) else { return };
+        if cause == Cause::Restart {
+            self.recovery.changes_missed |= match self.recovery.before {
+                Progress::Left => false,
+                Progress::Through(number) => last != Some(number),
+                Progress::Unknown => true,
+            };
+        }
+        self.recovery.inventory.set_progress(Progress::Unknown);
+        self.recovery.overtaken = true;
         let mut by_path: Vec<u32> =
             (0..listing.len()).filter_map(|index| index.try_into().ok()).collect();
         by_path.sort_unstable_by(|&a, &b| listing.path(a as usize).cmp(listing.path(b as usize)));
@@ -574,7 +645,7 @@ impl Daemon {
             unlisted: Vec::new(),
             suspect: None,
             kept: Vec::new(),
-            complete: failed.is_empty(),
+            foreign: HashSet::new(),
             live: false,
             left: 0,
             tally: [0; 3],
@@ -680,46 +751,61 @@ impl Daemon {
         let known = &self.recovery.inventory;
         let end = if known.is_empty() { replay.listing.len() } else { next + AT_ONCE };
         let end = end.min(replay.listing.len());
-        let mut told = Vec::new();
+        let (mut told, mut unread) = (Vec::new(), Vec::new());
         for index in next..end {
             let path = replay.listing.path(index);
-            let Some(held) = known.get(path) else { continue };
+            let Some(held) = known.get(path).filter(|_| !is_below(path, &replay.foreign)) else {
+                continue;
+            };
             match replay.reader.read(&replay.sys, &replay.listing, index, "add") {
                 Ok(true) => {}
                 // Its `remove` is queued, or it is found to be gone later.
                 Ok(false) => continue,
                 Err(failed) => {
                     log::warn!("{failed}");
-                    replay.complete = false;
+                    unread.push(path.to_vec());
                     continue;
                 }
             }
             let Some(event) = parse(&replay.reader.event) else { continue };
             identity::write(&event, &mut told);
+            if recovery::interface(&told).is_some_and(|it| !self.has_interface(it)) {
+                replay.foreign.insert(path.to_vec());
+                continue;
+            }
             let other_one = ![0, replay.reader.incarnation].contains(&held.incarnation);
             if held.identity != told || other_one {
                 replay.changed.insert(path.to_vec());
             }
         }
+        unread.iter().for_each(|path| self.recovery.inventory.unsettle(path));
         replay.stage = Stage::Compare(end);
         if end < replay.listing.len() {
             return;
         }
+        let known = &self.recovery.inventory;
         let Replay { listing, by_path, sys, changed, gone, unlisted, .. } = replay;
         let listed = |path: &[u8]| {
             by_path.binary_search_by(|&index| listing.path(index as usize).cmp(path)).is_ok()
         };
-        *gone =
-            recovery::gone(known, changed, |path, identity| match recovery::interface(identity) {
-                Some(interface) => self.has_interface(interface),
-                None => listed(path) || !sys.is_gone(path) || self.is_of_interface(path),
-            });
+        *gone = recovery::gone(known, changed, |path, identity| {
+            let is_interface = recovery::interface(identity).is_some();
+            !is_interface && listed(path) || !self.is_missing(sys, path, identity)
+        });
         if replay.cause == Cause::Restart {
             let begun = known.iter().filter(|device| !device.settled && !listed(device.path));
             let begun = begun.filter(|device| !sys.is_gone(device.path));
             *unlisted = begun.map(|device| device.path.to_vec()).collect();
         }
         replay.stage = Stage::Remove;
+    }
+
+    /// Whether a device that is known is certainly not there any more.
+    fn is_missing(&self, sys: &Sysfs, path: &[u8], identity: &[u8]) -> bool {
+        match recovery::interface(identity) {
+            Some(interface) => !self.has_interface(interface),
+            None => sys.is_gone(path) && !self.is_of_interface(path),
+        }
     }
 
     /// Whether this network interface is where events come from.
@@ -767,13 +853,16 @@ impl Daemon {
         let end = (next + AT_ONCE).min(replay.listing.len());
         for index in next..end {
             replay.stage = Stage::Add(index + 1);
-            let held = self.recovery.inventory.get(replay.listing.path(index));
+            let path = replay.listing.path(index);
+            if is_below(path, &replay.foreign) {
+                continue;
+            }
+            let held = self.recovery.inventory.get(path);
+            let missed = self.recovery.changes_missed;
             // Nobody knows whether it is the same one all the time.
-            let doubtful = replay.cause == Cause::Restart;
+            let doubtful = missed || replay.cause == Cause::Restart;
             if held.is_some_and(|held| held.settled && !(doubtful && held.incarnation == 0)) {
-                if replay.cause.replays_changes()
-                    && self.recovery.changes.include(replay.listing.subsystem(index))
-                {
+                if missed && self.recovery.changes.include(replay.listing.subsystem(index)) {
                     replay.kept.push(index);
                 }
                 continue;
@@ -793,9 +882,7 @@ impl Daemon {
             }
         }
         if end == replay.listing.len() {
-            let trust =
-                if replay.complete { Trust::Scanned { last: replay.last } } else { Trust::Lossy };
-            self.recovery.trust = trust;
+            self.recovery.trust = Trust::Scanned { last: replay.last };
             replay.left = self.queue().0 / LEAST_COST + 1;
             replay.stage = Stage::Change(0);
             self.mark_sources_ready();
@@ -810,20 +897,29 @@ impl Daemon {
             Ok(false) => return false,
             Err(failed) => {
                 log::warn!("{failed}");
-                replay.complete = false;
                 return false;
             }
         }
         let Some(event) = parse(&replay.reader.event) else { return false };
         let mut told = Vec::new();
         identity::write(&event, &mut told);
-        recovery::interface(&told).is_none_or(|interface| self.has_interface(interface))
+        let ours = recovery::interface(&told).is_none_or(|it| self.has_interface(it));
+        if !ours {
+            replay.foreign.insert(replay.listing.path(index).to_vec());
+        }
+        ours
     }
 
     fn next_change(&mut self, replay: &mut Replay, next: usize) -> bool {
         replay.stage = Stage::Change(next + 1);
         let index = replay.kept[next];
-        if !self.read_device(replay, index, "change") {
+        let known = self.recovery.inventory.get(replay.listing.path(index));
+        let Some(incarnation) = known.filter(|k| k.settled).map(|k| k.incarnation) else {
+            return false;
+        };
+        // An event has come meanwhile that tells of this one, or of one before.
+        let doubtful = incarnation == 0;
+        if !self.read_device(replay, index, if doubtful { "add" } else { "change" }) {
             return false;
         }
         let Some(event) = parse(&replay.reader.event) else { return false };
@@ -831,9 +927,11 @@ impl Daemon {
         identity::write(&event, &mut told);
         // If it is another one by now, an event has come that tells so, or waits.
         let known = self.recovery.inventory.get(replay.listing.path(index));
-        let same = known.is_some_and(|known| known.settled && known.identity == told);
-        self.recovery.incarnation = if same { replay.reader.incarnation } else { 0 };
-        same
+        if known.is_none_or(|known| known.identity != told) {
+            return false;
+        }
+        self.recovery.incarnation = replay.reader.incarnation;
+        doubtful || incarnation == replay.reader.incarnation
     }
 
     fn verify(&mut self, replay: &mut Replay, next: usize) -> bool {
@@ -842,7 +940,7 @@ impl Daemon {
             replay.stage = Stage::Verify(position);
             let path = replay.listing.path(position);
             if let Some(known) = self.recovery.inventory.get(path)
-                && replay.sys.is_gone(path)
+                && self.is_missing(&replay.sys, path, known.identity)
             {
                 if replay.suspect.take() == Some(position) {
                     // Nothing has come that tells of it.
@@ -875,14 +973,15 @@ impl Daemon {
             self.recovery.text = text;
             now + DOUBT
         });
-        self.end_recovery(replay.number);
+        self.end_recovery(replay.number, replay.last);
         if matches!(self.recovery.phase, Phase::Quiet) && now < in_doubt {
             self.recovery.phase = Phase::Doubting { replay, until: in_doubt };
         }
     }
 
-    /// Finds out whether that is all.
-    fn end_recovery(&mut self, number: u64) {
+    /// Finds out whether that is all. Its `number`, and the SEQNUM of the `last` event
+    /// before it.
+    fn end_recovery(&mut self, number: u64, last: Option<u64>) {
         let (now, (_, drops)) = (self.now(), self.queue());
         let recovery = &mut self.recovery;
         let all = !recovery.again && drops == recovery.baseline;
@@ -893,6 +992,11 @@ impl Daemon {
             recovery.phase = Phase::Waiting { cause: Cause::Overrun, until };
         } else {
             recovery.phase = Phase::Quiet;
+            recovery.changes_missed = false;
+            recovery.greatest = recovery.greatest.max(last.unwrap_or(0));
+            if recovery.greatest > 0 {
+                recovery.inventory.set_progress(Progress::Through(recovery.greatest));
+            }
         }
         let clients = std::mem::take(&mut recovery.clients);
         self.requests.made_up(number, all);
@@ -967,7 +1071,15 @@ impl Daemon {
         );
         log::info!("{text}");
         self.recovery.text = text;
-        self.end_recovery(number);
+        self.end_recovery(number, None);
+    }
+
+    /// Notes whether events were left that nobody will act on.
+    pub(super) fn leave(&mut self) {
+        let nothing_waits = self.queue() == (0, self.recovery.baseline);
+        if self.recovery.is_exact() && nothing_waits {
+            self.recovery.inventory.set_progress(Progress::Left);
+        }
     }
 
     /// Looks up the incarnations of devices that came by events.
@@ -993,6 +1105,15 @@ impl Daemon {
         self.mark_sources_ready();
         Recovered::Again
     }
+}
+
+fn is_below(path: &[u8], tops: &HashSet<Vec<u8>>) -> bool {
+    let ends = path.iter().enumerate().filter(|&(_, &byte)| byte == b'/').map(|(end, _)| end);
+    !tops.is_empty() && ends.chain([path.len()]).any(|end| tops.contains(&path[..end]))
+}
+
+fn seqnum(event: &Uevent<'_>) -> Option<u64> {
+    event.last(b"SEQNUM")?.to_str().ok()?.parse().ok()
 }
 
 fn parse(event: &[u8]) -> Option<Uevent<'_>> {

@@ -1,14 +1,14 @@
 //! Single cases.
 
 use std::fs;
-use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::fs::{FileExt, PermissionsExt, symlink};
 
 use rustix::process::Signal;
 
 use crate::harness::daemon::{Daemon, Plugd};
 use crate::harness::{eventually, inject, ns};
 
-use super::world::{Belief, World};
+use super::world::{Belief, World, real_number};
 
 /// Does something that plugd does not hear of, as it is held back and the queue
 /// overflows.
@@ -155,6 +155,167 @@ fn a_device_made_anew_with_the_same_number_is_acted_on_again() {
         let belief = hear(&world);
         let hub = ["remove /devices/hub/a", "remove /devices/hub", "add /devices/hub"];
         assert_eq!(replayed(&belief, "overrun"), hub);
+        // One that came by an event is known as well.
+        world.add("/devices/new", 50);
+        World::settle("plugd");
+        eventually("it is looked up", || {
+            let before = hear(&world).heard.len();
+            unheard(&mut world, &daemon, |world| world.replace("/devices/new", true));
+            let belief = hear(&world);
+            belief.heard[before..].iter().any(|line| line.starts_with("add ")).then_some(())
+        });
+    });
+}
+
+#[test]
+fn a_change_that_was_lost_is_made_up_for_after_a_restart() {
+    ns::inside(|| {
+        for signal in [Signal::TERM, Signal::KILL] {
+            let mut world = World::numbered(1);
+            world.add("/devices/busy", 1);
+            world.add("/devices/lone", 2);
+            let state = world.at("state");
+            let options = ["--receive-buffer-size", "4K", "--state", state.to_str().unwrap()];
+            let mut daemon = world.plugd(&options).start();
+            World::settle("plugd");
+            daemon.signal(Signal::STOP);
+            (0..40).for_each(|_| world.change("/devices/busy"));
+            world.change("/devices/lone");
+            daemon.signal(signal);
+            daemon.signal(Signal::CONT);
+            daemon.wait_exit();
+            let daemon = world.plugd(&options).start();
+            World::settle("plugd");
+            hear(&world).check(&world, &format!("after {signal:?}"));
+            drop(daemon);
+        }
+    });
+}
+
+#[test]
+fn a_change_that_is_lost_before_the_first_scan_is_made_up_for() {
+    ns::inside(|| {
+        let mut world = world();
+        fs::rename(world.at("sys/class"), world.at("hidden")).unwrap();
+        let daemon = world.plugd(&SMALL).args(["--coldplug"]).start();
+        daemon.wait_for_log("devices that were missed (coldplug) are looked for later");
+        world.hidden(|world| world.add("/devices/new", 50));
+        eventually("it is acted on", || (hear(&world).heard.len() == 1).then_some(()));
+        daemon.signal(Signal::STOP);
+        (0..40).for_each(|_| world.change("/devices/busy"));
+        world.change("/devices/new");
+        daemon.signal(Signal::CONT);
+        daemon.wait_for_log("overrun");
+        fs::rename(world.at("hidden"), world.at("sys/class")).unwrap();
+        World::settle("plugd");
+        hear(&world).check(&world, "in the end");
+    });
+}
+
+/// The kernel makes a disk known in sysfs before it is ready, and tells of it then.
+#[test]
+fn a_device_that_was_found_too_early_is_acted_on_again() {
+    ns::inside(|| {
+        let mut world = World::numbered(1);
+        world.silent = true;
+        world.add("/devices/disk", 1);
+        world.tell_number(real_number());
+        let _daemon = world.plugd(&["--coldplug", "--state", "none"]).start();
+        World::settle("plugd");
+        assert_eq!(hear(&world).heard.len(), 1);
+        world.silent = false;
+        world.announce("/devices/disk");
+        World::settle("plugd");
+        let belief = hear(&world);
+        assert_eq!(belief.heard.len(), 2, "{:?}", belief.heard);
+    });
+}
+
+#[test]
+fn what_an_unreadable_device_leaves_unknown_is_nothing_but_itself() {
+    ns::inside(|| {
+        let mut world = world();
+        fs::create_dir_all(world.at("sys/devices/bad/uevent")).unwrap();
+        symlink("../../devices/bad", world.at("sys/class/c/bad")).unwrap();
+        let daemon = world.plugd(&["--coldplug", "--state", "none"]).start();
+        World::settle("plugd");
+        daemon.wait_for_log("cannot read device /devices/bad");
+        // Another medium is in the disk.
+        let uevent = world.at("sys/devices/lone/uevent");
+        let text = fs::read_to_string(&uevent).unwrap() + "DISKSEQ=2\n";
+        fs::write(&uevent, &text).unwrap();
+        let fields = text.lines().chain(["SUBSYSTEM=c"]).collect::<Vec<_>>();
+        inject::Injector::new().event("change", "/devices/lone", &fields);
+        World::settle("plugd");
+        let before = hear(&world).heard.len();
+        assert_eq!(Plugd::new().args(["rescan"]).finish().code, Some(0));
+        World::settle("plugd");
+        let belief = hear(&world);
+        let rescanned = &belief.heard[before..];
+        assert!(rescanned.iter().all(|line| line.starts_with("change ")), "{rescanned:?}");
+        assert_eq!(rescanned.len(), 4, "{rescanned:?}");
+        world.remove("/devices/lone");
+        World::settle("plugd");
+        hear(&world).check(&world, "in the end");
+    });
+}
+
+/// The example of issue 6: known as one, replaced while nobody listened, and
+/// replaced once more before it could be looked at.
+#[test]
+fn what_is_known_from_before_goes_before_what_comes_is_added() {
+    ns::inside(|| {
+        let mut world = world();
+        let state = world.at("state");
+        let options = ["--state", state.to_str().unwrap()];
+        let mut daemon = world.plugd(&options).start();
+        World::settle("plugd");
+        daemon.signal(Signal::TERM);
+        daemon.wait_exit();
+        fs::rename(world.at("sys/class"), world.at("hidden")).unwrap();
+        let daemon = world.plugd(&options).start();
+        daemon.wait_for_log("devices that were missed (restart) are looked for later");
+        world.hidden(|world| world.replace("/devices/lone", false));
+        eventually("it is acted on", || {
+            let belief = hear(&world);
+            let last = belief.heard.last()?;
+            last.starts_with("add /devices/lone").then_some(())
+        });
+        fs::rename(world.at("hidden"), world.at("sys/class")).unwrap();
+        World::settle("plugd");
+        hear(&world).check(&world, "in the end");
+    });
+}
+
+#[test]
+fn other_streams_hold_nothing_up() {
+    ns::inside(|| {
+        let mut world = world();
+        let (sender, receiver) = crate::harness::unix::pair(rustix::net::SocketType::DGRAM);
+        let socket = inject::socket(plugd::netlink::KERNEL_GROUP);
+        let options = ["-v", "--coldplug", "--state", "none", "--fd", "3", "--fd", "4"];
+        let daemon = world.plugd(&options).fd(socket, 3).fd(receiver, 4).start();
+        World::settle("plugd");
+        let end = std::sync::atomic::AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                // It is never empty.
+                let datagram = inject::uevent("change", "/elsewhere", &["SUBSYSTEM=x", "MINOR=0"]);
+                while !end.load(std::sync::atomic::Ordering::Relaxed) {
+                    rustix::net::send(&sender, &datagram, rustix::net::SendFlags::empty()).unwrap();
+                }
+            });
+            world.silent = true;
+            world.remove("/devices/lone");
+            daemon.signal(Signal::ALARM);
+            let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+                eventually("it is made up for", || {
+                    daemon.counters().contains("replayed 1 removals").then_some(())
+                });
+            }));
+            end.store(true, std::sync::atomic::Ordering::Relaxed);
+            result.unwrap();
+        });
     });
 }
 
@@ -198,7 +359,8 @@ fn a_restart_acts_on_what_changed_meanwhile_and_on_nothing_else() {
 #[test]
 fn what_came_by_an_event_is_known_after_a_restart() {
     ns::inside(|| {
-        let mut world = world();
+        let mut world = World::numbered(1);
+        world.add("/devices/busy", 1);
         let state = world.at("state");
         let options = ["--state", state.to_str().unwrap()];
         let daemon = world.plugd(&options).start();
@@ -214,13 +376,25 @@ fn what_came_by_an_event_is_known_after_a_restart() {
         };
         eventually("its incarnation is known", status);
         let mut belief = hear(&world);
-        daemon.signal(Signal::KILL);
-        drop(daemon);
-        let _daemon = world.plugd(&options).start();
-        World::settle("plugd");
-        belief.heard.clear();
-        belief.hear(&world);
+        let restart = |daemon: Daemon, belief: &mut Belief| {
+            daemon.signal(Signal::KILL);
+            drop(daemon);
+            let daemon = world.plugd(&options).start();
+            World::settle("plugd");
+            belief.heard.clear();
+            belief.hear(&world);
+            daemon
+        };
+        // The number of the last event that was acted on is in its head.
+        let bytes = fs::read(&state).unwrap();
+        let number = u64::from_ne_bytes(bytes[72..80].try_into().unwrap());
+        world.tell_number(number);
+        let daemon = restart(daemon, &mut belief);
         assert_eq!(belief.heard, [""; 0]);
+        // Nobody knows what the event was that was missed.
+        world.tell_number(number + 1);
+        let _daemon = restart(daemon, &mut belief);
+        assert_eq!(replayed(&belief, "restart"), ["change /devices/busy", "change /devices/new"]);
     });
 }
 
@@ -452,6 +626,84 @@ fn an_update_carries_along_what_is_known() {
             assert_eq!(Plugd::new().args(["rescan"]).finish().code, Some(0));
             hear(&world).check(&world, "after the update");
         }
+    });
+}
+
+#[test]
+fn an_update_that_cannot_use_what_is_known_begins_anew() {
+    ns::inside(|| {
+        let mut world = world();
+        let file = world.at("state");
+        let state = file.to_str().unwrap();
+        let daemon = world.plugd(&["--coldplug", "--state", state]).start();
+        World::settle("plugd");
+        // What is mapped there is of another version.
+        fs::File::options().write(true).open(&file).unwrap().write_all_at(&[77], 8).unwrap();
+        assert_eq!(Plugd::new().args(["update"]).finish().code, Some(0));
+        daemon.wait_for_log("what is known of devices is not used: it is of another version");
+        World::settle("plugd");
+        assert_eq!(replayed(&hear(&world), "coldplug").len(), 8, "all once more");
+        world.remove("/devices/lone");
+        World::settle("plugd");
+        hear(&world).check(&world, "after the update");
+    });
+}
+
+#[test]
+fn what_is_no_state_file_is_left_as_it_is() {
+    ns::inside(|| {
+        let world = world();
+        let path = world.at("fstab");
+        let text = "/dev/sda1 / ext4 defaults 0 1\n";
+        fs::write(&path, text).unwrap();
+        for mode in [0o644, 0o600] {
+            fs::set_permissions(&path, PermissionsExt::from_mode(mode)).unwrap();
+            let (log, acted) = with_state(&world, &["--state", path.to_str().unwrap()]);
+            assert!(log.iter().any(|line| line.contains("it is no state file")), "{log:#?}");
+            assert_eq!(acted, 4);
+            assert_eq!(fs::read_to_string(&path).unwrap(), text);
+        }
+        let state = world.at("state");
+        assert_eq!(with_state(&world, &["--state", state.to_str().unwrap()]).1, 4);
+        fs::hard_link(&state, world.at("other")).unwrap();
+        let (log, _) = with_state(&world, &["--state", state.to_str().unwrap()]);
+        assert!(log.iter().any(|line| line.contains("it has another name")), "{log:#?}");
+    });
+}
+
+/// /sys has an interface of the same name that is another one.
+#[test]
+fn an_interface_of_another_namespace_is_not_taken_for_ours() {
+    ns::inside(|| {
+        let sys = tempfile::tempdir_in("/dev/shm").unwrap();
+        let device = sys.path().join("devices/virtual/net/br7");
+        fs::create_dir_all(device.join("queues/rx-0")).unwrap();
+        fs::create_dir_all(sys.path().join("class/net")).unwrap();
+        symlink("../../devices/virtual/net/br7", sys.path().join("class/net/br7")).unwrap();
+        fs::write(device.join("uevent"), "INTERFACE=br7\nIFINDEX=777\n").unwrap();
+        let daemon = Plugd::run(&["--state", "none", "--sys", sys.path().to_str().unwrap()])
+            .args([
+                "--",
+                "sh",
+                "-c",
+                "[ $SUBSYSTEM = net ] && echo $ACTION $INTERFACE >>$TMP/out; :",
+            ])
+            .start();
+        inject::real_device("br7");
+        eventually("its event", || daemon.lines("out").contains(&"add br7".into()).then_some(()));
+        let rescan = |number: u32| {
+            daemon.signal(Signal::ALARM);
+            let text = format!("scans {number}");
+            eventually("it is compared", || daemon.counters().contains(&text).then_some(()));
+        };
+        rescan(1);
+        rescan(2);
+        // Nor if that one goes.
+        fs::remove_file(sys.path().join("class/net/br7")).unwrap();
+        fs::remove_dir_all(device).unwrap();
+        rescan(3);
+        rescan(4);
+        assert_eq!(daemon.lines("out"), ["add br7"]);
     });
 }
 

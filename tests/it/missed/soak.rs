@@ -32,10 +32,15 @@ fn after_every_storm_the_state_is_exact() {
     ns::inside(|| {
         let seeds = seeds(1000);
         for first in (0..seeds).step_by(usize::try_from(EACH).unwrap()) {
-            let mut world = World::new(first);
+            let numbered = first % 150 != 0;
+            let mut world = if numbered { World::numbered(first) } else { World::new(first) };
             let mut belief = Belief::default();
             let coldplug = if first % 100 == 0 { &["--coldplug"][..] } else { &[] };
             let options = ["--receive-buffer-size", "4K", "--state", "none"];
+            // Then a device that was replaced has to be told from one that was not.
+            belief.without_changes = first % 200 == 50;
+            let changes = if belief.without_changes { "no" } else { "yes" };
+            let options = [&options[..], &["--replay-change", changes]].concat();
             let daemon = world.plugd(&options).args(coldplug).start();
             for seed in first..(first + EACH).min(seeds) {
                 world.confusing = seed % 3 == 0;
@@ -53,7 +58,7 @@ fn after_every_storm_the_state_is_exact() {
 fn killed_at_any_moment_nothing_is_missed_after_a_restart() {
     ns::inside(|| {
         let kills = seeds(200);
-        let mut world = World::new(7);
+        let mut world = World::numbered(7);
         let mut belief = Belief::default();
         let state = world.at("state");
         for kill in 0..kills {

@@ -18,14 +18,24 @@ use tempfile::TempDir;
 use crate::harness::daemon::Plugd;
 use crate::harness::inject::{Injector, uevent};
 
-/// A device, as whoever acts on it knows it: its DEVPATH, number and serial. The
-/// serial is no part of what plugd takes for its identity.
-pub(crate) type Devices = BTreeMap<(String, u32), u32>;
+/// A device, as whoever acts on it knows it: its DEVPATH and number, and its serial
+/// and state. These are no part of what plugd takes for its identity. The serial
+/// tells it from all others, and is learned only when it comes; the state is what
+/// changes.
+pub(crate) type Devices = BTreeMap<(String, u32), (u32, u32)>;
 
 #[derive(Debug, Clone)]
 struct Device {
     minor: u32,
     serial: u32,
+    state: u32,
+}
+
+impl Device {
+    fn text(&self) -> String {
+        let Self { minor, serial, state } = self;
+        format!("MAJOR=7\nMINOR={minor}\nDEVNAME=d{minor}\nSERIAL={serial}\nSTATE={state}\n")
+    }
 }
 
 pub(crate) struct World {
@@ -33,6 +43,10 @@ pub(crate) struct World {
     injector: Injector,
     devices: BTreeMap<String, Device>,
     next: u32,
+    /// This kernel tells how many events there were.
+    numbered: bool,
+    /// Where the links to the devices are.
+    classes: &'static str,
     random: u64,
     /// What happened, for whoever wants to know how it came to that.
     told: RefCell<Vec<String>>,
@@ -55,7 +69,31 @@ impl World {
         let random = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
         let (injector, devices) = (Injector::new(), BTreeMap::new());
         let told = RefCell::default();
-        Self { tmp, injector, devices, next: 0, random, told, confusing: false, silent: false }
+        Self {
+            tmp,
+            injector,
+            devices,
+            next: 0,
+            random,
+            told,
+            numbered: false,
+            classes: "sys/class",
+            confusing: false,
+            silent: false,
+        }
+    }
+
+    /// One whose kernel tells how many events there were.
+    pub(crate) fn numbered(seed: u64) -> Self {
+        let mut world = Self::new(seed);
+        world.numbered = true;
+        world.tell_number(real_number());
+        world
+    }
+
+    /// From now on that is the number of the last event.
+    pub(crate) fn tell_number(&self, number: u64) {
+        fs::write(self.at("sys/kernel/uevent_seqnum"), format!("{number}\n")).unwrap();
     }
 
     pub(crate) fn at(&self, name: &str) -> PathBuf {
@@ -140,11 +178,11 @@ impl World {
         let serial = self.next;
         let made = self.at("made/it");
         fs::create_dir(&made).unwrap();
-        let text = format!("MAJOR=7\nMINOR={minor}\nDEVNAME=d{minor}\nSERIAL={serial}\n");
-        fs::write(made.join("uevent"), text).unwrap();
+        let device = Device { minor, serial, state: 0 };
+        fs::write(made.join("uevent"), device.text()).unwrap();
         fs::rename(made, self.in_sys(path)).unwrap();
         symlink(format!("../..{path}"), self.link(path)).unwrap();
-        self.devices.insert(path.to_owned(), Device { minor, serial });
+        self.devices.insert(path.to_owned(), device);
         self.tell("add", path, "");
     }
 
@@ -160,7 +198,12 @@ impl World {
         }
     }
 
+    /// A device changes, in a way that is not a part of its identity.
     pub(crate) fn change(&mut self, path: &str) {
+        let device = self.devices.get_mut(path).unwrap();
+        device.state += 1;
+        let text = device.text();
+        fs::write(self.in_sys(path).join("uevent"), text).unwrap();
         self.tell("change", path, "");
     }
 
@@ -192,35 +235,52 @@ impl World {
         self.tell("move", &new, path);
     }
 
+    /// The kernel tells only now of a device that is there.
+    pub(crate) fn announce(&self, path: &str) {
+        self.tell("add", path, "");
+    }
+
+    /// Something happens while the classes are not to be seen, but in `hidden`.
+    pub(crate) fn hidden(&mut self, act: impl FnOnce(&mut Self)) {
+        self.classes = "hidden";
+        act(self);
+        self.classes = "sys/class";
+    }
+
     fn in_sys(&self, path: &str) -> PathBuf {
         self.at("sys").join(&path[1..])
     }
 
     fn link(&self, path: &str) -> PathBuf {
-        self.at("sys/class/c").join(path.replace('/', "!"))
+        self.at(self.classes).join("c").join(path.replace('/', "!"))
     }
 
     fn tell(&self, action: &str, path: &str, old: &str) {
         if self.silent {
+            if self.numbered {
+                self.tell_number(real_number() + 1);
+            }
             return;
         }
-        let Device { minor, serial } = self.devices[path];
-        self.told.borrow_mut().push(format!("{action} {path} {minor} {serial} {old}"));
-        let (minor, name, serial) =
-            (format!("MINOR={minor}"), format!("DEVNAME=d{minor}"), format!("SERIAL={serial}"));
-        let old = format!("DEVPATH_OLD={old}");
-        let mut fields = vec!["SUBSYSTEM=c", "MAJOR=7", &minor, &name, &serial];
+        let device = &self.devices[path];
+        self.told.borrow_mut().push(format!("{action} {path} {device:?} {old}"));
+        let (text, old) = (device.text(), format!("DEVPATH_OLD={old}"));
+        let mut fields = vec!["SUBSYSTEM=c"];
         fields.extend((action == "move").then_some(&*old));
+        fields.extend(text.lines());
         self.injector.send(&uevent(action, path, &fields)).unwrap_or_else(|error| {
             // Nobody listens.
             assert_eq!(error.raw_os_error(), Some(3), "{error}");
         });
+        if self.numbered {
+            self.tell_number(real_number());
+        }
     }
 
     /// What there is.
     pub(crate) fn real(&self) -> Devices {
         let devices = self.devices.iter();
-        devices.map(|(path, d)| ((path.clone(), d.minor), d.serial)).collect()
+        devices.map(|(path, d)| ((path.clone(), d.minor), (d.serial, d.state))).collect()
     }
 
     /// Takes away what was half written when plugd was killed: it is as good as not
@@ -242,10 +302,18 @@ impl World {
     }
 }
 
+/// The number of the kernel's last event, which gives one to those that are sent
+/// here too (uevent_net_broadcast in lib/kobject_uevent.c).
+pub(crate) fn real_number() -> u64 {
+    fs::read_to_string("/sys/kernel/uevent_seqnum").unwrap().trim().parse().unwrap()
+}
+
 /// What somebody believes there is who hears of what plugd has acted on.
 #[derive(Default)]
 pub(crate) struct Belief {
     pub(crate) devices: Devices,
+    /// Nobody tells it of changes that were missed.
+    pub(crate) without_changes: bool,
     /// How much of the file was read.
     read: u64,
     /// All that was heard, for whoever wants to know how it came to that.
@@ -273,20 +341,22 @@ impl Belief {
         let text = |key: &str| event.last(key.as_bytes()).map(|v| v.to_str().unwrap().to_owned());
         let (action, path) = (text("ACTION").unwrap(), text("DEVPATH").unwrap());
         let number = |key| text(key).and_then(|value| value.parse::<u32>().ok());
-        let (minor, serial) = (number("MINOR").unwrap(), number("SERIAL"));
+        let minor = number("MINOR").unwrap();
+        let (serial, state) = (number("SERIAL"), number("STATE").unwrap_or(0));
         let replay = text("PLUGD_REPLAY");
-        self.heard
-            .push(format!("{action} {path} {minor} {serial:?} {replay:?} {:?}", text("SEQNUM")));
+        let told = format!("{serial:?} {state:?} {replay:?} {:?}", text("SEQNUM"));
+        self.heard.push(format!("{action} {path} {minor} {told}"));
+        // Of one whose coming went unseen these tell nothing.
+        let change = |known: &mut (u32, u32)| {
+            if Some(known.0) == serial {
+                known.1 = state;
+            }
+        };
         match &*action {
             "add" => {
-                self.devices.insert((path, minor), serial.unwrap());
+                self.devices.insert((path, minor), (serial.unwrap(), state));
             }
-            "change" => {
-                // Of one whose coming went unseen it tells nothing yet.
-                if let Some(known) = self.devices.get_mut(&(path, minor)) {
-                    *known = serial.unwrap();
-                }
-            }
+            "change" => self.devices.get_mut(&(path, minor)).map_or((), change),
             "remove" => {
                 self.devices.remove(&(path, minor));
             }
@@ -304,7 +374,7 @@ impl Belief {
                     let to = path.clone() + &from[old.len()..];
                     self.devices.insert((to, number), serial);
                 }
-                self.devices.insert((path, minor), serial.unwrap());
+                let _ = self.devices.get_mut(&(path, minor)).map(change);
             }
             action => panic!("{action}"),
         }
@@ -313,7 +383,11 @@ impl Belief {
     /// What is believed has to be so.
     pub(crate) fn check(&mut self, world: &World, when: &str) {
         self.hear(world);
-        let real = world.real();
+        let mut real = world.real();
+        if self.without_changes {
+            let states = real.values_mut().chain(self.devices.values_mut());
+            states.for_each(|(_, state)| *state = 0);
+        }
         let told = world.told.take();
         if self.devices == real {
             self.heard.clear();
