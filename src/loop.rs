@@ -387,7 +387,10 @@ impl Daemon {
                     self.reads_left -= 1;
                     continue;
                 }
-                Recovered::Event(length) => return Ok(Next::Replay(length)),
+                Recovered::Event(length) => {
+                    self.reads_left -= 1;
+                    return Ok(Next::Replay(length));
+                }
             }
             let Some(index) = ready else {
                 self.watch_sources();
@@ -559,7 +562,8 @@ impl Daemon {
             None => {
                 self.outlets.pass_on(deed.datagram, self.now());
                 if self.is_tracked(deed.source, event) {
-                    self.recovery.finish(event, deed.source.is_none());
+                    let (replayed, now) = (deed.source.is_none(), self.now());
+                    self.recovery.finish(event, replayed, now);
                 }
             }
             Some(step) => {
@@ -758,12 +762,17 @@ impl Daemon {
             self.control.as_ref().and_then(Server::deadline),
             self.requests.deadline(),
             self.update.deadline(),
-            self.recovery.deadline(),
+            self.recovery.deadline().filter(|_| self.is_reading()),
         ];
         let deadline = deadlines.into_iter().flatten().min();
         let until_deadline = deadline.map(|at| at.saturating_sub(self.now()));
         let recheck = (self.unwatched || self.lingers).then_some(RECHECK_INTERVAL);
         [at_most, until_deadline, recheck, work].into_iter().flatten().min()
+    }
+
+    /// Whether no event is in hand, and the next one may be read.
+    fn is_reading(&self) -> bool {
+        self.machine.state() == State::Reading && !self.machine.is_paused()
     }
 
     fn reap_child(&mut self) {

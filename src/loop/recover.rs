@@ -32,8 +32,9 @@ use crate::uevent::Uevent;
 
 use super::Daemon;
 
-/// How many devices are looked at before something else gets its turn.
-const AT_ONCE: usize = 128;
+/// How many devices are looked at, or asked for, before something else may get its
+/// turn.
+const AT_ONCE: usize = 16;
 
 /// No datagram takes less of the receive buffer, in bytes.
 const LEAST_COST: u64 = 512;
@@ -45,8 +46,10 @@ const GREATEST_COST: u64 = 4608;
 /// (device_del in drivers/base/core.c), which does not take as long.
 const DOUBT: Duration = Duration::from_secs(1);
 
-/// How many devices may wait for their incarnation to be looked up.
-const FRESH_MAX: usize = 4096;
+/// How many devices may wait for their incarnation to be looked up, and for how long
+/// they do: there are better things to do while one event comes after the other.
+const FRESH_MAX: usize = 1024;
+const FRESH_FOR: Duration = Duration::from_secs(1);
 
 /// What there is to begin with.
 #[derive(Debug)]
@@ -175,9 +178,11 @@ struct Replay {
     gone: Vec<Vec<u8>>,
     /// Those whose addition was begun, and that no scan finds.
     unlisted: Vec<Vec<u8>>,
-    /// One of the listed that was not there any more, while the queue was empty.
+    /// One of the listed that was not there any more, before what waited then was read.
     suspect: Option<usize>,
     kept: Vec<usize>,
+    /// Those that are known, and there, but not listed: they come, or go.
+    lingering: Vec<Vec<u8>>,
     /// Network interfaces of other namespaces.
     foreign: HashSet<Vec<u8>>,
     /// It is the turn of an event that comes.
@@ -210,6 +215,8 @@ enum Stage {
 #[derive(Debug, Default)]
 struct Fresh {
     devices: Vec<(Box<[u8]>, u64)>,
+    /// When to look them up.
+    due: Option<Time>,
     measured: bool,
 }
 
@@ -306,10 +313,12 @@ impl Recovery {
     /// When to go on, at the latest.
     pub(super) fn deadline(&self) -> Option<Time> {
         match &self.phase {
-            Phase::Waiting { until, .. } | Phase::Doubting { until, .. } => Some(*until),
-            Phase::Quiet | Phase::Draining { .. } | Phase::Triggering(_) | Phase::Replaying(_) => {
-                None
+            Phase::Quiet => self.fresh.due,
+            Phase::Waiting { until, .. } => Some(*until),
+            Phase::Doubting { until, .. } => {
+                Some(self.fresh.due.map_or(*until, |at| at.min(*until)))
             }
+            Phase::Draining { .. } | Phase::Triggering(_) | Phase::Replaying(_) => None,
         }
     }
 
@@ -318,10 +327,7 @@ impl Recovery {
         self.fresh.measured = false;
         match &mut self.phase {
             Phase::Draining { left, .. } => *left = left.saturating_sub(1),
-            Phase::Replaying(replay) => {
-                replay.left = replay.left.saturating_sub(1);
-                replay.suspect = None;
-            }
+            Phase::Replaying(replay) => replay.left = replay.left.saturating_sub(1),
             Phase::Quiet
             | Phase::Waiting { .. }
             | Phase::Triggering(_)
@@ -388,8 +394,8 @@ impl Recovery {
         settled && self.held_back.is_none() && self.trust != Trust::Lossy && !self.congested
     }
 
-    /// Notes that it was acted on.
-    pub(super) fn finish(&mut self, event: &Uevent<'_>, replayed: bool) {
+    /// Notes that it was acted on, at the time `now`.
+    pub(super) fn finish(&mut self, event: &Uevent<'_>, replayed: bool, now: Time) {
         self.inventory.finish(event);
         let incarnation = std::mem::take(&mut self.incarnation);
         let Some(tracked) = Tracked::of(event).filter(|t| t.action != b"remove") else { return };
@@ -400,6 +406,7 @@ impl Recovery {
         } else if (tracked.action == b"add" || self.is_overtaken(event))
             && self.fresh.devices.len() < FRESH_MAX
         {
+            self.fresh.due.get_or_insert(now + FRESH_FOR);
             self.fresh.devices.push((tracked.path.into(), 0));
         }
         if let Phase::Triggering(triggering) = &mut self.phase {
@@ -580,16 +587,29 @@ impl Daemon {
     /// Whether events may have been dropped that are not made up for.
     pub(super) fn is_lossy(&self) -> bool {
         let recovery = &self.recovery;
-        !matches!(recovery.phase, Phase::Quiet)
-            || recovery.held_back.is_some()
-            || recovery.congested && self.queue().1 != recovery.baseline
+        // What is in doubt is not looked at before it goes on.
+        let quiet = match recovery.phase {
+            Phase::Quiet => true,
+            Phase::Doubting { .. } => self.machine.is_paused(),
+            _ => false,
+        };
+        !quiet || recovery.congested && self.queue().1 != recovery.baseline
     }
 
-    /// Somebody waits for all to be settled: what is in doubt is looked at now.
+    /// Somebody waits for all to be settled: what is in doubt is looked at from now on.
     pub(super) fn hurry(&mut self) {
         let now = self.now();
-        if let Phase::Doubting { until, .. } = &mut self.recovery.phase {
-            *until = now;
+        match &mut self.recovery.phase {
+            Phase::Doubting { until, .. } => *until = now,
+            Phase::Replaying(replay) => {
+                if let Stage::Verify(next) = &mut replay.stage {
+                    *next = 0;
+                }
+            }
+            Phase::Quiet
+            | Phase::Draining { .. }
+            | Phase::Waiting { .. }
+            | Phase::Triggering(_) => {}
         }
     }
 
@@ -600,7 +620,7 @@ impl Daemon {
                 return Recovered::Again;
             }
         }
-        if !idle || until > self.now() {
+        if until > self.now() {
             self.recovery.phase = Phase::Doubting { replay, until };
             return if idle { self.look_up_fresh(idle) } else { Recovered::Proceed };
         }
@@ -645,6 +665,7 @@ impl Daemon {
             unlisted: Vec::new(),
             suspect: None,
             kept: Vec::new(),
+            lingering: Vec::new(),
             foreign: HashSet::new(),
             live: false,
             left: 0,
@@ -709,12 +730,17 @@ impl Daemon {
                 replay.stage = Stage::Verify(0);
                 false
             }
+            // All is compared once more anyway.
+            Stage::Verify(_) if self.recovery.again => {
+                self.end_replay(replay);
+                return Recovered::Again;
+            }
             // What waits may tell of what is not there any more.
             Stage::Verify(_) if !idle && replay.left > 0 => {
                 self.recovery.phase = Phase::Replaying(replay);
                 return Recovered::Proceed;
             }
-            Stage::Verify(next) if next >= replay.listing.len() || !idle => {
+            Stage::Verify(next) if next >= replay.listing.len() + replay.lingering.len() => {
                 self.end_replay(replay);
                 return Recovered::Again;
             }
@@ -784,14 +810,22 @@ impl Daemon {
             return;
         }
         let known = &self.recovery.inventory;
-        let Replay { listing, by_path, sys, changed, gone, unlisted, .. } = replay;
+        let Replay { listing, by_path, sys, changed, gone, unlisted, lingering, .. } = replay;
         let listed = |path: &[u8]| {
             by_path.binary_search_by(|&index| listing.path(index as usize).cmp(path)).is_ok()
         };
         *gone = recovery::gone(known, changed, |path, identity| {
             let is_interface = recovery::interface(identity).is_some();
-            !is_interface && listed(path) || !self.is_missing(sys, path, identity)
+            if !is_interface && listed(path) {
+                return true;
+            }
+            let is_there = !self.is_missing(sys, path, identity);
+            if is_there && !listed(path) {
+                lingering.push(path.to_vec());
+            }
+            is_there
         });
+        lingering.sort_unstable();
         if replay.cause == Cause::Restart {
             let begun = known.iter().filter(|device| !device.settled && !listed(device.path));
             let begun = begun.filter(|device| !sys.is_gone(device.path));
@@ -935,10 +969,15 @@ impl Daemon {
     }
 
     fn verify(&mut self, replay: &mut Replay, next: usize) -> bool {
-        let end = (next + AT_ONCE).min(replay.listing.len());
+        let listed = replay.listing.len();
+        let end = (next + AT_ONCE).min(listed + replay.lingering.len());
         for position in next..end {
             replay.stage = Stage::Verify(position);
-            let path = replay.listing.path(position);
+            // Children before their parents.
+            let path = match position.checked_sub(replay.lingering.len()) {
+                None => &*replay.lingering[replay.lingering.len() - 1 - position],
+                Some(after) => replay.listing.path(listed - 1 - after),
+            };
             if let Some(known) = self.recovery.inventory.get(path)
                 && self.is_missing(&replay.sys, path, known.identity)
             {
@@ -1085,12 +1124,12 @@ impl Daemon {
     /// Looks up the incarnations of devices that came by events.
     fn look_up_fresh(&mut self, idle: bool) -> Recovered {
         let Recovery { fresh, sys, inventory, .. } = &mut self.recovery;
-        if !idle || fresh.devices.is_empty() {
+        if !idle || fresh.due.is_none_or(|due| due > self.started.elapsed()) {
             return Recovered::Proceed;
         }
         if fresh.measured {
             // Nothing has come since.
-            for (path, incarnation) in fresh.devices.drain(..) {
+            for (path, incarnation) in std::mem::take(fresh).devices {
                 inventory.set_incarnation(&path, incarnation);
             }
             return Recovered::Proceed;

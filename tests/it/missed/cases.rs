@@ -2,7 +2,9 @@
 
 use std::fs;
 use std::os::unix::fs::{FileExt, PermissionsExt, symlink};
+use std::time::{Duration, Instant};
 
+use rustix::fs::{CWD, Mode, mkfifoat};
 use rustix::process::Signal;
 
 use crate::harness::daemon::{Daemon, Plugd};
@@ -10,10 +12,16 @@ use crate::harness::{eventually, inject, ns};
 
 use super::world::{Belief, World, real_number};
 
+/// Holds plugd back until it is continued.
+fn hold(daemon: &Daemon) {
+    daemon.signal(Signal::STOP);
+    eventually("it is held", || daemon.status("State").starts_with('T').then_some(()));
+}
+
 /// Does something that plugd does not hear of, as it is held back and the queue
 /// overflows.
 fn unheard(world: &mut World, daemon: &Daemon, act: impl FnOnce(&mut World)) {
-    daemon.signal(Signal::STOP);
+    hold(daemon);
     // Of the device that is there for it, more than fit.
     (0..40).for_each(|_| world.change("/devices/busy"));
     act(world);
@@ -178,7 +186,7 @@ fn a_change_that_was_lost_is_made_up_for_after_a_restart() {
             let options = ["--receive-buffer-size", "4K", "--state", state.to_str().unwrap()];
             let mut daemon = world.plugd(&options).start();
             World::settle("plugd");
-            daemon.signal(Signal::STOP);
+            hold(&daemon);
             (0..40).for_each(|_| world.change("/devices/busy"));
             world.change("/devices/lone");
             daemon.signal(signal);
@@ -201,7 +209,7 @@ fn a_change_that_is_lost_before_the_first_scan_is_made_up_for() {
         daemon.wait_for_log("devices that were missed (coldplug) are looked for later");
         world.hidden(|world| world.add("/devices/new", 50));
         eventually("it is acted on", || (hear(&world).heard.len() == 1).then_some(()));
-        daemon.signal(Signal::STOP);
+        hold(&daemon);
         (0..40).for_each(|_| world.change("/devices/busy"));
         world.change("/devices/new");
         daemon.signal(Signal::CONT);
@@ -284,6 +292,77 @@ fn what_is_known_from_before_goes_before_what_comes_is_added() {
         fs::rename(world.at("hidden"), world.at("sys/class")).unwrap();
         World::settle("plugd");
         hear(&world).check(&world, "in the end");
+    });
+}
+
+/// What was found is looked at once more a second later; if that has to wait, it is
+/// waited for.
+#[test]
+fn what_has_to_wait_costs_nothing() {
+    ns::inside(|| {
+        let mut world = world();
+        let daemon = Plugd::new()
+            .args(["run", "-q", "--coldplug", "--state", "none"])
+            .args(["--sys".as_ref(), world.at("sys").as_os_str()])
+            .args([
+                "--",
+                "sh",
+                "-c",
+                "[ $MINOR$PLUGD_REPLAY != 50 ] || { echo >$TMP/out; read x <$TMP/go; }",
+            ])
+            .start();
+        let go = daemon.path("go");
+        mkfifoat(CWD, &go, Mode::from_raw_mode(0o600)).unwrap();
+        World::settle("plugd");
+        assert_eq!(Plugd::new().args(["rescan"]).finish().code, Some(0));
+        let doubted = Instant::now() + Duration::from_millis(1100);
+        world.add("/devices/new", 50);
+        daemon.wait_for_lines("out", 1);
+        std::thread::sleep(doubted.saturating_duration_since(Instant::now()));
+        daemon.sleeps();
+        fs::write(go, "\n").unwrap();
+        World::settle("plugd");
+        assert_eq!(Plugd::new().args(["rescan"]).finish().code, Some(0));
+        assert_eq!(Plugd::new().args(["pause"]).finish().code, Some(0));
+        // Nobody waits for it meanwhile.
+        let settled = Plugd::new().args(["settle", "--timeout", "10"]).finish();
+        assert_eq!(settled.code, Some(0), "{settled:?}");
+        std::thread::sleep(Duration::from_millis(1100));
+        daemon.sleeps();
+    });
+}
+
+#[test]
+fn an_event_that_waits_for_a_removal_is_waited_for() {
+    ns::inside(|| {
+        let world = world();
+        let daemon = Plugd::new()
+            .args(["run", "-q", "--coldplug", "--state", "none"])
+            .args(["--sys".as_ref(), world.at("sys").as_os_str()])
+            .args([
+                "--",
+                "sh",
+                "-c",
+                "echo $ACTION $MINOR >>$TMP/out; [ $ACTION = add ] || read x <$TMP/go",
+            ])
+            .start();
+        let go = daemon.path("go");
+        mkfifoat(CWD, &go, Mode::from_raw_mode(0o600)).unwrap();
+        World::settle("plugd");
+        let fields = |minor| ["SUBSYSTEM=c".into(), "MAJOR=7".into(), format!("MINOR={minor}")];
+        for minor in [60, 61] {
+            let fields = fields(minor);
+            let fields: Vec<&str> = fields.iter().map(|field: &String| &**field).collect();
+            inject::Injector::new().event("add", "/devices/x", &fields);
+        }
+        let lines = daemon.wait_for_lines("out", 6);
+        assert_eq!(lines[5], "remove 60");
+        std::thread::scope(|scope| {
+            let settled = scope.spawn(|| World::settle("plugd"));
+            fs::write(go, "\n").unwrap();
+            settled.join().unwrap();
+        });
+        assert_eq!(daemon.lines("out")[6..], ["add 61"]);
     });
 }
 

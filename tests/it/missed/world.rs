@@ -1,6 +1,7 @@
 //! A made-up world: a tree that looks like a sysfs, and events as the kernel
 //! would send them for what happens in it, in its order: a device is in the tree
-//! before it is told of, and told of as gone before it leaves.
+//! before it is told of, and told of as gone when its links have left, and before
+//! its directory does (device_add and device_del in drivers/base/core.c).
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -191,8 +192,9 @@ impl World {
         let below = format!("{path}/");
         let paths = self.paths().into_iter().rev();
         for path in paths.filter(|other| other == path || other.starts_with(&below)) {
-            self.tell("remove", &path, "");
             fs::remove_file(self.link(&path)).unwrap();
+            fs::remove_file(self.in_sys(&path).join("uevent")).unwrap();
+            self.tell("remove", &path, "");
             fs::remove_dir_all(self.in_sys(&path)).unwrap();
             self.devices.remove(&path);
         }
@@ -331,7 +333,14 @@ impl Belief {
         // Each event has one NUL more at its end; no field is empty.
         let mut rest = &bytes[..];
         while !rest.is_empty() {
-            let end = rest.windows(2).position(|two| two == b"\0\0").unwrap() + 1;
+            let Some(end) = rest.windows(2).position(|two| two == b"\0\0") else {
+                panic!(
+                    "a part of an event: {}, of {length}; {:?}",
+                    rest.escape_ascii(),
+                    self.heard
+                );
+            };
+            let end = end + 1;
             self.believe(&Uevent::parse(&rest[..end], Header::Required).unwrap());
             rest = &rest[end + 1..];
         }
