@@ -162,6 +162,8 @@ pub struct Inventory<S> {
     alive: usize,
     /// Offsets of these records, in units of the alignment, by their paths.
     index: HashTable<u32>,
+    /// The same of those that have something that no two devices have at a time.
+    claims: HashTable<u32>,
     /// The identity in an event.
     scratch: Vec<u8>,
 }
@@ -189,6 +191,7 @@ impl<S: Storage> Inventory<S> {
             region: HEADER,
             alive: 0,
             index: HashTable::new(),
+            claims: HashTable::new(),
             scratch: Vec::with_capacity(256),
         }
     }
@@ -203,6 +206,7 @@ impl<S: Storage> Inventory<S> {
             region: 0,
             alive: 0,
             index: HashTable::new(),
+            claims: HashTable::new(),
             scratch: Vec::with_capacity(256),
         };
         match inventory.read(world) {
@@ -301,6 +305,18 @@ impl<S: Storage> Inventory<S> {
     /// All of them, in no order.
     pub fn iter(&self) -> impl Iterator<Item = Known<'_>> {
         self.index.iter().map(|&unit| self.known(offset(unit)))
+    }
+
+    /// Another one than that at `path` that has what no two devices have at a time,
+    /// such as the numbers of its node: it went unseen.
+    fn rival(&self, path: &[u8], told: &[u8]) -> Option<Known<'_>> {
+        let bytes = self.storage.bytes();
+        let claim = identity::claim(told)?;
+        let is_rival = |&unit: &u32| {
+            let at = offset(unit);
+            path_at(bytes, at) != path && identity::claim_the_same(identity_at(bytes, at), told)
+        };
+        self.claims.find(claim, is_rival).map(|&unit| self.known(offset(unit)))
     }
 
     /// The one at this path, if it is known.
@@ -514,10 +530,11 @@ impl<S: Storage> Inventory<S> {
         let bytes = self.storage.bytes_mut();
         let mut end = new + REGION_HEAD;
         self.index.clear();
+        self.claims.clear();
         for at in offsets {
             let size = record_size(bytes, at);
             bytes.copy_within(at..at + size, end);
-            insert(&mut self.index, bytes, end);
+            insert(&mut self.index, &mut self.claims, bytes, end);
             end += size;
         }
         put(bytes, new + AT_CAPACITY, new_capacity as u64);
@@ -540,7 +557,7 @@ impl<S: Storage> Inventory<S> {
     /// Makes a record one that can be found.
     fn enter(&mut self, at: usize) {
         let bytes = self.storage.bytes();
-        insert(&mut self.index, bytes, at);
+        insert(&mut self.index, &mut self.claims, bytes, at);
         self.alive += record_size(bytes, at);
     }
 
@@ -551,6 +568,11 @@ impl<S: Storage> Inventory<S> {
         if let Ok(found) = found {
             found.remove();
             self.alive -= record_size(bytes, at);
+        }
+        if let Some(claim) = identity::claim(identity_at(bytes, at))
+            && let Ok(found) = self.claims.find_entry(claim, |&unit| offset(unit) == at)
+        {
+            found.remove();
         }
     }
 
@@ -577,11 +599,19 @@ impl<S> fmt::Debug for Inventory<S> {
     }
 }
 
-fn insert(index: &mut HashTable<u32>, bytes: &[u8], at: usize) {
+fn insert(index: &mut HashTable<u32>, claims: &mut HashTable<u32>, bytes: &[u8], at: usize) {
     // 32 GiB of devices would not fit in any /sys.
     let Ok(unit) = u32::try_from(at / ALIGNMENT) else { return };
     let rehash = |&unit: &u32| hash(path_at(bytes, offset(unit)));
     index.insert_unique(hash(path_at(bytes, at)), unit, rehash);
+    let identity = identity_at(bytes, at);
+    if let Some(claim) = identity::claim(identity) {
+        let same =
+            |&unit: &u32| identity::claim_the_same(identity_at(bytes, offset(unit)), identity);
+        let rehash = |&unit: &u32| identity::claim(identity_at(bytes, offset(unit))).unwrap_or(0);
+        // Of two, the later one has it.
+        *claims.entry(claim, same, rehash).or_insert(unit).get_mut() = unit;
+    }
 }
 
 fn offset(unit: u32) -> usize {

@@ -46,15 +46,13 @@ impl StateFile {
     /// name, belongs to somebody else or can be written by others, another process
     /// has locked it, or it is something else that somebody may miss.
     pub fn open(path: &Path) -> io::Result<Self> {
-        let flags = OFlags::RDWR
-            | OFlags::CREATE
-            | OFlags::CLOEXEC
-            | OFlags::NOFOLLOW
-            | OFlags::NOCTTY
-            | OFlags::NONBLOCK;
-        let fd = match openat(CWD, path, flags, Mode::RUSR | Mode::WUSR) {
+        let flags =
+            OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NOCTTY | OFlags::NONBLOCK;
+        let open = |flags| openat(CWD, path, flags, Mode::RUSR | Mode::WUSR);
+        let (fd, is_new) = match open(flags) {
             Err(Errno::LOOP) => return Err(io::Error::other("it is a symbolic link")),
-            result => result?,
+            Err(Errno::NOENT) => (open(flags | OFlags::CREATE | OFlags::EXCL)?, true),
+            result => (result?, false),
         };
         let status = fstat(&fd)?;
         if FileType::from_raw_mode(status.st_mode) != FileType::RegularFile {
@@ -71,6 +69,9 @@ impl StateFile {
                 return Err(io::Error::other("another process has locked it"));
             }
             result => result?,
+        }
+        if status.st_size == 0 && !is_new {
+            log::warn!("the state file is empty, and tells nothing of what was acted on");
         }
         let mut head = [0; 8];
         let count = retry_on_intr(|| pread(&fd, &mut head, 0))?;

@@ -531,6 +531,31 @@ pub fn socket_memory(socket: &impl AsFd) -> io::Result<SocketMemory> {
     Ok(SocketMemory { queued: memory[0], limit: memory[1], drops })
 }
 
+/// Waits until what the kernel is doing to network interfaces is done: whoever asks
+/// for the driver of one has to wait for that (dev_ioctl and dev_ethtool in
+/// net/core take the RTNL). What comes of it does not matter.
+pub fn await_interfaces(socket: &impl AsFd) {
+    /// struct ethtool_drvinfo in linux/ethtool.h, with its command at first.
+    #[repr(C)]
+    struct DriverInfo {
+        command: u32,
+        rest: [u32; 48],
+    }
+    /// ETHTOOL_GDRVINFO.
+    const GET_DRIVER_INFO: u32 = 3;
+    let mut info = DriverInfo { command: GET_DRIVER_INFO, rest: [0; 48] };
+    // SAFETY: a struct of integers and arrays of such, for which zeros are valid.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    request.ifr_name[0] = b'l'.cast_signed() as libc::c_char;
+    request.ifr_name[1] = b'o'.cast_signed() as libc::c_char;
+    request.ifr_ifru.ifru_data = (&raw mut info).cast();
+    // SAFETY: the kernel reads and writes `request`, and `info`, which is as long as
+    // its struct of 196 bytes; both live longer than the call.
+    unsafe {
+        libc::ioctl(socket.as_fd().as_raw_fd(), libc::SIOCETHTOOL as _, &raw mut request);
+    }
+}
+
 /// Reads an option of the socket level that consists of integers: these, and
 /// how many of them the kernel has filled in.
 fn socket_option<const N: usize>(

@@ -382,13 +382,14 @@ impl Reader {
         for part in [b"\0SUBSYSTEM=", subsystem, b"\0"] {
             self.event.extend_from_slice(part);
         }
-        append_variables(&self.variables, &mut self.event);
+        append_variables(&self.variables, subsystem, &mut self.event);
         Ok(())
     }
 }
 
 /// Variables that nothing but the driver core, or the sender of an event, sets.
-const RESERVED: [&[u8]; 10] = [
+const RESERVED: [&[u8]; 11] = [
+    b"DEVPATH_OLD",
     b"MAJOR",
     b"MINOR",
     b"DEVNAME",
@@ -401,6 +402,17 @@ const RESERVED: [&[u8]; 10] = [
     b"SEQNUM",
 ];
 
+/// Whether nothing sets that variable of a device of this subsystem but the driver
+/// core, the sender of an event, or plugd.
+fn is_reserved(key: &[u8], subsystem: &[u8]) -> bool {
+    match key {
+        b"DISKSEQ" | b"PARTN" => subsystem != b"block",
+        b"IFINDEX" => subsystem != b"net",
+        b"INTERFACE" => ![&b"net"[..], b"usb"].contains(&subsystem),
+        _ => RESERVED.contains(&key) || key.starts_with(b"SYNTH_") || key.starts_with(b"PLUGD_"),
+    }
+}
+
 /// Appends the variables in the text of a file `uevent`, one a line, each with
 /// a NUL at its end.
 ///
@@ -409,14 +421,14 @@ const RESERVED: [&[u8]; 10] = [
 /// `=` goes on with the value before. So does one that would set what only the
 /// driver core sets, unless it is where that does: else a keyboard could call
 /// itself "x\nMAJOR=1\nMINOR=1" and be given a node for the machine's memory.
-fn append_variables(text: &[u8], event: &mut Vec<u8>) {
+fn append_variables(text: &[u8], subsystem: &[u8], event: &mut Vec<u8>) {
     let text = text.strip_suffix(b"\n").unwrap_or(text);
     let mut in_core = true;
     let mut any = false;
     for line in text.split(|&b| b == b'\n') {
         let key = line.iter().position(|&b| b == b'=').map(|equals| &line[..equals]);
         in_core &= key.is_some_and(|key| CORE.contains(&key));
-        if key.is_some_and(|key| in_core || !RESERVED.contains(&key)) {
+        if key.is_some_and(|key| in_core || !is_reserved(key, subsystem)) {
             any = true;
         } else if any {
             event.pop();

@@ -480,7 +480,14 @@ pub(super) fn serve(
     let recovery = &options.recovery;
     let dry_run = matches!(options.work, Work::Rules { dry_run: true, .. });
     // A dry run has acted on nothing.
-    let actor = [engine_status.kind.as_bytes(), &[u8::from(dry_run)], &engine_status.file].concat();
+    let acts = if dry_run { &b"dry"[..] } else { b"" };
+    let mut actor = vec![engine_status.kind.as_bytes(), acts, &engine_status.file];
+    match &options.work {
+        Work::Program(_, arguments) => actor.extend(arguments.iter().map(|a| a.as_encoded_bytes())),
+        Work::Rules { files, .. } => actor.push(files.dev.as_os_str().as_encoded_bytes()),
+    }
+    actor.push(sys_root.as_os_str().as_encoded_bytes());
+    let actor = actor.join(&0);
     let recovery = recovery.settings(sys_root, address, &actor, judges, handover.as_ref())?;
     let mut started = prepared.start()?;
     if let Some(dev) = dev {

@@ -6,6 +6,7 @@
 //! `remove` can be made of a device that went unseen.
 #![forbid(unsafe_code)]
 
+use super::hash;
 use crate::uevent::{Field, Uevent};
 
 /// The variables, in their order.
@@ -99,6 +100,30 @@ pub fn value<'a>(identity: &'a [u8], key: &[u8]) -> Option<&'a [u8]> {
 /// The value of a variable that is a number.
 pub fn number(identity: &[u8], key: &[u8]) -> Option<u64> {
     std::str::from_utf8(value(identity, key)?).ok()?.parse().ok()
+}
+
+/// What no two devices have at the same time: the kind and the numbers of a node, or
+/// the name of a network interface.
+fn claimed(identity: &[u8]) -> Option<[&[u8]; 3]> {
+    let subsystem = value(identity, b"SUBSYSTEM")?;
+    if let (Some(major), Some(minor)) = (value(identity, b"MAJOR"), value(identity, b"MINOR")) {
+        let kind = if subsystem == b"block" { &b"block"[..] } else { b"character" };
+        return Some([kind, major, minor]);
+    }
+    let name = value(identity, b"INTERFACE").filter(|_| subsystem == b"net")?;
+    Some([b"net", name, b""])
+}
+
+/// A hash of what no two devices have at the same time, if there is such a thing.
+pub fn claim(identity: &[u8]) -> Option<u64> {
+    claimed(identity).map(|[kind, first, second]| {
+        hash(kind).rotate_left(11) ^ hash(first).rotate_left(5) ^ hash(second)
+    })
+}
+
+/// Whether both have the same of these.
+pub fn claim_the_same(one: &[u8], other: &[u8]) -> bool {
+    claimed(one).is_some() && claimed(one) == claimed(other)
 }
 
 /// Whether an event that tells `told` may be of the device that is `known`, and

@@ -41,8 +41,8 @@ pub enum Verdict {
     /// if the device at its path is still the one that the scan has found, if its
     /// incarnation is the one that is known.
     StaleIfSame,
-    /// Another device is known at its path, whose `remove` was lost, and that of
-    /// whatever is below it: act on that first.
+    /// Another device is known at its path, or has its node or its name, whose
+    /// `remove` was lost, and that of whatever is below it: act on that first.
     RemoveFirst,
     /// Act on it, and compare once more: it moves a device that is not known, so
     /// there may be more of the kind below it.
@@ -56,7 +56,7 @@ impl<S: Storage> Inventory<S> {
         let tracked = Tracked::of(event)?;
         let mut told = Vec::new();
         identity::write(event, &mut told);
-        let path = self.obstacle(&tracked, &told)?;
+        let path = self.obstacle(&tracked, &told).or_else(|| self.rival_path(&tracked, &told))?;
         let below = |known: &Known<'_>| {
             known.path.strip_prefix(path).is_some_and(|rest| matches!(rest, [] | [b'/', ..]))
         };
@@ -74,6 +74,23 @@ impl<S: Storage> Inventory<S> {
             b"move" => [Some(tracked.path), tracked.old_path].into_iter().flatten().find(is_other),
             _ => None,
         }
+    }
+
+    /// Where a device is known that has what the one has that comes.
+    fn rival_path(&self, tracked: &Tracked<'_>, told: &[u8]) -> Option<&[u8]> {
+        if tracked.action != b"add" {
+            return None;
+        }
+        self.rival(tracked.path, told).map(|rival| rival.path)
+    }
+
+    /// Whether a device that goes or moves is not known, and has gone since: another
+    /// one has what it had.
+    fn is_over(&self, tracked: &Tracked<'_>, held: Option<Known<'_>>, told: &[u8]) -> bool {
+        let may_be = |known: Known<'_>| identity::may_be_of(told, known.identity);
+        !held.is_some_and(may_be)
+            && tracked.old_path.is_none_or(|old| self.get(old).is_none())
+            && self.rival(tracked.path, told).is_some()
     }
 
     /// Judges an event that comes from the kernel.
@@ -107,7 +124,8 @@ impl<S: Storage> Inventory<S> {
         };
         let before = number.zip(last).map(|(number, last)| number <= last);
         let overtaken = before == Some(true);
-        let obstructed = self.obstacle(tracked, told).is_some();
+        let obstructed =
+            self.obstacle(tracked, told).is_some() || self.rival_path(tracked, told).is_some();
         match (tracked.action, held) {
             // The device at its path now came after it.
             (b"add" | b"move", _) if obstructed && overtaken => Verdict::Stale,
@@ -119,6 +137,8 @@ impl<S: Storage> Inventory<S> {
                 Some(false) => Verdict::Act,
                 None => Verdict::StaleIfSame,
             },
+            // Its node, or its name, is another one's by now.
+            (b"remove" | b"move", held) if self.is_over(tracked, held, told) => Verdict::Stale,
             (_, _) if !scanned => Verdict::Act,
             (b"move", held) if tracked.old_path.and_then(|old| self.get(old)).is_none() => {
                 match held {

@@ -162,19 +162,22 @@ fn memory_is_bounded() {
     let mut inventory = empty();
     let paths =
         |i: usize| format!("/devices/pci0000:00/0000:00:1f.2/ata1/host0/target/block/sd{i}");
-    let fields = "MAJOR=259\0MINOR=12345\0DEVNAME=sdxyz\0DEVTYPE=disk\0DISKSEQ=123456\0";
+    let fields =
+        |i| format!("MAJOR=259\0MINOR={i:05}\0DEVNAME=sdxyz\0DEVTYPE=disk\0DISKSEQ=123456\0");
+    let total = |inventory: &Inventory<Vec<u8>>| {
+        let indices = inventory.index.allocation_size() + inventory.claims.allocation_size();
+        inventory.storage.capacity() + indices
+    };
     for i in 0..DEVICES {
-        act(&mut inventory, "add", &paths(i), fields);
+        act(&mut inventory, "add", &paths(i), &fields(i));
     }
-    let total = inventory.storage.capacity() + inventory.index.allocation_size();
-    assert!(total / DEVICES <= 400, "{} bytes a device", total / DEVICES);
+    assert!(total(&inventory) / DEVICES <= 400, "{} bytes a device", total(&inventory) / DEVICES);
     // However long they come and go.
     for i in 0..4 * DEVICES {
         act(&mut inventory, "remove", &paths(i % DEVICES), "");
-        act(&mut inventory, "add", &paths(i % DEVICES), fields);
+        act(&mut inventory, "add", &paths(i % DEVICES), &fields(i % DEVICES));
     }
-    let total = inventory.storage.capacity() + inventory.index.allocation_size();
-    assert!(total / DEVICES <= 400, "{} bytes a device", total / DEVICES);
+    assert!(total(&inventory) / DEVICES <= 400, "{} bytes a device", total(&inventory) / DEVICES);
 }
 
 #[derive(Debug, Clone)]
@@ -358,6 +361,36 @@ fn a_kill_in_a_move_loses_nothing() {
 }
 
 #[test]
+fn a_node_and_a_name_belong_to_one_device() {
+    let mut inventory = empty();
+    act(&mut inventory, "add", "/devices/x", "MAJOR=7\0MINOR=1\0");
+    act(&mut inventory, "add", "/devices/n", "INTERFACE=eth0\0IFINDEX=2\0");
+    let rival = |inventory: &Inventory<Vec<u8>>, told: &str| {
+        let known = inventory.rival(b"/devices/z", told.as_bytes())?;
+        Some(String::from_utf8(known.path.to_vec()).unwrap())
+    };
+    let device = "SUBSYSTEM=s\0MAJOR=7\0MINOR=1\0";
+    assert_eq!(rival(&inventory, device).as_deref(), Some("/devices/x"));
+    assert!(inventory.rival(b"/devices/x", device.as_bytes()).is_none(), "itself");
+    for other in [
+        "SUBSYSTEM=block\0MAJOR=7\0MINOR=1\0",
+        "SUBSYSTEM=s\0MAJOR=7\0MINOR=2\0",
+        "SUBSYSTEM=s\0MAJOR=7\0",
+        "SUBSYSTEM=usb\0INTERFACE=eth0\0",
+    ] {
+        assert_eq!(rival(&inventory, other), None, "{other}");
+    }
+    // In a new region, and when it is gone.
+    for number in 0..200 {
+        act(&mut inventory, "add", &path(number), &format!("MAJOR=9\0MINOR={number}\0"));
+    }
+    assert_eq!(rival(&inventory, device).as_deref(), Some("/devices/x"));
+    act(&mut inventory, "remove", "/devices/x", "");
+    assert_eq!(rival(&inventory, device), None);
+    assert_eq!(inventory.claims.len(), 200);
+}
+
+#[test]
 fn how_far_it_came_is_known() {
     let mut inventory = empty();
     assert_eq!(inventory.progress(), Progress::Unknown);
@@ -419,6 +452,12 @@ fn events_are_judged_by_what_is_known() {
         (scanned, "change", "/devices/x", "DISKSEQ=6\0", 150, Verdict::Act),
         (scanned, "change", "/devices/y", "", 50, Verdict::StaleIfListed),
         (scanned, "change", "/devices/y", "", 150, Verdict::Act),
+        // Another one has its numbers, and must have gone.
+        (Trust::Lossy, "add", "/devices/z", "MAJOR=7\0MINOR=1\0", 50, Verdict::RemoveFirst),
+        (scanned, "add", "/devices/z", "MAJOR=7\0MINOR=1\0", 150, Verdict::RemoveFirst),
+        (scanned, "add", "/devices/z", "MAJOR=7\0MINOR=1\0", 50, Verdict::Stale),
+        (scanned, "add", "/devices/z", "MAJOR=7\0MINOR=9\0", 150, Verdict::Act),
+        (Trust::Lossy, "remove", "/devices/z", "MAJOR=7\0MINOR=1\0", 50, Verdict::Stale),
         // Somebody asked for it; or it is no device.
         (
             scanned,

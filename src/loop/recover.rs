@@ -378,6 +378,23 @@ impl Recovery {
         self.overtaken && seqnum(event).zip(last).is_none_or(|(number, last)| number <= last)
     }
 
+    /// Looks up the incarnations of devices that came by events.
+    fn measure_fresh(&mut self) {
+        self.fresh.measured = true;
+        let sys = Sysfs::open(&self.sys);
+        for (path, incarnation) in &mut self.fresh.devices {
+            let found = sys.as_ref().ok().and_then(|sys| sys.incarnation(path));
+            *incarnation = found.unwrap_or(0);
+        }
+    }
+
+    /// What was looked up is right: nothing has come since.
+    fn note_fresh(&mut self) {
+        for (path, incarnation) in std::mem::take(&mut self.fresh).devices {
+            self.inventory.set_incarnation(&path, incarnation);
+        }
+    }
+
     /// Notes that an event from the kernel was read, and acted on if need be.
     pub(super) fn note_progress(&mut self, event: &Uevent<'_>) {
         if let (Store::File(_), Some(number)) = (self.inventory.storage(), seqnum(event)) {
@@ -845,7 +862,16 @@ impl Daemon {
     /// Whether this network interface is where events come from.
     fn has_interface(&self, (name, index): (&[u8], u32)) -> bool {
         let mut sources = self.sources.iter().filter(|watched| watched.is_kernels);
-        let found = sources.next().map(|watched| index_to_name(&watched.source, index));
+        let found = sources.next().map(|watched| {
+            let found = index_to_name(&watched.source, index);
+            if !matches!(found, Err(Errno::NODEV | Errno::NXIO)) {
+                return found;
+            }
+            // The kernel tells of an interface before it can be found by its number
+            // (register_netdevice in net/core/dev.c).
+            sys::await_interfaces(&watched.source);
+            index_to_name(&watched.source, index)
+        });
         match found {
             Some(Ok(found)) => found.as_bytes() == name,
             Some(Err(Errno::NODEV | Errno::NXIO)) => false,
@@ -1115,31 +1141,32 @@ impl Daemon {
 
     /// Notes whether events were left that nobody will act on.
     pub(super) fn leave(&mut self) {
-        let nothing_waits = self.queue() == (0, self.recovery.baseline);
-        if self.recovery.is_exact() && nothing_waits {
+        if !matches!(self.recovery.inventory.storage(), Store::File(_)) {
+            return;
+        }
+        let nothing_waits = |daemon: &Self| daemon.queue() == (0, daemon.recovery.baseline);
+        if !self.recovery.is_exact() || !nothing_waits(self) {
+            return;
+        }
+        self.recovery.measure_fresh();
+        if nothing_waits(self) {
+            self.recovery.note_fresh();
             self.recovery.inventory.set_progress(Progress::Left);
         }
     }
 
     /// Looks up the incarnations of devices that came by events.
     fn look_up_fresh(&mut self, idle: bool) -> Recovered {
-        let Recovery { fresh, sys, inventory, .. } = &mut self.recovery;
+        let fresh = &self.recovery.fresh;
         if !idle || fresh.due.is_none_or(|due| due > self.started.elapsed()) {
             return Recovered::Proceed;
         }
         if fresh.measured {
             // Nothing has come since.
-            for (path, incarnation) in std::mem::take(fresh).devices {
-                inventory.set_incarnation(&path, incarnation);
-            }
+            self.recovery.note_fresh();
             return Recovered::Proceed;
         }
-        fresh.measured = true;
-        let sys = Sysfs::open(sys);
-        for (path, incarnation) in &mut fresh.devices {
-            let found = sys.as_ref().ok().and_then(|sys| sys.incarnation(path));
-            *incarnation = found.unwrap_or(0);
-        }
+        self.recovery.measure_fresh();
         // To be found empty once more.
         self.mark_sources_ready();
         Recovered::Again

@@ -193,9 +193,25 @@ fn a_tree_that_is_no_sysfs_is_told() {
     );
 }
 
+#[test]
+fn a_name_is_nothing_but_a_name() {
+    let of = |subsystem: &[u8], text: &str| {
+        let mut event = Vec::new();
+        append_variables(text.as_bytes(), subsystem, &mut event);
+        event.escape_ascii().to_string()
+    };
+    for key in ["IFINDEX", "DISKSEQ", "INTERFACE", "SYNTH_UUID", "PLUGD_REPLAY", "DEVPATH_OLD"] {
+        let text = format!("HID_NAME=x\n{key}=1\n");
+        assert_eq!(of(b"hid", &text), format!("HID_NAME=x\\n{key}=1\\x00"));
+    }
+    assert_eq!(of(b"net", "INTERFACE=lo\nIFINDEX=1\n"), r"INTERFACE=lo\x00IFINDEX=1\x00");
+    assert_eq!(of(b"usb", "PRODUCT=1/2\nINTERFACE=3/1\n"), r"PRODUCT=1/2\x00INTERFACE=3/1\x00");
+    assert_eq!(of(b"block", "DISKSEQ=7\nPARTN=1\n"), r"DISKSEQ=7\x00PARTN=1\x00");
+}
+
 fn variables(text: &[u8]) -> String {
     let mut event = Vec::new();
-    append_variables(text, &mut event);
+    append_variables(text, b"hid", &mut event);
     event.escape_ascii().to_string()
 }
 
@@ -231,7 +247,7 @@ proptest! {
     #[test]
     fn whatever_a_file_holds_a_uevent_comes_of_it(text in prop::collection::vec(1u8..=255, 0..200)) {
         let mut event = b"add@/x\0".to_vec();
-        append_variables(&text, &mut event);
+        append_variables(&text, b"hid", &mut event);
         let event = Uevent::parse(&event, Header::Required);
         prop_assert!(event.is_ok(), "{:?}", event);
     }
@@ -242,7 +258,7 @@ proptest! {
     ) {
         let text: String = fields.iter().map(|(k, v)| format!("{k}={v}\n")).collect();
         let mut event = b"add@/x\0".to_vec();
-        append_variables(text.as_bytes(), &mut event);
+        append_variables(text.as_bytes(), b"hid", &mut event);
         let event = Uevent::parse(&event, Header::Required).unwrap();
         let read: Vec<_> = event.fields().map(|f| f.whole().to_str().unwrap().to_owned()).collect();
         let written: Vec<_> = fields.iter().map(|(k, v)| format!("{k}={v}")).collect();

@@ -250,7 +250,7 @@ fn what_an_unreadable_device_leaves_unknown_is_nothing_but_itself() {
         daemon.wait_for_log("cannot read device /devices/bad");
         // Another medium is in the disk.
         let uevent = world.at("sys/devices/lone/uevent");
-        let text = fs::read_to_string(&uevent).unwrap() + "DISKSEQ=2\n";
+        let text = fs::read_to_string(&uevent).unwrap() + "PRODUCT=2\n";
         fs::write(&uevent, &text).unwrap();
         let fields = text.lines().chain(["SUBSYSTEM=c"]).collect::<Vec<_>>();
         inject::Injector::new().event("change", "/devices/lone", &fields);
@@ -292,6 +292,66 @@ fn what_is_known_from_before_goes_before_what_comes_is_added() {
         fs::rename(world.at("hidden"), world.at("sys/class")).unwrap();
         World::settle("plugd");
         hear(&world).check(&world, "in the end");
+    });
+}
+
+/// What has acted, and on what, is a part of what the state tells.
+#[test]
+fn another_program_or_directory_means_all_over_again() {
+    ns::inside(|| {
+        let world = world();
+        let state = world.at("state");
+        let path = state.to_str().unwrap();
+        let start = |script: &str| {
+            let daemon = Plugd::new()
+                .args(["run", "--state", path, "--sys", world.at("sys").to_str().unwrap()])
+                .args(["--", "sh", "-c", script])
+                .start();
+            World::settle("plugd");
+            daemon.signal(Signal::TERM);
+            daemon
+        };
+        let known = |daemon: &mut Daemon| {
+            daemon.wait_exit();
+            daemon.log().iter().any(|line| line.contains("4 devices are known from before"))
+        };
+        assert!(!known(&mut start("true")));
+        assert!(known(&mut start("true")));
+        assert!(!known(&mut start("echo")), "another script");
+    });
+}
+
+#[test]
+fn an_orderly_end_in_the_middle_of_an_event_is_one_as_well() {
+    ns::inside(|| {
+        let mut world = world();
+        let state = world.at("state");
+        let script = format!(
+            "echo $ACTION $MINOR >>{0}/out; [ $MINOR != 50 ] || read x <{0}/go",
+            world.at("").display()
+        );
+        let start = |world: &World| {
+            Plugd::new()
+                .args(["run", "-q", "--state", state.to_str().unwrap()])
+                .args(["--sys".as_ref(), world.at("sys").as_os_str()])
+                .args(["--", "sh", "-c", &script])
+                .start()
+        };
+        let go = world.at("go");
+        mkfifoat(CWD, &go, Mode::from_raw_mode(0o600)).unwrap();
+        let out = world.at("out");
+        let acted = || fs::read_to_string(&out).unwrap_or_default().lines().count();
+        let mut daemon = start(&world);
+        World::settle("plugd");
+        assert_eq!(acted(), 4);
+        world.add("/devices/new", 50);
+        eventually("it is acted on", || (acted() == 5).then_some(()));
+        daemon.signal(Signal::TERM);
+        fs::write(&go, "\n").unwrap();
+        assert_eq!(daemon.wait_exit().code(), Some(0));
+        let _daemon = start(&world);
+        World::settle("plugd");
+        assert_eq!(acted(), 5, "nothing is done twice");
     });
 }
 

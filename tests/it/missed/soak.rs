@@ -38,6 +38,7 @@ fn after_every_storm_the_state_is_exact() {
             let coldplug = if first % 100 == 0 { &["--coldplug"][..] } else { &[] };
             let options = ["--receive-buffer-size", "4K", "--state", "none"];
             // Then a device that was replaced has to be told from one that was not.
+            world.thrifty = first % 100 == 50;
             belief.without_changes = first % 200 == 50;
             let changes = if belief.without_changes { "no" } else { "yes" };
             let options = [&options[..], &["--replay-change", changes]].concat();
@@ -66,6 +67,7 @@ fn killed_at_any_moment_nothing_is_missed_after_a_restart() {
             let options = ["--receive-buffer-size", size, "--state", state.to_str().unwrap()];
             let daemon = world.plugd(&options).start();
             world.confusing = kill % 4 < 2;
+            world.thrifty = kill % 3 == 0;
             // Sometimes it is killed in the middle of its start.
             if world.random(2) > 0 {
                 World::settle("plugd");

@@ -35,7 +35,7 @@ struct Device {
 impl Device {
     fn text(&self) -> String {
         let Self { minor, serial, state } = self;
-        format!("MAJOR=7\nMINOR={minor}\nDEVNAME=d{minor}\nSERIAL={serial}\nSTATE={state}\n")
+        format!("MAJOR=7\nMINOR={minor}\nDEVNAME=d{minor}\nSERIAL={serial}\nSTATE={state:08}\n")
     }
 }
 
@@ -44,6 +44,8 @@ pub(crate) struct World {
     injector: Injector,
     devices: BTreeMap<String, Device>,
     next: u32,
+    /// Numbers are given out again as soon as they are free.
+    pub(crate) thrifty: bool,
     /// This kernel tells how many events there were.
     numbered: bool,
     /// Where the links to the devices are.
@@ -77,6 +79,7 @@ impl World {
             next: 0,
             random,
             told,
+            thrifty: false,
             numbered: false,
             classes: "sys/class",
             confusing: false,
@@ -169,9 +172,18 @@ impl World {
         let name = self.random(30);
         let path = format!("{}/d{name}", parent.as_deref().unwrap_or("/devices"));
         if !self.devices.contains_key(&path) {
-            let minor = self.next;
+            let minor = self.number();
             self.add(&path, minor);
         }
+    }
+
+    /// A number for a device.
+    fn number(&self) -> u32 {
+        if !self.thrifty {
+            return self.next;
+        }
+        let taken: BTreeSet<u32> = self.devices.values().map(|device| device.minor).collect();
+        (1..).find(|number| !taken.contains(number)).unwrap()
     }
 
     pub(crate) fn add(&mut self, path: &str, minor: u32) {
@@ -205,7 +217,9 @@ impl World {
         let device = self.devices.get_mut(path).unwrap();
         device.state += 1;
         let text = device.text();
-        fs::write(self.in_sys(path).join("uevent"), text).unwrap();
+        // At once, and in the same file: it is the same device.
+        let file = fs::File::options().write(true).open(self.in_sys(path).join("uevent"));
+        file.unwrap().write_all_at(text.as_bytes(), 0).unwrap();
         self.tell("change", path, "");
     }
 
@@ -214,7 +228,7 @@ impl World {
         let minor = self.devices[path].minor;
         self.remove(path);
         self.next += 1;
-        let minor = if same { minor } else { self.next };
+        let minor = if same { minor } else { self.number() };
         self.add(path, minor);
     }
 
@@ -314,6 +328,9 @@ pub(crate) fn real_number() -> u64 {
 #[derive(Default)]
 pub(crate) struct Belief {
     pub(crate) devices: Devices,
+    /// Whose node there is, by its number: who comes last has it, and whoever goes takes
+    /// it along.
+    nodes: BTreeMap<u32, String>,
     /// Nobody tells it of changes that were missed.
     pub(crate) without_changes: bool,
     /// How much of the file was read.
@@ -363,10 +380,12 @@ impl Belief {
         };
         match &*action {
             "add" => {
+                self.nodes.insert(minor, path.clone());
                 self.devices.insert((path, minor), (serial.unwrap(), state));
             }
             "change" => self.devices.get_mut(&(path, minor)).map_or((), change),
             "remove" => {
+                self.nodes.remove(&minor);
                 self.devices.remove(&(path, minor));
             }
             "move" => {
@@ -398,7 +417,9 @@ impl Belief {
             states.for_each(|(_, state)| *state = 0);
         }
         let told = world.told.take();
-        if self.devices == real {
+        let nodes: BTreeSet<u32> = real.keys().map(|(_, number)| *number).collect();
+        let believed: BTreeSet<u32> = self.nodes.keys().copied().collect();
+        if self.devices == real && believed == nodes {
             self.heard.clear();
             return;
         }
@@ -406,9 +427,10 @@ impl Belief {
             self.devices.iter().filter(|device| real.get(device.0) != Some(device.1)).collect();
         let missing: Vec<_> =
             real.iter().filter(|device| self.devices.get(device.0) != Some(device.1)).collect();
+        let (nodes_missing, nodes_wrong) = (&nodes - &believed, &believed - &nodes);
         panic!(
-            "{when}: believed {wrong:?}, missing {missing:?}; told {told:#?}; heard {:#?}",
-            self.heard
+            "{when}: believed {wrong:?}, missing {missing:?}; nodes missing {:?}, wrong {:?}; told {told:#?}; heard {:#?}",
+            nodes_missing, nodes_wrong, self.heard
         );
     }
 }
