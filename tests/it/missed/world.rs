@@ -381,7 +381,8 @@ impl Belief {
         match &*action {
             "add" => {
                 self.nodes.insert(minor, path.clone());
-                self.devices.insert((path, minor), (serial.unwrap(), state));
+                // One that goes just now has no file any more that tells its serial.
+                self.devices.insert((path, minor), (serial.unwrap_or(0), state));
             }
             "change" => self.devices.get_mut(&(path, minor)).map_or((), change),
             "remove" => {
