@@ -42,8 +42,9 @@ const LEAST_COST: u64 = 512;
 /// No event of the kernel's takes more.
 const GREATEST_COST: u64 = 4608;
 
-/// The kernel sends the last event of a device before it takes it out of sysfs
-/// (device_del in drivers/base/core.c), which does not take as long.
+/// The kernel takes a device out of the lists, sends its last event, and then takes
+/// it out of sysfs (device_del in drivers/base/core.c): what is listed has an event
+/// to come, and what is not, but is there, is gone before so long.
 const DOUBT: Duration = Duration::from_secs(1);
 
 /// How many devices may wait for their incarnation to be looked up, and for how long
@@ -757,7 +758,7 @@ impl Daemon {
                 self.recovery.phase = Phase::Replaying(replay);
                 return Recovered::Proceed;
             }
-            Stage::Verify(next) if next >= replay.listing.len() + replay.lingering.len() => {
+            Stage::Verify(next) if next >= replay.lingering.len() => {
                 self.end_replay(replay);
                 return Recovered::Again;
             }
@@ -995,15 +996,11 @@ impl Daemon {
     }
 
     fn verify(&mut self, replay: &mut Replay, next: usize) -> bool {
-        let listed = replay.listing.len();
-        let end = (next + AT_ONCE).min(listed + replay.lingering.len());
-        for position in next..end {
+        let count = replay.lingering.len();
+        for position in next..count {
             replay.stage = Stage::Verify(position);
             // Children before their parents.
-            let path = match position.checked_sub(replay.lingering.len()) {
-                None => &*replay.lingering[replay.lingering.len() - 1 - position],
-                Some(after) => replay.listing.path(listed - 1 - after),
-            };
+            let path = &*replay.lingering[count - 1 - position];
             if let Some(known) = self.recovery.inventory.get(path)
                 && self.is_missing(&replay.sys, path, known.identity)
             {
@@ -1018,7 +1015,7 @@ impl Daemon {
                 return false;
             }
         }
-        replay.stage = Stage::Verify(end);
+        replay.stage = Stage::Verify(count);
         false
     }
 
@@ -1039,7 +1036,10 @@ impl Daemon {
             now + DOUBT
         });
         self.end_recovery(replay.number, replay.last);
-        if matches!(self.recovery.phase, Phase::Quiet) && now < in_doubt {
+        if matches!(self.recovery.phase, Phase::Quiet)
+            && !replay.lingering.is_empty()
+            && now < in_doubt
+        {
             self.recovery.phase = Phase::Doubting { replay, until: in_doubt };
         }
     }
