@@ -103,6 +103,8 @@ pub(super) struct Recovery {
     overtaken: bool,
     /// How far the daemon before this one had come.
     before: Progress,
+    /// Until then, what moves may have been about to when it was listed.
+    in_doubt: Time,
     /// The greatest SEQNUM of an event that was acted on.
     greatest: u64,
     /// The queue was not empty since events were lost: the kernel may have dropped
@@ -261,6 +263,7 @@ impl Recovery {
             changes_missed: false,
             overtaken: false,
             before,
+            in_doubt: Time::ZERO,
             greatest: match before {
                 Progress::Through(number) => number,
                 Progress::Unknown | Progress::Left => 0,
@@ -452,6 +455,7 @@ impl Daemon {
         if !self.sources[source].is_kernels || !self.recovery.judges {
             return Verdict::Act;
         }
+        let now = self.started.elapsed();
         let recovery = &mut self.recovery;
         match recovery.inventory.judge(event, recovery.trust) {
             Verdict::StaleIfListed => {
@@ -482,7 +486,7 @@ impl Daemon {
             }
             // What is below it may not have been found, on its way.
             Verdict::Act
-                if !matches!(recovery.phase, Phase::Quiet)
+                if now < recovery.in_doubt
                     && recovery.trust != Trust::Lossy
                     && event.last(b"ACTION") == Some(c"move") =>
             {
@@ -667,6 +671,8 @@ impl Daemon {
         }
         self.recovery.inventory.set_progress(Progress::Unknown);
         self.recovery.overtaken = true;
+        // As long as this goes on; and for a while longer.
+        self.recovery.in_doubt = Time::MAX;
         let mut by_path: Vec<u32> =
             (0..listing.len()).filter_map(|index| index.try_into().ok()).collect();
         by_path.sort_unstable_by(|&a, &b| listing.path(a as usize).cmp(listing.path(b as usize)));
@@ -1021,6 +1027,7 @@ impl Daemon {
 
     fn end_replay(&mut self, mut replay: Box<Replay>) {
         let now = self.now();
+        self.recovery.in_doubt = now + DOUBT;
         let in_doubt = *replay.in_doubt.get_or_insert_with(|| {
             let ([removed, added, changed], took) =
                 (replay.tally, now.saturating_sub(replay.began));
