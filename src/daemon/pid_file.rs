@@ -7,7 +7,7 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
@@ -40,30 +40,59 @@ pub enum State {
     Running(Option<Pid>),
 }
 
+/// What was seen of a PID file at one moment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Sight {
+    pub(super) state: State,
+    /// `None`: there is none.
+    pub(super) file: Option<FileId>,
+}
+
+/// Which file it is, and whose.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct FileId {
+    pub(super) device: u64,
+    pub(super) inode: u64,
+    pub(super) owner: u32,
+}
+
 /// Looks at a PID file. For a moment this may take a shared lock.
 ///
 /// # Errors
-/// If the file cannot be read or is no regular file; if it is longer than any
-/// PID file; if it is locked and the text is no process id and a newline.
+/// If the file cannot be read; if others could have their text in it: through a
+/// link, something that is no regular file, or one that others can write; if it
+/// is longer than any PID file; if it is locked and the text is no process id
+/// and a newline.
 pub fn look(path: &Path) -> io::Result<State> {
+    Ok(examine(path)?.state)
+}
+
+/// The same, and which file it was.
+pub(super) fn examine(path: &Path) -> io::Result<Sight> {
     let flags =
         OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NOCTTY | OFlags::NONBLOCK;
     let file = match openat(CWD, path, flags, Mode::empty()) {
-        Err(Errno::NOENT) => return Ok(State::NotRunning),
+        Err(Errno::NOENT) => return Ok(Sight { state: State::NotRunning, file: None }),
         Err(Errno::LOOP) => return Err(io::Error::other("it is a symbolic link")),
         result => File::from(result?),
     };
-    if !is_regular(&fstat(&file)?) {
-        return Err(io::Error::other("it is no regular file"));
+    if let Some(why) = why_shared(&fstat(&file)?) {
+        return Err(io::Error::other(why));
     }
+    let status = file.metadata()?;
+    let id = FileId { device: status.dev(), inode: status.ino(), owner: status.uid() };
+    Ok(Sight { state: state(&file)?, file: Some(id) })
+}
+
+fn state(file: &File) -> io::Result<State> {
     let locked =
-        match rustix::io::retry_on_intr(|| flock(&file, FlockOperation::NonBlockingLockShared)) {
+        match rustix::io::retry_on_intr(|| flock(file, FlockOperation::NonBlockingLockShared)) {
             Ok(()) => false,
             Err(Errno::WOULDBLOCK) => true,
             Err(error) => return Err(error.into()),
         };
     let mut buffer = [0; TEXT_MAX];
-    let length = read_up_to(&file, &mut buffer)?;
+    let length = read_up_to(file, &mut buffer)?;
     match (&buffer[..length], locked) {
         (text, true) if is_starting(text) => Ok(State::Starting),
         (text, _) if text.len() == TEXT_MAX => {
@@ -237,12 +266,18 @@ fn lock(path: &Path) -> io::Result<File> {
 /// Why a file of this kind is no place for a PID file, or a guard file, of the
 /// user `own`.
 pub(super) fn why_unsafe(status: &Stat, own: u32) -> Option<&'static str> {
+    why_shared(status).or_else(|| {
+        let foreign = status.st_uid != 0 && status.st_uid != own;
+        foreign.then_some("it belongs to another user")
+    })
+}
+
+/// Why what is in a file may be not only its owner's doing.
+fn why_shared(status: &Stat) -> Option<&'static str> {
     if !is_regular(status) {
         Some("it is no regular file")
     } else if status.st_nlink > 1 {
         Some("it is a link, or has one")
-    } else if status.st_uid != 0 && status.st_uid != own {
-        Some("it belongs to another user")
     } else if Mode::from_raw_mode(status.st_mode).contains(Mode::WOTH) {
         Some("others can write it")
     } else {
