@@ -125,8 +125,8 @@ impl Control {
     pub fn start(&self, command: &mut Command) -> Result<Outcome, Fatal> {
         let deadline = self.deadline();
         let _guard = self.guard(deadline)?;
-        let before = self.look()?.state;
-        match before {
+        let before = self.look()?;
+        match before.state {
             State::NotRunning | State::Stale => {}
             State::Running(_) => return Ok(Outcome::NothingToDo),
             State::Starting => return Err(self.starting()),
@@ -141,7 +141,7 @@ impl Control {
         let status = wait(&mut child, deadline)
             .map_err(|e| Fatal::system(format_args!("wait for {program}"), e))?;
         let Some(status) = status else {
-            let left = self.abandon(&mut child).err();
+            let left = self.abandon(&mut child, &before).err();
             let left = left.map_or_else(String::new, |error| format!("; and {error}"));
             return Err(self.too_late(&format!("start {program}"), &left));
         };
@@ -149,7 +149,7 @@ impl Control {
             let error = io::Error::other(format!("it ended with {status}"));
             return Err(Fatal::system(format_args!("start {program}"), error));
         }
-        match (self.look()?.state, before) {
+        match (self.look()?.state, before.state) {
             (State::Running(_), State::Stale) => Ok(Outcome::Stale),
             (State::Running(_), _) => Ok(Outcome::Done),
             (State::Starting, _) => Err(self.starting()),
@@ -312,7 +312,7 @@ impl Control {
         if let (State::Running(Some(pid)), State::Stale) = (state, after) {
             // It could not do so itself if it was killed. If we may not either,
             // the file stays stale.
-            let _ = pid_file::clear(&self.pid_file, Some(pid));
+            let _ = pid_file::clear(&self.pid_file, format!("{pid}\n").as_bytes());
         }
         Ok(Outcome::Done)
     }
@@ -354,8 +354,9 @@ impl Control {
         }
     }
 
-    /// Ends what `start` has begun in vain, and empties the PID file.
-    fn abandon(&self, child: &mut Child) -> Result<(), Fatal> {
+    /// Ends what `start` has begun in vain, and empties the PID file if that has
+    /// written there: it is another one than before, or has another text.
+    fn abandon(&self, child: &mut Child, before: &Sight) -> Result<(), Fatal> {
         // Nobody else can have this id before it was waited for. A command that
         // has left its group is killed all the same.
         let _ = kill_process_group(Pid::from_child(child), Signal::KILL);
@@ -371,7 +372,10 @@ impl Control {
         })?;
         // Whoever was killed could not do so: the daemon, in the foreground or in
         // the background, or one that had no process id yet.
-        let _ = pid_file::clear(&self.pid_file, None);
+        let now = self.look()?;
+        if now.state == State::Stale && now != *before {
+            let _ = pid_file::clear(&self.pid_file, &now.text);
+        }
         Ok(())
     }
 }

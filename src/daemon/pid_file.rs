@@ -46,6 +46,8 @@ pub(super) struct Sight {
     pub(super) state: State,
     /// `None`: there is none.
     pub(super) file: Option<FileId>,
+    /// The beginning, of at most `TEXT_MAX` bytes.
+    pub(super) text: Vec<u8>,
 }
 
 /// Which file it is, and whose.
@@ -72,7 +74,9 @@ pub(super) fn examine(path: &Path) -> io::Result<Sight> {
     let flags =
         OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NOCTTY | OFlags::NONBLOCK;
     let file = match openat(CWD, path, flags, Mode::empty()) {
-        Err(Errno::NOENT) => return Ok(Sight { state: State::NotRunning, file: None }),
+        Err(Errno::NOENT) => {
+            return Ok(Sight { state: State::NotRunning, file: None, text: Vec::new() });
+        }
         Err(Errno::LOOP) => return Err(io::Error::other("it is a symbolic link")),
         result => File::from(result?),
     };
@@ -81,19 +85,18 @@ pub(super) fn examine(path: &Path) -> io::Result<Sight> {
     }
     let status = file.metadata()?;
     let id = FileId { device: status.dev(), inode: status.ino(), owner: status.uid() };
-    Ok(Sight { state: state(&file)?, file: Some(id) })
-}
-
-fn state(file: &File) -> io::Result<State> {
     let locked =
-        match rustix::io::retry_on_intr(|| flock(file, FlockOperation::NonBlockingLockShared)) {
+        match rustix::io::retry_on_intr(|| flock(&file, FlockOperation::NonBlockingLockShared)) {
             Ok(()) => false,
             Err(Errno::WOULDBLOCK) => true,
             Err(error) => return Err(error.into()),
         };
-    let mut buffer = [0; TEXT_MAX];
-    let length = read_up_to(file, &mut buffer)?;
-    match (&buffer[..length], locked) {
+    let text = text(&file)?;
+    Ok(Sight { state: state(&text, locked)?, file: Some(id), text })
+}
+
+fn state(text: &[u8], locked: bool) -> io::Result<State> {
+    match (text, locked) {
         (text, true) if is_starting(text) => Ok(State::Starting),
         (text, _) if text.len() == TEXT_MAX => {
             Err(io::Error::other("it is too long to be a PID file"))
@@ -117,23 +120,19 @@ fn is_starting(text: &[u8]) -> bool {
         || text.len() == STARTING.len() && text.iter().zip(STARTING).all(by_id)
 }
 
-/// Empties a stale PID file, if this process id is still in it; `None`: whatever
-/// is in it.
-pub(super) fn clear(path: &Path, pid: Option<Pid>) -> io::Result<()> {
+/// Empties a stale PID file, if this is still in it and it is not a trap.
+pub(super) fn clear(path: &Path, stale: &[u8]) -> io::Result<()> {
     let file = File::from(openat(CWD, path, open_flags() - OFlags::CREATE, Mode::empty())?);
+    if let Some(why) = why_unsafe(&fstat(&file)?, geteuid().as_raw()) {
+        return Err(io::Error::other(why));
+    }
     flock(&file, FlockOperation::NonBlockingLockExclusive)?;
-    let mut buffer = [0; TEXT_MAX];
-    let length = read_up_to(&file, &mut buffer)?;
-    let is_meant = pid.is_none_or(|pid| process_id(&buffer[..length]) == Some(pid));
-    if is_meant { file.set_len(0) } else { Ok(()) }
+    if text(&file)? == stale { file.set_len(0) } else { Ok(()) }
 }
 
 /// Whether it has the process id of a process that there is.
 fn is_of_living(file: &File) -> io::Result<bool> {
-    let mut buffer = [0; TEXT_MAX];
-    let length = read_up_to(file, &mut buffer)?;
-    let pid = process_id(&buffer[..length]);
-    Ok(pid.is_some_and(|pid| test_kill_process(pid) != Err(Errno::SRCH)))
+    Ok(process_id(&text(file)?).is_some_and(|pid| test_kill_process(pid) != Err(Errno::SRCH)))
 }
 
 fn process_id(text: &[u8]) -> Option<Pid> {
@@ -141,8 +140,9 @@ fn process_id(text: &[u8]) -> Option<Pid> {
     Pid::from_raw(number.try_into().ok()?)
 }
 
-/// Like read(2), but goes on after a short read.
-fn read_up_to(file: &File, buffer: &mut [u8]) -> io::Result<usize> {
+/// The beginning of a file: at most `TEXT_MAX` bytes.
+fn text(file: &File) -> io::Result<Vec<u8>> {
+    let mut buffer = [0; TEXT_MAX];
     let mut length = 0;
     while length < buffer.len() {
         match file.read_at(&mut buffer[length..], length as u64) {
@@ -152,7 +152,7 @@ fn read_up_to(file: &File, buffer: &mut [u8]) -> io::Result<usize> {
             Err(error) => return Err(error),
         }
     }
-    Ok(length)
+    Ok(buffer[..length].to_vec())
 }
 
 fn open_flags() -> OFlags {
@@ -437,21 +437,25 @@ mod tests {
     fn only_a_stale_file_is_cleared() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("x.pid");
-        let pid = Pid::from_raw(42).unwrap();
         fs::write(&path, "43\n").unwrap();
-        clear(&path, Some(pid)).unwrap();
+        clear(&path, b"42\n").unwrap();
         assert_eq!(state(&path), Ok(State::Stale));
-        fs::write(&path, "42\n").unwrap();
-        clear(&path, Some(pid)).unwrap();
-        assert_eq!(state(&path), Ok(State::NotRunning));
-        fs::write(&path, "(starting)\n").unwrap();
-        clear(&path, None).unwrap();
-        assert_eq!(state(&path), Ok(State::NotRunning));
+        clear(&path, b"4").unwrap();
+        assert_eq!(state(&path), Ok(State::Stale));
+        for text in ["42\n", "(starting)\n"] {
+            fs::write(&path, text).unwrap();
+            clear(&path, text.as_bytes()).unwrap();
+            assert_eq!(state(&path), Ok(State::NotRunning));
+        }
         let mut file = PidFile::lock(&path).unwrap();
-        file.write(pid).unwrap();
-        assert!(clear(&path, Some(pid)).is_err());
-        assert!(clear(&path, None).is_err());
-        assert_eq!(state(&path), Ok(State::Running(Some(pid))));
+        file.write(Pid::from_raw(42).unwrap()).unwrap();
+        clear(&path, b"42\n").unwrap_err();
+        drop(file);
+
+        fs::write(&path, "42\n").unwrap();
+        fs::hard_link(&path, dir.path().join("other")).unwrap();
+        clear(&path, b"42\n").unwrap_err();
+        assert_eq!(fs::read(&path).unwrap(), b"42\n");
     }
 
     #[test]

@@ -415,6 +415,36 @@ fn a_start_that_takes_too_long_in_the_setup_is_ended() {
     }
 }
 
+/// What it has not written is none of its business.
+#[test]
+fn a_start_that_takes_too_long_leaves_alone_what_was_there() {
+    let place = Place::new();
+    let start = |script: &str| {
+        let file = place.pid_file();
+        let daemon = ["sh", "-c", script, file.to_str().unwrap()];
+        place.start_program(&["--timeout", "0.5"], &daemon)
+    };
+    // Of a daemon that has died.
+    place.write("(starting)\n");
+    assert_eq!(start("sleep 100"), 102);
+    assert_eq!(place.text("x.pid"), "(starting)\n");
+    assert_eq!(place.act("--check", &[]), 103);
+    assert_eq!(start("echo 1 >$0; sleep 100"), 102);
+    assert_eq!(place.text("x.pid"), "");
+    assert_eq!(place.act("--check", &[]), 101);
+    // Someone has put a link to something there, which it is told to write to.
+    fs::write(place.path("precious"), "precious\n").unwrap();
+    assert_eq!(start("ln -f ${0%x.pid}precious $0; sleep 100"), 102);
+    assert_eq!(place.text("precious"), "precious\n");
+    if !rustix::process::geteuid().is_root() {
+        let test = "a_start_that_takes_too_long_leaves_alone_what_was_there";
+        return skip("root", test, "this is not root");
+    }
+    fs::remove_file(place.pid_file()).unwrap();
+    assert_eq!(start("echo 1 >$0; chown 65534 $0; sleep 100"), 102);
+    assert_eq!(place.text("x.pid"), "1\n");
+}
+
 #[test]
 fn a_stop_may_be_given_up_or_enforced() {
     if program("flock").is_none() {
