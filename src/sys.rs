@@ -145,11 +145,8 @@ pub fn fork() -> io::Result<Fork> {
     // SAFETY: there is no other thread that could hold a lock which the child
     // would wait for.
     match unsafe { libc::fork() } {
-        0 => Ok(Fork::Child),
-        pid => match Pid::from_raw(pid).filter(|_| pid > 0) {
-            Some(pid) => Ok(Fork::Parent(pid)),
-            None => Err(io::Error::last_os_error()),
-        },
+        -1 => Err(io::Error::last_os_error()),
+        pid => Ok(Pid::from_raw(pid).map_or(Fork::Child, Fork::Parent)),
     }
 }
 

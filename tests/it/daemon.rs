@@ -138,6 +138,25 @@ fn a_failure_after_the_fork_is_told_as_well() {
     }
 }
 
+/// A limit of processes, say.
+#[test]
+fn a_fork_that_fails_is_told() {
+    ns::alone(|| {
+        if strace_is_missing("a_fork_that_fails_is_told") {
+            return;
+        }
+        let place = Place::new();
+        let mut words = traced(&place, "/^(clone3?|fork)$:error=EAGAIN", false);
+        words.extend(place.daemon(&[]));
+        let (code, stderr) = launch(&words);
+        assert_eq!(code, Some(111), "{stderr}");
+        let told = "plugd: fatal: cannot fork: Resource temporarily unavailable\n";
+        assert!(stderr.ends_with(told), "{stderr}");
+        assert_eq!(place.text("x.pid"), "");
+        assert_eq!(place.act("--check", &[]), 101);
+    });
+}
+
 #[test]
 fn there_is_only_one() {
     let place = Place::new();
