@@ -513,12 +513,38 @@ fn start_stop_daemon_manages_it() {
     }
 }
 
-#[test]
-fn the_example_is_a_daemon() {
+fn example(test: &str) -> Option<PathBuf> {
     let example = Path::new(PLUGD).with_file_name("examples").join("daemon");
     if !example.exists() {
-        return skip("examples", "the_example_is_a_daemon", "it was not built");
+        skip("examples", test, "it was not built");
+        return None;
     }
+    Some(example)
+}
+
+/// It has no logger. What it aborts at comes between the fork and the moment when
+/// it is ready.
+#[test]
+fn a_daemon_of_the_library_that_aborts_is_told_of() {
+    const TEST: &str = "a_daemon_of_the_library_that_aborts_is_told_of";
+    ns::alone(|| {
+        let Some(example) = example(TEST) else { return };
+        if strace_is_missing(TEST) {
+            return;
+        }
+        let place = Place::new();
+        let mut words = traced(&place, "getppid:signal=ABRT", true);
+        words.extend([&example, &place.pid_file()].map(|path| path.to_str().unwrap().to_owned()));
+        let (code, stderr) = launch(&words);
+        assert_eq!(code, Some(111), "{stderr}");
+        assert_eq!(stderr, "daemon: error: the daemon was killed by SIGABRT before it was ready\n");
+        assert_eq!(place.act("--check", &[]), 101);
+    });
+}
+
+#[test]
+fn the_example_is_a_daemon() {
+    let Some(example) = example("the_example_is_a_daemon") else { return };
     let place = Place::new();
     let pid_file = place.pid_file();
     let daemon = [example.to_str().unwrap(), pid_file.to_str().unwrap()];
