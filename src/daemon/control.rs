@@ -8,6 +8,20 @@
 //! /proc can be read; then the file must still be locked with the same id in it.
 //! Who could write an id there must be allowed to signal that process: a file of
 //! another user (other than root) is good for that user's processes only.
+//!
+//! ```no_run
+//! use plugd::daemon::Signal;
+//! use plugd::daemon::control::{Control, Outcome};
+//!
+//! # fn main() -> Result<(), plugd::error::Fatal> {
+//! let control = Control::new("/run/example.pid").expect("it ends in .pid");
+//! let mut daemon = std::process::Command::new("/usr/sbin/exampled");
+//! assert_eq!(control.start(&mut daemon)?, Outcome::Done);
+//! assert_eq!(control.start(&mut daemon)?, Outcome::NothingToDo);
+//! assert_eq!(control.stop(Signal::TERM)?, Outcome::Done);
+//! # Ok(())
+//! # }
+//! ```
 
 use std::ffi::OsStr;
 use std::fs::{self, File};

@@ -20,7 +20,7 @@
 //!    dropped, the PID file is emptied.
 //!
 //! [`control`] is the other side: it starts and stops daemons, and looks after
-//! them.
+//! them. `examples/daemon.rs` is a daemon, `examples/control.rs` controls it.
 //!
 //! ```no_run
 //! use plugd::daemon::Settings;
@@ -47,6 +47,11 @@ pub mod control;
 mod detach;
 mod identity;
 pub mod pid_file;
+
+// What the functions here take and return, so that nobody needs to depend on the
+// same version of that crate.
+#[doc(no_inline)]
+pub use rustix::process::{Pid, Signal};
 
 use std::ffi::OsString;
 use std::fs::{File, OpenOptions};
