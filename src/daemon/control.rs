@@ -36,16 +36,15 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fs::{CWD, FlockOperation, Mode, OFlags, flock, fstat, openat};
+use rustix::fs::{FlockOperation, Mode, OFlags, flock, fstat, openat};
 use rustix::io::Errno;
-use rustix::process::{
-    Pid, PidfdFlags, Signal, geteuid, kill_process_group, pidfd_open, pidfd_send_signal,
-};
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open, pidfd_send_signal};
 
 use crate::error::Fatal;
 use crate::sys;
 
-use super::pid_file::{self, FileId, Sight, State, why_unsafe};
+use super::pid_file::{self, FileId, Sight, State};
+use super::place::{self, Own};
 
 /// How often to look at a lock: the kernel has no way to wait for one until a
 /// certain time.
@@ -241,10 +240,11 @@ impl Control {
             | OFlags::NOCTTY
             | OFlags::NONBLOCK;
         // Nobody else's: whoever could open it could lock it for ever.
-        let file = openat(CWD, &self.guard_file, flags, Mode::RUSR | Mode::WUSR)
+        let (directory, name) = place::directory_of(&self.guard_file).map_err(cannot)?;
+        let file = openat(&directory, name, flags, Mode::RUSR | Mode::WUSR)
             .map_err(|e| cannot(e.into()))?;
         let status = fstat(&file).map_err(|e| cannot(e.into()))?;
-        if let Some(why) = why_unsafe(&status, geteuid().as_raw()) {
+        if let Some(why) = Own::now().why_no_guard(&status) {
             return Err(cannot(io::Error::other(why)));
         }
         let wait = match deadline {
@@ -424,7 +424,7 @@ fn cannot_signal(state: State, error: impl Into<io::Error>) -> Fatal {
 
 /// Why this process may be another one than the daemon of this PID file.
 fn why_another(pid: Pid, file: FileId) -> Option<&'static str> {
-    let trusted = file.owner == 0 || file.owner == geteuid().as_raw();
+    let trusted = Own::now().trusts_user(file.owner);
     match holds_lock(pid, file) {
         Some(false) => Some("it does not hold the lock of the PID file"),
         // Whose file it is could have written anything, and handed the lock to

@@ -47,6 +47,7 @@ pub mod control;
 mod detach;
 mod identity;
 pub mod pid_file;
+mod place;
 
 // What the functions here take and return, so that nobody needs to depend on the
 // same version of that crate.

@@ -12,13 +12,13 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
 
-use rustix::fs::{
-    AtFlags, CWD, FileType, FlockOperation, Mode, OFlags, Stat, flock, fstat, openat, statat,
-};
+use rustix::fs::{AtFlags, CWD, FlockOperation, Mode, OFlags, flock, fstat, openat, statat};
 use rustix::io::Errno;
-use rustix::process::{Pid, geteuid, test_kill_process};
+use rustix::process::{Pid, test_kill_process};
 
 use crate::error::Fatal;
+
+use super::place::{self, Own};
 
 /// The text before there is a process id; LibUCW's.
 const STARTING: &[u8] = b"(starting)\n";
@@ -62,8 +62,8 @@ pub(super) struct FileId {
 ///
 /// # Errors
 /// If the file cannot be read; if others could have their text in it: through a
-/// link, something that is no regular file, or one that others can write; if it
-/// is longer than any PID file; if it is locked and the text is no process id
+/// link, something that is no regular file, or one that others can write, or a
+/// group that is neither root's nor the own one; if it is longer than any PID file; if it is locked and the text is no process id
 /// and a newline.
 pub fn look(path: &Path) -> io::Result<State> {
     Ok(examine(path)?.state)
@@ -80,7 +80,7 @@ pub(super) fn examine(path: &Path) -> io::Result<Sight> {
         Err(Errno::LOOP) => return Err(io::Error::other("it is a symbolic link")),
         result => File::from(result?),
     };
-    if let Some(why) = why_shared(&fstat(&file)?) {
+    if let Some(why) = Own::now().why_shared(&fstat(&file)?) {
         return Err(io::Error::other(why));
     }
     let status = file.metadata()?;
@@ -123,7 +123,7 @@ fn is_starting(text: &[u8]) -> bool {
 /// Empties a stale PID file, if this is still in it and it is not a trap.
 pub(super) fn clear(path: &Path, stale: &[u8]) -> io::Result<()> {
     let file = File::from(openat(CWD, path, open_flags() - OFlags::CREATE, Mode::empty())?);
-    if let Some(why) = why_unsafe(&fstat(&file)?, geteuid().as_raw()) {
+    if let Some(why) = Own::now().why_no_pid_file(&fstat(&file)?) {
         return Err(io::Error::other(why));
     }
     flock(&file, FlockOperation::NonBlockingLockExclusive)?;
@@ -165,10 +165,6 @@ fn open_flags() -> OFlags {
         | OFlags::NONBLOCK
 }
 
-fn is_regular(status: &Stat) -> bool {
-    FileType::from_raw_mode(status.st_mode) == FileType::RegularFile
-}
-
 /// A PID file, locked. Dropped, it is emptied and, unless a forked process has
 /// it too, unlocked.
 #[derive(Debug)]
@@ -185,8 +181,10 @@ impl PidFile {
     /// [`io::ErrorKind::ResourceBusy`], with its id in the text. If writing
     /// there could be turned against us: through a link, to something that is
     /// no regular file, that belongs to another user (except root) or can be
-    /// written by others; or in a directory that others can write, without the
-    /// sticky bit. Those of the system calls.
+    /// written by others; in a directory that belongs to another user, or that
+    /// others can write, without the sticky bit; by way of another user's
+    /// symbolic link. Others are also all groups but root's and the own one.
+    /// Those of the system calls.
     pub fn lock(path: &Path) -> Result<Self, Fatal> {
         let file = lock(path)
             .map_err(|e| Fatal::system(format_args!("lock PID file {}", path.display()), e))?;
@@ -230,17 +228,7 @@ impl Drop for PidFile {
 }
 
 fn lock(path: &Path) -> io::Result<File> {
-    let name = path.file_name().ok_or(Errno::ISDIR)?;
-    let directory = match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    };
-    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let directory = openat(CWD, directory, flags, Mode::empty())?;
-    let mode = Mode::from_raw_mode(fstat(&directory)?.st_mode);
-    if mode.contains(Mode::WOTH) && !mode.contains(Mode::SVTX) {
-        return Err(io::Error::other("others can write its directory, which is not sticky"));
-    }
+    let (directory, name) = place::directory_of(path)?;
     loop {
         let mode = Mode::RUSR | Mode::WUSR | Mode::RGRP | Mode::ROTH;
         let file = match openat(&directory, name, open_flags(), mode) {
@@ -248,7 +236,7 @@ fn lock(path: &Path) -> io::Result<File> {
             result => File::from(result?),
         };
         let status = fstat(&file)?;
-        if let Some(why) = why_unsafe(&status, geteuid().as_raw()) {
+        if let Some(why) = Own::now().why_no_pid_file(&status) {
             return Err(io::Error::other(why));
         }
         lock_exclusive(&file, path)?;
@@ -260,28 +248,6 @@ fn lock(path: &Path) -> io::Result<File> {
             Ok(_) | Err(Errno::NOENT) => {}
             Err(error) => return Err(error.into()),
         }
-    }
-}
-
-/// Why a file of this kind is no place for a PID file, or a guard file, of the
-/// user `own`.
-pub(super) fn why_unsafe(status: &Stat, own: u32) -> Option<&'static str> {
-    why_shared(status).or_else(|| {
-        let foreign = status.st_uid != 0 && status.st_uid != own;
-        foreign.then_some("it belongs to another user")
-    })
-}
-
-/// Why what is in a file may be not only its owner's doing.
-fn why_shared(status: &Stat) -> Option<&'static str> {
-    if !is_regular(status) {
-        Some("it is no regular file")
-    } else if status.st_nlink > 1 {
-        Some("it is a link, or has one")
-    } else if Mode::from_raw_mode(status.st_mode).contains(Mode::WOTH) {
-        Some("others can write it")
-    } else {
-        None
     }
 }
 
@@ -496,18 +462,5 @@ mod tests {
         refused("others can write its directory, which is not sticky");
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o1777)).unwrap();
         PidFile::lock(&path).unwrap();
-    }
-
-    #[test]
-    fn the_file_of_another_user_is_refused() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("x.pid");
-        fs::write(&path, "").unwrap();
-        let mut status = rustix::fs::stat(&path).unwrap();
-        assert_eq!(why_unsafe(&status, status.st_uid), None);
-        status.st_uid = 7;
-        assert_eq!(why_unsafe(&status, 8), Some("it belongs to another user"));
-        status.st_uid = 0;
-        assert_eq!(why_unsafe(&status, 8), None);
     }
 }

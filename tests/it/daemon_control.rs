@@ -2,8 +2,9 @@
 
 use std::fs::{self, File};
 use std::io::Write;
-use std::os::unix::fs::{PermissionsExt, chown, symlink};
+use std::os::unix::fs::{PermissionsExt, chown, lchown, symlink};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::Path;
 use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
@@ -145,7 +146,9 @@ fn a_daemon_that_is_being_started_is_waited_for() {
     });
     assert!(stop.try_wait().unwrap().is_none());
     fs::write(&rules, "").unwrap();
-    assert!(launcher.wait().unwrap().success());
+    // It may be stopped as soon as it has a process id, before it is ready.
+    let launched = launcher.wait().unwrap().code();
+    assert!(matches!(launched, Some(0 | 111)), "{launched:?}");
     assert_eq!(stop.wait().unwrap().code(), Some(0));
     assert_eq!(place.act("--check", &[]), 101);
 }
@@ -580,6 +583,84 @@ fn a_guard_that_is_not_ours_is_refused() {
     }
     chown(&guard, Some(65534), None).unwrap();
     refused("it belongs to another user");
+}
+
+/// Where others could replace its files, or lead us to what is not ours.
+#[test]
+fn a_directory_that_is_not_ours_is_refused() {
+    const OTHER: Option<u32> = Some(65534);
+    const ROOT: Option<u32> = Some(0);
+    if !rustix::process::geteuid().is_root() {
+        let test = "a_directory_that_is_not_ours_is_refused";
+        return skip("root", test, "this is not root");
+    }
+    let outside = Place::new();
+    let place = Place::new();
+    let (link, guard) = (outside.path("link"), outside.path("guard"));
+    let both = |pid_file: &Path, expected: Option<&str>| {
+        let daemon = place.daemon(&[]);
+        let mut command = Command::new(&daemon[0]);
+        let words = daemon.iter().skip(1).map(|word| match Path::new(word) {
+            path if path == place.pid_file() => pid_file,
+            word => word,
+        });
+        let launched = finish(command.args(words));
+        let check = |options: &[&Path]| {
+            let mut command = Command::new(PLUGD);
+            command.args(["daemon-control", "--check", "--pid-file"]).arg(pid_file);
+            finish(command.args(options))
+        };
+        let Some(why) = expected else {
+            assert_eq!(launched.code, Some(0), "{launched:?}");
+            assert_eq!(check(&[]).code, Some(0));
+            assert_eq!(place.act("--stop", &[]), 0);
+            return;
+        };
+        assert_eq!(launched.code, Some(111), "{launched:?}");
+        assert!(launched.stderr.ends_with(&format!("x.pid: {why}\n")), "{launched:?}");
+        assert!(!place.pid_file().exists());
+        let checked = check(&[]);
+        assert_eq!(checked.code, Some(102), "{checked:?}");
+        assert!(checked.stderr.ends_with(&format!("x.lock: {why}\n")), "{checked:?}");
+        assert!(!place.path("x.lock").exists());
+        // The PID file is somebody's who may have a daemon.
+        assert_eq!(check(&[Path::new("--guard-file"), &guard]).code, Some(101));
+    };
+    let directory = |user, group, mode| {
+        for file in ["x.pid", "x.lock"] {
+            let _ = fs::remove_file(place.path(file));
+        }
+        chown(place.path("."), user, group).unwrap();
+        fs::set_permissions(place.path("."), fs::Permissions::from_mode(mode)).unwrap();
+    };
+    let group = "another group can write its directory, which is not sticky";
+    for (user, gid, mode, expected) in [
+        (OTHER, OTHER, 0o755, Some("its directory belongs to another user")),
+        (OTHER, ROOT, 0o1777, Some("its directory belongs to another user")),
+        (ROOT, OTHER, 0o775, Some(group)),
+        (ROOT, OTHER, 0o1775, None),
+        (ROOT, ROOT, 0o775, None),
+        (ROOT, ROOT, 0o1777, None),
+    ] {
+        directory(user, gid, mode);
+        both(&place.pid_file(), expected);
+    }
+    directory(ROOT, ROOT, 0o755);
+    symlink(place.path("."), &link).unwrap();
+    lchown(&link, OTHER, OTHER).unwrap();
+    let why = "a symbolic link on the way there belongs to another user";
+    both(&link.join("x.pid"), Some(why));
+    lchown(&link, ROOT, ROOT).unwrap();
+    both(&link.join("x.pid"), None);
+
+    // Nor a file that another group can write.
+    chown(place.pid_file(), ROOT, OTHER).unwrap();
+    fs::set_permissions(place.pid_file(), fs::Permissions::from_mode(0o664)).unwrap();
+    let started = finish(place.control("--start").arg("--").args(place.daemon(&[])));
+    assert_eq!(started.code, Some(102), "{started:?}");
+    assert!(started.stderr.ends_with("x.pid: another group can write it\n"), "{started:?}");
+    chown(place.pid_file(), ROOT, ROOT).unwrap();
+    assert_eq!(place.start(&[]), 0);
 }
 
 #[test]
