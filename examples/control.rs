@@ -12,8 +12,7 @@
 use std::process::{Command, ExitCode};
 use std::time::Duration;
 
-use plugd::daemon::Signal;
-use plugd::daemon::control::{Control, Outcome};
+use plugd::daemon::control::{Control, Outcome, Signal};
 use plugd::error::Fatal;
 
 fn main() -> ExitCode {

@@ -10,8 +10,7 @@
 //! another user (other than root) is good for that user's processes only.
 //!
 //! ```no_run
-//! use plugd::daemon::Signal;
-//! use plugd::daemon::control::{Control, Outcome};
+//! use plugd::daemon::control::{Control, Outcome, Signal};
 //!
 //! # fn main() -> Result<(), plugd::error::Fatal> {
 //! let control = Control::new("/run/example.pid").expect("it ends in .pid");
@@ -26,7 +25,7 @@
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::CommandExt;
@@ -38,9 +37,10 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{FlockOperation, Mode, OFlags, flock, fstat, openat};
 use rustix::io::Errno;
-use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open, pidfd_send_signal};
+use rustix::process::{Pid, PidfdFlags, kill_process_group, pidfd_open};
 
 use crate::error::Fatal;
+use crate::signals;
 use crate::sys;
 
 use super::pid_file::{self, FileId, Sight, State};
@@ -77,6 +77,35 @@ impl Outcome {
             Self::NotRunning => 101,
             Self::Stale => 103,
         }
+    }
+}
+
+/// A signal that a daemon can be sent: none that the C library keeps to itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Signal(i32);
+
+impl Signal {
+    /// To read the configuration again, usually.
+    pub const HUP: Self = Self(libc::SIGHUP);
+    /// To end at once; it cannot be handled.
+    pub const KILL: Self = Self(libc::SIGKILL);
+    /// To end.
+    pub const TERM: Self = Self(libc::SIGTERM);
+
+    /// The signal of this name, with or without SIG before it. Real-time signals
+    /// are RTMIN, RTMIN+n, RTMAX and RTMAX-n, where RTMIN is 34 and RTMAX 64.
+    pub fn from_name(name: &str) -> Option<Self> {
+        signals::number(name).map(Self)
+    }
+
+    /// The signal of this number, from 1 to 31 or from 34 to 64.
+    pub fn from_number(number: i32) -> Option<Self> {
+        let is_one = (1..=31).contains(&number) || signals::REAL_TIME.contains(&number);
+        is_one.then_some(Self(number))
+    }
+
+    fn send(self, process: &OwnedFd) -> rustix::io::Result<()> {
+        sys::pidfd_send_signal(process.as_fd(), self.0)
     }
 }
 
@@ -193,7 +222,7 @@ impl Control {
         let deadline = self.deadline();
         let _guard = self.guard(deadline)?;
         let (state, Some(process)) = self.find(deadline)? else { return Ok(Outcome::NotRunning) };
-        match pidfd_send_signal(process, signal) {
+        match signal.send(&process) {
             Err(Errno::SRCH) => Ok(Outcome::NotRunning),
             result => result.map(|()| Outcome::Done).map_err(|e| cannot_signal(state, e)),
         }
@@ -373,7 +402,7 @@ impl Control {
     fn abandon(&self, child: &mut Child, before: &Sight) -> Result<(), Fatal> {
         // Nobody else can have this id before it was waited for. A command that
         // has left its group is killed all the same.
-        let _ = kill_process_group(Pid::from_child(child), Signal::KILL);
+        let _ = kill_process_group(Pid::from_child(child), rustix::process::Signal::KILL);
         child
             .kill()
             .and_then(|()| child.wait())
@@ -407,7 +436,7 @@ impl Deadline {
 
 /// A process that has just gone needs no signal any more.
 fn signal(process: &OwnedFd, signal: Signal, state: State) -> Result<(), Fatal> {
-    match pidfd_send_signal(process, signal) {
+    match signal.send(process) {
         Ok(()) | Err(Errno::SRCH) => Ok(()),
         Err(error) => Err(cannot_signal(state, error)),
     }
@@ -507,6 +536,20 @@ fn is_readable(pidfd: &OwnedFd, pause: Duration) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn signals_that_a_daemon_can_be_sent() {
+        for number in (1..=31).chain(34..=64) {
+            assert_eq!(Signal::from_number(number), Some(Signal(number)));
+        }
+        for none in [i32::MIN, -1, 0, 32, 33, 65, i32::MAX] {
+            assert_eq!(Signal::from_number(none), None, "{none}");
+        }
+        for signal in [Signal::HUP, Signal::KILL, Signal::TERM] {
+            assert_eq!(Signal::from_number(signal.0), Some(signal));
+        }
+        assert_eq!(Signal::from_name("SIGRTMIN+1"), Some(Signal(35)));
+    }
 
     #[test]
     fn who_holds_a_lock_is_told_by_the_kernel() {

@@ -52,7 +52,7 @@ mod place;
 // What the functions here take and return, so that nobody needs to depend on the
 // same version of that crate.
 #[doc(no_inline)]
-pub use rustix::process::{Pid, Signal};
+pub use rustix::process::Pid;
 
 use std::ffi::OsString;
 use std::fs::{File, OpenOptions};

@@ -482,6 +482,21 @@ fn signals_have_names_and_numbers() {
     eventually("HUP came", || place.text("log").contains("SIGHUP from").then_some(()));
 }
 
+/// They end who does not handle them.
+#[test]
+fn real_time_signals_have_names_and_numbers() {
+    for (signal, number) in
+        [("34", 34), ("64", 64), ("RTMIN", 34), ("RTMIN+1", 35), ("SIGRTMAX", 64), ("RTMAX-1", 63)]
+    {
+        let place = Place::new();
+        let mut daemon = bystander(&place, place.lock(), None);
+        let mut stop = place.control("--stop").args(["--signal", signal]).spawn().unwrap();
+        let status = ns::wait(&mut daemon, PATIENCE).expect("it was not signalled");
+        assert_eq!(status.signal(), Some(number), "{signal}");
+        assert_eq!(stop.wait().unwrap().code(), Some(0));
+    }
+}
+
 #[test]
 fn the_guard_lets_one_act_at_a_time() {
     let place = Place::new();
@@ -686,6 +701,9 @@ fn arguments() {
         &["--stop", "--pid-file", pid_file, "--signal", "NOPE"],
         &["--stop", "--pid-file", pid_file, "--signal", "0"],
         &["--stop", "--pid-file", pid_file, "--signal", "32"],
+        &["--stop", "--pid-file", pid_file, "--signal", "33"],
+        &["--stop", "--pid-file", pid_file, "--signal", "65"],
+        &["--stop", "--pid-file", pid_file, "--signal", "RTMIN+31"],
         &["--stop", "--pid-file", pid_file, "--timeout", "x"],
     ] {
         let finished = code(wrong);
