@@ -659,6 +659,7 @@ impl Daemon {
     /// cannot be done, it is tried again later.
     fn list(&mut self, cause: Cause) -> Option<(Sysfs, Listing, Option<u64>)> {
         self.counters.scans += 1;
+        let gapless = self.queue().1 == self.recovery.baseline;
         let root = &self.recovery.sys;
         let listed = Sysfs::open(root)
             .map_err(|error| Failed::new("open", root.as_os_str().as_encoded_bytes(), error))
@@ -667,6 +668,7 @@ impl Daemon {
         match listed {
             Ok((last, listing, sys)) => {
                 self.recovery.unreadable = false;
+                self.requests.begun(self.counters.scans, gapless);
                 listing.failed.iter().for_each(|failed| log::warn!("{failed}"));
                 Some((sys, listing, last))
             }
