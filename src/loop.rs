@@ -28,7 +28,7 @@ use crate::engine::{Engine, Hands, Outcome};
 use crate::environment::{self, Environment};
 use crate::error::reason;
 use crate::handover::InHand;
-use crate::inventory::Verdict;
+use crate::inventory::{Trust, Verdict};
 use crate::machine::{Action, Input, Limits, Machine, Reason, State, Time};
 use crate::netlink::{DATAGRAM_MAX, Received, Source};
 use crate::notify::Notifier;
@@ -326,11 +326,18 @@ impl Daemon {
             };
             match source.map_or(Verdict::Act, |source| self.judge(source, &event, &mut first)) {
                 verdict @ (Verdict::Act | Verdict::ActAndCompare) => {
-                    if verdict == Verdict::ActAndCompare {
+                    let compares = verdict == Verdict::ActAndCompare;
+                    if compares {
+                        // Nothing was lost before this event itself.
+                        let trust = self.recovery.trust;
                         self.compare_again();
+                        self.recovery.trust = trust;
                     }
                     self.counters.received += u64::from(source.is_some());
                     self.act(engine, source, datagram, &event)?;
+                    if compares {
+                        self.recovery.trust = Trust::Lossy;
+                    }
                 }
                 Verdict::RemoveFirst => {
                     self.recovery.hold_back(source, datagram);

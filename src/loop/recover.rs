@@ -704,6 +704,7 @@ impl Daemon {
     /// cannot be done, it is tried again later.
     fn list(&mut self, cause: Cause) -> Option<(Sysfs, Listing, Option<u64>)> {
         self.counters.scans += 1;
+        let gapless = self.queue().1 == self.recovery.baseline;
         let root = &self.recovery.sys;
         let listed = Sysfs::open(root)
             .map_err(|error| Failed::new("open", root.as_os_str().as_encoded_bytes(), error))
@@ -712,6 +713,7 @@ impl Daemon {
         match listed {
             Ok((last, listing, sys)) => {
                 self.recovery.unreadable = false;
+                self.requests.begun(self.counters.scans, gapless);
                 listing.failed.iter().for_each(|failed| log::warn!("{failed}"));
                 Some((sys, listing, last))
             }
@@ -862,7 +864,7 @@ impl Daemon {
     fn is_missing(&self, sys: &Sysfs, path: &[u8], identity: &[u8]) -> bool {
         match recovery::interface(identity) {
             Some(interface) => !self.has_interface(interface),
-            None => sys.is_gone(path) && !self.is_of_interface(path),
+            None => sys.is_gone(path) && !self.is_of_unseen_interface(sys, path),
         }
     }
 
@@ -887,13 +889,15 @@ impl Daemon {
         }
     }
 
-    /// Whether this is something below a network interface that is there, but
-    /// perhaps in no /sys that can be seen.
-    fn is_of_interface(&self, path: &[u8]) -> bool {
+    /// Whether this is something below a network interface that is there, but not in
+    /// this /sys.
+    fn is_of_unseen_interface(&self, sys: &Sysfs, path: &[u8]) -> bool {
         let ends = path.iter().enumerate().filter(|&(_, &byte)| byte == b'/');
         ends.filter_map(|(end, _)| self.recovery.inventory.get(&path[..end]))
-            .filter_map(|device| recovery::interface(device.identity))
-            .any(|interface| self.has_interface(interface))
+            .filter_map(|device| Some((device.path, recovery::interface(device.identity)?)))
+            .any(|(path, interface)| {
+                self.has_interface(interface) && sys.interface(path) != Some(interface.1)
+            })
     }
 
     fn next_removal(&mut self, replay: &mut Replay) -> bool {
