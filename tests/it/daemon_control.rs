@@ -34,7 +34,7 @@ fn start_stubborn(place: &Place) {
 }
 
 /// The exit codes of --start, --stop, --reload and --check are those of
-/// LibUCW's ucw-daemon-control (6.5), which was run in the same states. It
+/// LibUCW's ucw-daemon-control (6.5.9), which was run in the same states. It
 /// differs where it says so.
 #[test]
 fn exit_codes_in_each_state() {
@@ -51,7 +51,7 @@ fn exit_codes_in_each_state() {
         file.write_all(text).unwrap();
         Some(file)
     }
-    let states: [(&str, Make, [i32; 4]); 14] = [
+    let states: [(&str, Make, [i32; 4]); 16] = [
         ("no file", Box::new(|_| None), [0, 100, 101, 101]),
         ("empty", Box::new(unlocked(b"")), [0, 100, 101, 101]),
         (
@@ -86,6 +86,10 @@ fn exit_codes_in_each_state() {
         ("starting", Box::new(|place| locked(place, b"(starting)\n")), [102; 4]),
         ("locked garbage", Box::new(|place| locked(place, b"rubbish\n")), [102; 4]),
         ("locked, a line too many", Box::new(|place| locked(place, b"1\n1\n")), [102; 4]),
+        // LibUCW's takes these for 1: nobody writes them but by mistake, and it is
+        // not sure what is meant then.
+        ("locked, with a sign", Box::new(|place| locked(place, b"+1\n")), [102; 4]),
+        ("locked, more after a NUL", Box::new(|place| locked(place, b"1\n\x002\n")), [102; 4]),
         // LibUCW's sends the signal to a whole process group.
         ("locked, negative", Box::new(|place| locked(place, b"-1\n")), [102; 4]),
         // LibUCW's takes it for a daemon that is just ending.
