@@ -55,7 +55,8 @@ Where the rules are and what they act on, all absolute paths:
 What it tells:
   -D FD                  a newline there when all is ready; then it is closed
   -o FD                  there each event that was acted on, as --input takes it.
-                         It is closed if its reader does not keep up
+                         While its reader makes no room for them nothing is read;
+                         after 180 s it is closed
   -O GROUPS              each event that was acted on to these netlink groups
   -v VERBOSITY           0: only what ends it; 1: what is wrong [1]; 2: what is
                          worth knowing; 3: every event; 4: everything

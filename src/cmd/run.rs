@@ -105,7 +105,8 @@ How programs run:
 
 Where events go to that were acted on, in the kernel's format:
       --output-fd N               to this file descriptor, with a NUL more after
-                                  each. It is closed if its reader does not keep up
+                                  each. Nothing is read while it is full; it is closed
+                                  if that lasts as long as --timeout
       --rebroadcast GROUPS        to the netlink groups of this mask, of which 4 is
                                   what libudev-zero listens to
 How to talk to it:
@@ -160,6 +161,9 @@ Examples:
 
 /// The size of the receive buffer to ask for, in bytes.
 pub(super) const RECEIVE_BUFFER: usize = 128 << 20;
+
+/// How long the reader of --output-fd may keep plugd waiting if programs may for ever.
+const OUTPUT_PATIENCE: Duration = Duration::from_secs(30);
 
 /// What the command line asks for.
 #[derive(Debug)]
@@ -417,11 +421,16 @@ pub(super) fn adopt_source(fd: RawFd) -> Result<Source, Fatal> {
     Ok(source)
 }
 
-/// Where events go that were acted on. `output` is the descriptor to write them to.
-fn outlets(options: &Options, output: Option<RawFd>, sources: &[Source]) -> Result<Outlets, Fatal> {
-    let output = output.map(|fd| {
+/// Where events go that were acted on. `output` is the descriptor to write them to,
+/// and what has to be written before.
+fn outlets(
+    options: &Options,
+    output: Option<(RawFd, Vec<u8>)>,
+    sources: &[Source],
+) -> Result<Outlets, Fatal> {
+    let output = output.map(|(fd, rest)| {
         let file = inherited(fd)?;
-        Output::new(file).map_err(|e| Fatal::system(format_args!("write to {fd}"), e))
+        Output::new(file, rest).map_err(|e| Fatal::system(format_args!("write to {fd}"), e))
     });
     let loops = sources.iter().fold(KERNEL_GROUP, |groups, source| groups | source.groups());
     let ignored = options.rebroadcast & loops;
@@ -433,7 +442,9 @@ fn outlets(options: &Options, output: Option<RawFd>, sources: &[Source]) -> Resu
     }
     let groups = options.rebroadcast & !ignored;
     let multicast = if groups == 0 { None } else { Some(Multicast::open(groups)?) };
-    Ok(Outlets::new(output.transpose()?, multicast))
+    // Its reader may take as long as a program.
+    let patience = options.limits.timeout.unwrap_or(OUTPUT_PATIENCE);
+    Ok(Outlets::new(output.transpose()?, multicast, patience))
 }
 
 /// A descriptor that the user says is there.
@@ -452,8 +463,8 @@ pub(super) fn serve(
     handover: Option<Handover>,
 ) -> Result<Counters, Fatal> {
     let output = match &handover {
-        Some(handover) => handover.output,
-        None => options.output_fd,
+        Some(handover) => handover.output.clone(),
+        None => options.output_fd.map(|fd| (fd, Vec::new())),
     };
     let outlets = outlets(options, output, &sources)?;
     // The children's; plugd reads nothing there.
