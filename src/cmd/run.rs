@@ -92,7 +92,9 @@ Where the rules are and what they act on (without PROG):
                                   made as root's with mode 0660, nothing else
       --dev DIR                   where device nodes go [/dev]
       --firmware DIR              where firmware comes from [/lib/firmware]
-  -n, --dry-run                   print what would be done, and do nothing
+  -n, --dry-run                   print what would be done, and do nothing: nothing
+                                  is rebroadcast, and the kernel not asked to tell
+                                  of devices; --output-fd gets what was printed for
 
 How programs run:
       --timeout SECONDS           how long it may take, 0 for as long as it
@@ -231,6 +233,18 @@ impl Options {
             work,
         }
     }
+
+    /// For a dry run: no device is made to send an event, nobody is told of one who
+    /// would take it for acted on, and none is remembered.
+    pub(super) fn make_dry(&mut self) {
+        self.rebroadcast = 0;
+        if self.recovery.coldplug == Some(Coldplug::Kernel) {
+            self.recovery.coldplug = Some(Coldplug::Scan);
+        }
+        if self.recovery.state == State::Default {
+            self.recovery.state = State::None;
+        }
+    }
 }
 
 fn main(parser: lexopt::Parser, log_name: &'static str) -> Result<Request, Fatal> {
@@ -364,8 +378,8 @@ fn parse(mut parser: lexopt::Parser) -> Result<Result<Options, Request>, Fatal> 
     options.relative_paths = given != (true, options.control.clone());
     options.sys = files.sys.clone();
     options.work = program.unwrap_or(Work::Rules { files, dry_run });
-    if dry_run && options.recovery.state == State::Default {
-        options.recovery.state = State::None;
+    if matches!(options.work, Work::Rules { dry_run: true, .. }) {
+        options.make_dry();
     }
     Ok(Ok(options))
 }

@@ -12,7 +12,7 @@ use rustix::net::{RecvFlags, SendFlags, recv, sendto};
 use rustix::pipe::{PipeFlags, fcntl_setpipe_size, pipe_with};
 use rustix::process::Signal;
 
-use super::{TELL, World, event};
+use super::{TELL, World, event, mdevd};
 use crate::harness::daemon::{Daemon, Plugd};
 use crate::harness::inject::{self, Injector, NetlinkSocket, uevent};
 use crate::harness::{eventually, ns, skip, unix};
@@ -308,6 +308,37 @@ fn a_reader_that_never_reads_is_left() {
         let daemon = World::new("").mdevd().args(["-o", "9"]).fd(writer, 9).start();
         Injector::new().send(&event(1)).unwrap();
         daemon.wait_for_log("cannot write an event: it has no reader");
+    });
+}
+
+/// Nobody who listens is told of anything.
+#[test]
+fn a_dry_run_sends_no_events() {
+    ns::inside_with_sysfs(|| {
+        let world = World::new("-.* 0:0 660 *true\n");
+        let plan = || File::create(world.path("plan")).unwrap();
+        let listeners = [inject::socket(1), inject::socket(4)];
+        let (reader, writer) = pipe_with(PipeFlags::CLOEXEC).unwrap();
+        let mdevd = mdevd().args(["-n", "-C", "-O", "4", "-o", "9"]).fd(writer, 9);
+        let plugd = Plugd::run(&["-n", "--coldplug=kernel", "--rebroadcast", "4"]);
+        let conf = world.path("mdev.conf");
+        for (daemon, option) in [(mdevd, "-f"), (plugd, "--conf")] {
+            let daemon = daemon.args([option.as_ref(), conf.as_os_str()]).stdout(plan());
+            let mut daemon = daemon.start();
+            eventually("lo is told of", || {
+                let lines = world.lines("plan");
+                lines.iter().any(|l| l.starts_with("add /devices/virtual/net/lo ")).then_some(())
+            });
+            daemon.signal(Signal::TERM);
+            assert!(daemon.wait_exit().success());
+        }
+        for listener in &listeners {
+            let event = recv(listener, &mut [0; 9][..], RecvFlags::empty());
+            assert_eq!(event.unwrap_err(), Errno::AGAIN);
+        }
+        let mut bytes = Vec::new();
+        File::from(reader).read_to_end(&mut bytes).unwrap();
+        assert_eq!(bytes, b"");
     });
 }
 
