@@ -32,15 +32,21 @@ fn without_a_file_there_are_nodes() {
         assert_eq!(tree(&world), ["char 660 0 0 sub/x", "dir 755 0 0 sub"]);
         act_on(&world, [device("remove", "sub/x")]);
         assert_eq!(tree(&world), [""; 0]);
-        // It comes, and goes again.
+        // It comes, and is gone again, by mistake or for a moment.
         fs::write(world.path("mdev.conf"), "x 1:2 600\n").unwrap();
         reload(&daemon, TAKEN);
         act_on(&world, [device("add", "x")]);
         assert_eq!(tree(&world), ["char 600 1 2 x"]);
         fs::remove_file(world.path("mdev.conf")).unwrap();
+        reload(&daemon, KEPT);
+        daemon.wait_for_log("mdev.conf any more");
+        act_on(&world, [device("add", "x"), device("add", "y")]);
+        assert_eq!(tree(&world), ["char 600 1 2 x", "char 660 0 0 y"]);
+        // One with nothing in it is meant so.
+        fs::write(world.path("mdev.conf"), "").unwrap();
         reload(&daemon, TAKEN);
-        act_on(&world, [device("add", "x")]);
-        assert_eq!(tree(&world), ["char 660 0 0 x"]);
+        act_on(&world, [device("remove", "y"), device("add", "z")]);
+        assert_eq!(tree(&world), ["char 600 1 2 x", "char 660 0 0 z"]);
     });
 }
 
