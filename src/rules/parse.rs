@@ -179,18 +179,26 @@ pub struct Error {
 /// the byte at fault.
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let shown = |bytes: &[u8]| bytes.escape_ascii().to_string().replace("\\t", " ");
         let before = self.text.get(..self.column - 1).unwrap_or(&self.text);
         let (file, line, column) = (&self.file, self.line, self.column);
         writeln!(f, "{file}:{line}:{column}: {}", self.message)?;
-        writeln!(f, "    {}", readable(&shown(&self.text)))?;
-        write!(f, "    {:1$}^", "", readable(&shown(before)).len())
+        writeln!(f, "    {}", readable(&self.text))?;
+        write!(f, "    {:1$}^", "", readable(before).len())
     }
 }
 
-/// A rule is not code: quotes and backslashes can stand for themselves.
-fn readable(escaped: &str) -> String {
-    escaped.replace("\\\\", "\\").replace("\\\"", "\"").replace("\\'", "'")
+/// A rule is not code: quotes and backslashes stand for themselves, and a tab is
+/// as wide as any other blank.
+fn readable(bytes: &[u8]) -> String {
+    let mut text = String::with_capacity(bytes.len());
+    for &byte in bytes {
+        match byte {
+            b'\t' => text.push(' '),
+            b' '..=b'~' => text.push(char::from(byte)),
+            _ => text.extend(std::ascii::escape_default(byte).map(char::from)),
+        }
+    }
+    text
 }
 
 /// Reads files of rules, as if they were one.
@@ -553,7 +561,7 @@ impl<'l> Reader<'l> {
             let message = if field.text.is_empty() {
                 format!("expected the name or number of a {what}")
             } else {
-                let name = readable(&field.text.escape_ascii().to_string());
+                let name = readable(field.text);
                 format!("expected a {what} of this machine, or a number: there is no \"{name}\"")
             };
             self.complain(field.at, message);

@@ -277,6 +277,8 @@ fn an_error_shows_the_line_and_points_at_the_byte() {
         "f:1:11: expected an octal digit, or a blank after the mode\n    \
          \\xc3\\xa9\"\\\\ 0:0 9\n                    ^"
     );
+    // A backslash and a t are no tab.
+    assert!(show("a\\tb 0:0 9").ends_with("\n    a\\tb 0:0 9\n     ^"));
     assert_eq!(show("a"), "f:1:2: expected user:group and a mode after the device\n    a\n     ^");
 }
 
