@@ -63,11 +63,16 @@ fn shown(path: &Path) -> impl fmt::Display {
 
 /// Reads `file`, then those of its directory of more: the same path with `.d`
 /// after it, each file that ends in `.conf`, in the order of their names.
-/// `None`: there is neither. Without a directory, `file` is all there is.
+/// `None`: there is neither. Without a directory, `file` is all there is. What is
+/// right, but likely not meant so, is added to `doubts`.
 ///
 /// # Errors
 /// If one of them cannot be read, or is wrong: then with all that is wrong.
-pub fn load(file: &Path, accounts: &Accounts) -> Result<Option<Vec<Rule>>, Error> {
+pub fn load(
+    file: &Path,
+    accounts: &Accounts,
+    doubts: &mut Vec<parse::Error>,
+) -> Result<Option<Vec<Rule>>, Error> {
     let mut files = Vec::new();
     match read(file) {
         Ok(text) => files.push((file.display().to_string(), text)),
@@ -82,7 +87,7 @@ pub fn load(file: &Path, accounts: &Accounts) -> Result<Option<Vec<Rule>>, Error
         return Ok(None);
     }
     let sources: Vec<_> = files.iter().map(|(name, text)| Source { name, text }).collect();
-    parse::parse(&sources, accounts).map(Some).map_err(Error::Mistakes)
+    parse::parse_and_doubt(&sources, accounts, doubts).map(Some).map_err(Error::Mistakes)
 }
 
 /// Reads a file, without waiting for anybody as with a FIFO, and not for ever as
@@ -142,7 +147,7 @@ mod tests {
     use rustix::fs::{CWD, mkfifoat};
 
     fn loaded(directory: &Path) -> Result<Option<Vec<String>>, String> {
-        let rules = load(&directory.join("mdev.conf"), &Accounts::default());
+        let rules = load(&directory.join("mdev.conf"), &Accounts::default(), &mut Vec::new());
         let name = |rule: Rule| {
             let file = Path::new(&*rule.origin.file).file_name().unwrap_or_default();
             format!("{}:{}", file.display(), rule.origin.line)

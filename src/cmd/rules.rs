@@ -71,7 +71,7 @@ pub(super) fn engine(
     clean_environment: bool,
 ) -> Result<Engine, Fatal> {
     let sysfs = open_sysfs(&files.sys)?;
-    let found = load(files)?;
+    let found = load(&files.conf)?;
     let mut had_files = found.is_some();
     let rules = make(found, files, clean_environment)?;
     let files = files.clone();
@@ -83,7 +83,7 @@ pub(super) fn engine(
         Hands::Files { dev, sys, firmware: files.firmware.clone() }
     };
     let reload = move || {
-        let found = load(&files).map_err(|fatal| fatal.to_string())?;
+        let found = load(&files.conf).map_err(|fatal| fatal.to_string())?;
         // Somebody replaces it just now, or the file system is gone that it was on.
         if found.is_none() && had_files {
             return Err(format!("there is no {} any more", shown(&files.conf)));
@@ -122,11 +122,18 @@ fn shown(path: &Path) -> impl fmt::Display {
 
 /// Reads the rules.
 pub(super) fn read(files: &Files, clean_environment: bool) -> Result<rules::Engine, Fatal> {
-    make(load(files)?, files, clean_environment)
+    make(load(&files.conf)?, files, clean_environment)
 }
 
-fn load(files: &Files) -> Result<Option<Vec<Rule>>, Fatal> {
-    Ok(rule_files::load(&files.conf, &accounts()?)?)
+/// Reads the files of rules, if there are any, and warns of what is right in them
+/// and likely not meant so.
+pub(super) fn load(conf: &Path) -> Result<Option<Vec<Rule>>, Fatal> {
+    let mut doubts = Vec::new();
+    let found = rule_files::load(conf, &accounts()?, &mut doubts)?;
+    for doubt in doubts {
+        doubt.to_string().lines().for_each(|line| log::warn!("{line}"));
+    }
+    Ok(found)
 }
 
 /// Makes an engine of the rules that were found.
