@@ -56,8 +56,8 @@ pub struct Handover {
     pub log_level: Option<String>,
     /// The limit of open files (soft, hard) that children get.
     pub open_files: Option<(u64, u64)>,
-    /// Where events are written that were acted on.
-    pub output: Option<RawFd>,
+    /// Where events are written that were acted on, and what there was no room for.
+    pub output: Option<(RawFd, Vec<u8>)>,
     /// What is known of devices: the state file, mapped and locked.
     pub state_file: Option<RawFd>,
     /// Or a file in memory, to be read.
@@ -111,7 +111,8 @@ impl Handover {
     pub fn fds(&self) -> impl Iterator<Item = RawFd> {
         let clients = self.clients.iter().map(|client| client.fd);
         let child = self.child.map(|(pidfd, _)| pidfd);
-        let few = child.into_iter().chain(self.listener).chain(self.output);
+        let output = self.output.as_ref().map(|(fd, _)| *fd);
+        let few = child.into_iter().chain(self.listener).chain(output);
         let few = few.chain(self.state_file).chain(self.inventory);
         self.sources.iter().copied().chain(few).chain(clients)
     }
@@ -172,11 +173,10 @@ impl Handover {
         if let Some((soft, hard)) = &self.open_files {
             line("open-files", &[soft, hard]);
         }
-        for (key, fd) in [
-            ("output", self.output),
-            ("state-file", self.state_file),
-            ("inventory", self.inventory),
-        ] {
+        if let Some((fd, rest)) = &self.output {
+            line("output", &[fd, &hex(rest)]);
+        }
+        for (key, fd) in [("state-file", self.state_file), ("inventory", self.inventory)] {
             if let Some(fd) = fd {
                 line(key, &[&fd]);
             }
@@ -300,7 +300,7 @@ impl Handover {
                 self.clients.push(client);
             }
             "log-level" => self.log_level = Some(values.word()?.to_owned()),
-            "output" => self.output = Some(values.number()?),
+            "output" => self.output = Some((values.number()?, values.bytes()?)),
             "state-file" => self.state_file = Some(values.number()?),
             "inventory" => self.inventory = Some(values.number()?),
             "trust" => {
@@ -460,7 +460,7 @@ mod tests {
             (event, child) in (in_hand(), any::<(i32, i32)>()),
             clients in prop::collection::vec(client(), 0..3),
             (listener, output, open_files, log_level)
-                in any::<(Option<i32>, Option<i32>, Option<(u64, u64)>, Option<bool>)>(),
+                in any::<(Option<i32>, Option<(i32, Vec<u8>)>, Option<(u64, u64)>, Option<bool>)>(),
             (state_file, inventory, last, held_back)
                 in any::<(Option<i32>, Option<i32>, Option<u64>, Option<(usize, Vec<u8>)>)>(),
             recovery in time(),

@@ -159,6 +159,8 @@ enum Watch {
     Child,
     /// The new program that was asked for its version.
     Probe,
+    /// Where events are written to.
+    Output,
     Source(usize),
     Control,
 }
@@ -169,7 +171,8 @@ impl Watch {
             Self::Signals => Token(0),
             Self::Child => Token(1),
             Self::Probe => Token(2),
-            Self::Source(index) => Token(index + 3),
+            Self::Output => Token(3),
+            Self::Source(index) => Token(index + 4),
             Self::Control => Token(CONTROL_TOKENS),
         }
     }
@@ -179,8 +182,9 @@ impl Watch {
             Token(0) => Self::Signals,
             Token(1) => Self::Child,
             Token(2) => Self::Probe,
+            Token(3) => Self::Output,
             Token(CONTROL_TOKENS..) => Self::Control,
-            Token(n) => Self::Source(n - 3),
+            Token(n) => Self::Source(n - 4),
         }
     }
 }
@@ -351,6 +355,7 @@ impl Daemon {
                 }
             }
         }
+        self.finish_writing()?;
         self.leave();
         self.notifier.stopping();
         if let Some(control) = self.control.take() {
@@ -363,7 +368,10 @@ impl Daemon {
     /// else to do; waits for it if need be.
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<Next> {
         loop {
-            while let Some(input) = self.inbox.pop_front() {
+            // What comes after a stop is for whoever waits for something then.
+            while self.machine.state() == State::Reading
+                && let Some(input) = self.inbox.pop_front()
+            {
                 self.machine.step(self.now(), input);
             }
             if self.machine.state() != State::Reading {
@@ -373,6 +381,10 @@ impl Daemon {
                 return Ok(Next::Reload);
             }
             if self.update_if_due(None) {
+                continue;
+            }
+            if self.outlets.awaited().is_some() {
+                self.await_output()?;
                 continue;
             }
             if self.machine.is_paused() {
@@ -410,6 +422,35 @@ impl Daemon {
                 return Ok(Next::Datagram(index, length));
             }
         }
+    }
+
+    /// Lets the reader of what was acted on catch up. Meanwhile nothing is read.
+    fn await_output(&mut self) -> io::Result<()> {
+        self.outlets.catch_up(self.now());
+        let Some(output) = self.outlets.awaited() else { return Ok(()) };
+        self.unwatch_sources();
+        let mut output = SourceFd(&output);
+        let registry = self.poll.registry();
+        let result = registry.register(&mut output, Watch::Output.token(), Interest::WRITABLE);
+        let is_watched = result.is_ok();
+        self.note_watch(result);
+        self.turn(None, None)?;
+        if is_watched {
+            self.poll.registry().deregister(&mut output)?;
+        }
+        Ok(())
+    }
+
+    /// The same at the end, unless a stop is asked for once more.
+    fn finish_writing(&mut self) -> io::Result<()> {
+        while self.outlets.awaited().is_some() {
+            if self.inbox.drain(..).any(|input| input == Input::Stop) {
+                self.outlets.give_up("plugd shall end at once");
+                break;
+            }
+            self.await_output()?;
+        }
+        Ok(())
     }
 
     fn next_ready(&self) -> Option<usize> {
@@ -737,6 +778,8 @@ impl Daemon {
                 Watch::Signals => signalled = true,
                 Watch::Child => child_ended = true,
                 Watch::Probe => self.update.ready = true,
+                // It is tried in any case.
+                Watch::Output => {}
                 Watch::Source(index) => self.sources[index].ready = true,
                 Watch::Control => {
                     if let Some(control) = &mut self.control {
@@ -769,6 +812,7 @@ impl Daemon {
             self.control.as_ref().and_then(Server::deadline),
             self.requests.deadline(),
             self.update.deadline(),
+            self.outlets.deadline(),
             self.recovery.deadline().filter(|_| self.is_reading()),
         ];
         let deadline = deadlines.into_iter().flatten().min();
@@ -779,7 +823,9 @@ impl Daemon {
 
     /// Whether no event is in hand, and the next one may be read.
     fn is_reading(&self) -> bool {
-        self.machine.state() == State::Reading && !self.machine.is_paused()
+        self.machine.state() == State::Reading
+            && !self.machine.is_paused()
+            && self.outlets.awaited().is_none()
     }
 
     fn reap_child(&mut self) {

@@ -43,6 +43,8 @@ pub struct Status<'a> {
 pub enum Activity<'a> {
     /// Nothing.
     Idle,
+    /// What was acted on is being written, and there is no room for it.
+    Writing,
     /// An event's steps, without a program at this moment.
     Acting(InHand<'a>),
     /// An event's program runs.
@@ -90,16 +92,17 @@ pub struct Engine {
     pub file: Vec<u8>,
 }
 
-const STATES: [&str; 5] = ["idle", "running", "retrying", "paused", "stopping"];
+const STATES: [&str; 6] = ["idle", "running", "retrying", "writing", "paused", "stopping"];
 
 impl Status<'_> {
     /// The state in a word, the first of those that apply: stopping; running,
-    /// which includes steps that run no program, or retrying; paused; idle.
+    /// which includes steps that run no program, retrying or writing; paused; idle.
     pub fn state(&self) -> &'static str {
         match self.activity {
             _ if self.stopping => "stopping",
             Activity::Running { .. } | Activity::Acting(_) => "running",
             Activity::Retrying { .. } => "retrying",
+            Activity::Writing => "writing",
             Activity::Idle if self.paused => "paused",
             Activity::Idle => "idle",
         }
@@ -107,7 +110,7 @@ impl Status<'_> {
 
     fn in_hand(&self) -> Option<InHand<'_>> {
         match self.activity {
-            Activity::Idle => None,
+            Activity::Idle | Activity::Writing => None,
             Activity::Acting(event)
             | Activity::Running { event, .. }
             | Activity::Retrying { event, .. } => Some(event),
@@ -127,7 +130,10 @@ impl Status<'_> {
             self.counters;
         let pid = match self.activity {
             Activity::Running { pid, .. } => Some(pid),
-            Activity::Idle | Activity::Acting(_) | Activity::Retrying { .. } => None,
+            Activity::Idle
+            | Activity::Writing
+            | Activity::Acting(_)
+            | Activity::Retrying { .. } => None,
         };
         let mut json = object(|json| {
             json.text("state", self.state());
@@ -267,6 +273,7 @@ impl fmt::Display for Status<'_> {
         write!(f, "state    {}", self.state())?;
         match self.activity {
             Activity::Idle => {}
+            Activity::Writing => f.write_str(": the reader of --output-fd makes no room")?,
             Activity::Acting(event) => write!(f, ": {event}")?,
             Activity::Running { pid, event } => write!(f, ": pid {pid}, {event}")?,
             Activity::Retrying { pause, event } => write!(

@@ -234,6 +234,7 @@ impl Daemon {
         let event =
             deed.map(|deed| InHand { event: deed.event, since: now.saturating_sub(deed.since) });
         let activity = match (event, self.machine.state(), &self.child) {
+            (None, ..) if self.outlets.awaited().is_some() => Activity::Writing,
             (None, ..) => Activity::Idle,
             (Some(event), State::Retrying { until, .. }, _) => {
                 Activity::Retrying { pause: until.saturating_sub(now), event }

@@ -1,14 +1,14 @@
 //! daemon-control: what it does in each state of the PID file.
 
 use std::fs::{self, File};
-use std::io::Write;
+use std::io::{Read, Write};
 use std::os::unix::fs::{PermissionsExt, chown, lchown, symlink};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
 use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
-use rustix::fs::{CWD, FlockOperation, Mode, flock, mkfifoat};
+use rustix::fs::{CWD, FlockOperation, Mode, OFlags, flock, mkfifoat, open};
 
 use crate::harness::background::{Place, finish, ignoring_children, kill};
 use crate::harness::{PATIENCE, PLUGD, eventually, ns, program, skip};
@@ -113,19 +113,25 @@ fn exit_codes_in_each_state() {
     }
 }
 
-/// A FIFO in the place of the rules: a daemon waits there, with its PID file
-/// locked, until somebody writes them, and says so by opening it.
-fn fifo(place: &Place) -> String {
-    let path = place.path("rules");
+/// A log that is full: a daemon waits there, with its PID file locked, until somebody
+/// reads from it.
+fn full_log(place: &Place) -> File {
+    let path = place.path("log");
     mkfifoat(CWD, &path, Mode::RUSR | Mode::WUSR).unwrap();
-    path.to_str().unwrap().to_owned()
+    // With both ends, so that opening it never waits.
+    let log = open(path, OFlags::RDWR | OFlags::NONBLOCK | OFlags::CLOEXEC, Mode::empty()).unwrap();
+    while rustix::io::write(&log, &[b'x'; 4096]).is_ok() {}
+    log.into()
 }
 
-/// A daemon that reads its rules there.
-fn with_rules(place: &Place, rules: &str) -> Vec<String> {
+/// A daemon that writes there that it has no rules.
+fn without_rules(place: &Place) -> Vec<String> {
     let dev = place.path("dev");
     fs::create_dir_all(&dev).unwrap();
-    let mut daemon = place.daemon(&["--dev", dev.to_str().unwrap(), "--conf", rules]);
+    let [dev, conf, log] = ["dev", "none", "log"].map(|name| place.path(name));
+    let [dev, conf, log] = [&dev, &conf, &log].map(|path| path.to_str().unwrap());
+    let mut daemon = ["sh", "-c", "exec \"$@\" 2<>\"$0\"", log].map(str::to_owned).to_vec();
+    daemon.extend(place.daemon(&["--dev", dev, "--conf", conf]));
     daemon.pop();
     daemon
 }
@@ -134,8 +140,8 @@ fn with_rules(place: &Place, rules: &str) -> Vec<String> {
 #[test]
 fn a_daemon_that_is_being_started_is_waited_for() {
     let place = Place::new();
-    let rules = fifo(&place);
-    let daemon = with_rules(&place, &rules);
+    let mut log = full_log(&place);
+    let daemon = without_rules(&place);
     let mut launcher = Command::new(&daemon[0]).args(&daemon[1..]).spawn().unwrap();
     eventually("it is being started", || (place.text("x.pid") == "(starting)\n").then_some(()));
     let check = finish(&mut place.control("--check"));
@@ -149,7 +155,7 @@ fn a_daemon_that_is_being_started_is_waited_for() {
         (locked && stat.contains(") S ")).then_some(())
     });
     assert!(stop.try_wait().unwrap().is_none());
-    fs::write(&rules, "").unwrap();
+    while log.read(&mut [0; 4096]).is_ok() {}
     // It may be stopped as soon as it has a process id, before it is ready.
     let launched = launcher.wait().unwrap().code();
     assert!(matches!(launched, Some(0 | 111)), "{launched:?}");
@@ -410,7 +416,8 @@ fn a_start_that_takes_too_long_in_the_setup_is_ended() {
     };
     for wrap in [|daemon: &[String]| daemon.to_vec(), wrapped] {
         let place = Place::new();
-        let daemon = wrap(&with_rules(&place, &fifo(&place)));
+        let _log = full_log(&place);
+        let daemon = wrap(&without_rules(&place));
         let mut command = place.control("--start");
         let finished = finish(command.args(["--timeout", "1", "--"]).args(&daemon));
         assert_eq!(finished.code, Some(102), "{finished:?}");
