@@ -5,9 +5,10 @@ use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::fs::PermissionsExt;
-use std::os::unix::net::{SocketAddr, UnixStream};
-use std::os::unix::process::ExitStatusExt;
+use std::os::unix::net::{SocketAddr, UnixDatagram, UnixListener, UnixStream};
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::PathBuf;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::net::SocketType;
@@ -18,7 +19,7 @@ use tempfile::TempDir;
 use crate::control::SetWhenDropped;
 use crate::harness::daemon::{Daemon, Finished, Plugd};
 use crate::harness::inject::{Injector, uevent};
-use crate::harness::{PATIENCE, eventually, ns, unix};
+use crate::harness::{PATIENCE, eventually, ns, skip, unix};
 
 const PLUGD: &str = env!("CARGO_BIN_EXE_plugd");
 
@@ -294,8 +295,6 @@ fn rules_with_a_mistake_are_refused() {
     });
 }
 
-/// Its version is asked for, then it does not start after all: as when memory
-/// is short, or somebody replaces it just then.
 /// Where events are written to that were acted on goes on, and what was closed
 /// as nobody reads it is no reason to fail.
 #[test]
@@ -328,6 +327,8 @@ fn the_reader_of_events_notices_nothing() {
     });
 }
 
+/// Its version is asked for, then it does not start after all: as when memory
+/// is short, or somebody replaces it just then.
 #[test]
 fn one_that_fails_at_the_last_moment_is_refused() {
     ns::alone(|| {
@@ -344,6 +345,117 @@ fn one_that_fails_at_the_last_moment_is_refused() {
         assert_eq!(daemon.wait_for_lines("out", 1), ["1"]);
         copy.replace();
         update();
+    });
+}
+
+/// What it would go on with: so one that cannot read it can say so.
+#[test]
+fn a_new_version_is_shown_the_state_and_the_sockets() {
+    ns::alone(|| {
+        let copy = Copy::new();
+        let (daemon, events) = copy.start(&[], "echo $N >>$TMP/out; read x <$TMP/gate");
+        unix::send(&events, &uevent("add", "/x", &["N=1"]));
+        daemon.wait_for_lines("out", 1);
+        let script = "[ $1 = --version ] && exec echo plugd 9.9
+            cat >$TMP/state; readlink /proc/self/fd/$(sed -n 's/^source //p' $TMP/state) >$TMP/socket
+            exit 1";
+        copy.replace_by_script(script, 0o755);
+        assert_eq!(say(&["update"]).code, Some(1));
+        let state = daemon.lines("state");
+        assert_eq!(state[0], "plugd-handover 1");
+        // Nothing else is there that it could harm.
+        for key in ["listener", "client", "child", "running"] {
+            assert!(!state.iter().any(|line| line.starts_with(key)), "{state:?}");
+        }
+        assert!(daemon.lines("socket")[0].starts_with("socket:["), "{:?}", daemon.lines("socket"));
+        daemon.release("gate");
+        // A program started later has none of it.
+        copy.replace();
+        update();
+        assert_eq!(say(&["settle"]).code, Some(0));
+    });
+}
+
+/// It went on without a control socket, as a stranger had the address. Now another
+/// plugd has it.
+#[test]
+fn an_address_that_is_taken_meanwhile_ends_nothing() {
+    ns::inside_as_root(|| {
+        let mut stranger = Command::new("socat")
+            .args(["ABSTRACT-LISTEN:plugd,fork", "EXEC:true"])
+            .uid(65534)
+            .gid(65534)
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let free = || UnixListener::bind_addr(&SocketAddr::from_abstract_name("plugd").unwrap());
+        eventually("it listens", || free().is_err().then_some(()));
+        let copy = Copy::new();
+        let start = || {
+            let plugd = Plugd::new().program(&copy.file).args(["run", "--"]);
+            plugd.sh("echo $N >>$TMP/out; read x <$TMP/gate").start()
+        };
+        let daemon = start();
+        daemon.fifo("gate");
+        daemon.wait_for_log("plugd goes on without a control socket");
+        stranger.kill().unwrap();
+        stranger.wait().unwrap();
+        eventually("the address is free", || free().ok());
+        let second = start();
+        Injector::new().event("add", "/x", &["N=1"]);
+        daemon.wait_for_lines("out", 1);
+        daemon.signal(Signal::USR2);
+        daemon.wait_for_log("updated from version");
+        daemon.wait_for_logs("plugd goes on without a control socket", 2);
+        daemon.release("gate");
+        daemon.wait_for_counters("received 1, handled 1, failed 0");
+        // When it is free again it is taken.
+        drop(second);
+        eventually("the address is free", || free().ok());
+        daemon.signal(Signal::USR2);
+        daemon.wait_for_logs("updated from version", 2);
+        let said = Plugd::new().args(["status", "--json"]).finish();
+        assert!(said.stdout.contains(&format!("\"pid\":{}", daemon.pid())), "{said:?}");
+    });
+}
+
+/// What is no more than useful is done without; the event in hand is not.
+#[test]
+fn what_cannot_be_had_any_more_ends_nothing() {
+    ns::inside(|| {
+        if Command::new("strace").arg("-V").output().is_err() {
+            return skip("tools", "what_cannot_be_had_any_more_ends_nothing", "there is no strace");
+        }
+        let copy = Copy::new();
+        let manager = copy.dir.path().join("notify");
+        let _manager = UnixDatagram::bind(&manager).unwrap();
+        let daemon = Plugd::new()
+            .program(&copy.file)
+            .env("NOTIFY_SOCKET", &manager)
+            .args(["run", "--control", &address(), "--rebroadcast", "4", "--"])
+            .sh("echo $N >>$TMP/out; read x <$TMP/gate")
+            .start();
+        daemon.fifo("gate");
+        eventually("it listens", connect);
+        Injector::new().event("add", "/x", &["N=1"]);
+        daemon.wait_for_lines("out", 1);
+        let mut strace = Command::new("strace")
+            .args(["-qq", "-o", "/dev/null", "-p", &daemon.pid().to_string()])
+            .args(["--trace=socket", "--inject=socket:error=ENFILE"])
+            .spawn()
+            .unwrap();
+        eventually("strace is attached", || {
+            assert!(strace.try_wait().unwrap().is_none(), "strace cannot attach");
+            (daemon.status("TracerPid") != "0").then_some(())
+        });
+        daemon.signal(Signal::USR2);
+        daemon.wait_for_log("updated from version");
+        daemon.wait_for_logs("plugd goes on without", 2);
+        rustix::process::kill_process(rustix::process::Pid::from_child(&strace), Signal::INT)
+            .unwrap();
+        strace.wait().unwrap();
+        daemon.release("gate");
+        daemon.wait_for_counters("received 1, handled 1, failed 0");
     });
 }
 
