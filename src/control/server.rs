@@ -582,15 +582,11 @@ impl Client {
         let end = match self.input.iter().position(|&b| b == b'\n') {
             Some(end) => end,
             None if length >= REQUEST_MAX => {
-                self.last_words = true;
                 self.asking = Some(Question { reader: Reader::Person, length });
                 return Some(Err(format!("a request has at most {REQUEST_MAX} bytes")));
             }
             // The last line of a file may lack its newline.
-            None if self.ended && length > 0 => {
-                self.last_words = true;
-                length
-            }
+            None if self.ended && length > 0 => length,
             None => return None,
         };
         let (reader, command) = wire::parse(&self.input[..end]);

@@ -223,6 +223,44 @@ fn clients_stay_connected_and_are_answered() {
     });
 }
 
+/// As `printf settle | socat - ABSTRACT-CONNECT:plugd` does it: nothing more will be
+/// said, and the end of the connection is the reply.
+#[test]
+fn clients_that_say_no_more_are_answered_when_it_is_time() {
+    ns::alone(|| {
+        let copy = Copy::new();
+        let (daemon, events) = copy.start(&[], "echo $N >>$TMP/out; read x <$TMP/gate");
+        unix::send(&events, &uevent("add", "/x", &["N=1"]));
+        daemon.wait_for_lines("out", 1);
+        let requests =
+            ["settle", "settle\n", "plugd/1 settle", "plugd/1 settle\n", "wait A=1 --timeout 1000"];
+        let mut clients = requests.map(|request| {
+            let mut stream = connect().unwrap();
+            stream.write_all(request.as_bytes()).unwrap();
+            stream.shutdown(std::net::Shutdown::Write).unwrap();
+            (request, stream)
+        });
+        for _ in 0..2 {
+            update();
+            for (request, stream) in &mut clients {
+                stream.set_nonblocking(true).unwrap();
+                let error = stream.read(&mut [0]).map_err(|error| error.kind());
+                assert_eq!(error, Err(std::io::ErrorKind::WouldBlock), "{request:?}");
+                stream.set_nonblocking(false).unwrap();
+            }
+        }
+        unix::send(&events, &uevent("add", "/x", &["N=2", "A=1"]));
+        daemon.release("gate");
+        daemon.release("gate");
+        for (request, stream) in &mut clients {
+            let mut text = String::new();
+            stream.read_to_string(&mut text).unwrap();
+            let expected = if request.starts_with("plugd/1") { "plugd/1 ok 0\n" } else { "" };
+            assert_eq!(text, expected, "{request:?}");
+        }
+    });
+}
+
 #[test]
 fn a_file_that_does_not_start_is_refused() {
     ns::alone(|| {
