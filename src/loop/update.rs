@@ -206,6 +206,7 @@ impl Daemon {
     }
 
     fn refuse_update(&mut self, why: &str) {
+        self.update.due = None;
         log::error!("not updated, plugd goes on as it is: {why}");
         let now = self.now();
         let Some(control) = &mut self.control else { return };
@@ -218,7 +219,9 @@ impl Daemon {
     /// waits for the machine; `deed` is what is being done. Returns whether
     /// something happened, an input perhaps.
     pub(super) fn update_if_due(&mut self, deed: Option<&Deed<'_>>) -> bool {
-        let Some(version) = self.update.due.take() else { return false };
+        if self.update.due.is_none() {
+            return false;
+        }
         if !self.may_update() {
             self.refuse_update("plugd is stopping");
             return true;
@@ -227,15 +230,14 @@ impl Daemon {
             self.refuse_update(&reason(&error));
             return true;
         }
+        // Still due: another request for it means this one.
         self.take_signals();
-        let error = if self.inbox.is_empty() {
+        // What they ask for comes first.
+        let version = if self.inbox.is_empty() { self.update.due.take() } else { None };
+        let error = version.map(|version| {
             log::info!("updating to version {version}");
-            Some(self.become_new(deed))
-        } else {
-            // What they ask for comes first.
-            self.update.due = Some(version);
-            None
-        };
+            self.become_new(deed)
+        });
         if let Err(error) = sys::normalize_signals() {
             log::error!("cannot unblock signals: {}", reason(&error));
         }

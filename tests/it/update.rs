@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use rustix::net::SocketType;
 use rustix::pipe::{PipeFlags, pipe_with};
-use rustix::process::Signal;
+use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
 use crate::control::SetWhenDropped;
@@ -84,6 +84,39 @@ fn update() {
     let said = say(&["update"]);
     assert_eq!(said.code, Some(0), "{said:?}");
     assert!(said.stdout.starts_with("updated from version "), "{said:?}");
+}
+
+/// strace(1) on a daemon that runs, which does something at its system calls.
+struct Strace(std::process::Child);
+
+impl Strace {
+    fn attach(daemon: &Daemon, inject: &str) -> Option<Self> {
+        let trace = inject.split(':').next().unwrap();
+        let strace = Command::new("strace")
+            .args(["-qq", "-o", "/dev/null", "-p", &daemon.pid().to_string()])
+            .args([format!("--trace={trace}"), format!("--inject={inject}")])
+            .spawn();
+        let Ok(mut strace) = strace else {
+            skip("tools", inject, "there is no strace");
+            return None;
+        };
+        let attached = eventually("strace is attached, or cannot be", || {
+            let ended = strace.try_wait().unwrap().is_some();
+            (ended || daemon.status("TracerPid") != "0").then_some(!ended)
+        });
+        if !attached {
+            skip("tools", inject, "strace cannot attach");
+        }
+        attached.then_some(Self(strace))
+    }
+}
+
+impl Drop for Strace {
+    fn drop(&mut self) {
+        // Then it lets the daemon go.
+        let _ = kill_process(Pid::from_child(&self.0), Signal::INT);
+        let _ = self.0.wait();
+    }
 }
 
 #[test]
@@ -461,9 +494,6 @@ fn an_address_that_is_taken_meanwhile_ends_nothing() {
 #[test]
 fn what_cannot_be_had_any_more_ends_nothing() {
     ns::inside(|| {
-        if Command::new("strace").arg("-V").output().is_err() {
-            return skip("tools", "what_cannot_be_had_any_more_ends_nothing", "there is no strace");
-        }
         let copy = Copy::new();
         let manager = copy.dir.path().join("notify");
         let _manager = UnixDatagram::bind(&manager).unwrap();
@@ -477,21 +507,11 @@ fn what_cannot_be_had_any_more_ends_nothing() {
         eventually("it listens", connect);
         Injector::new().event("add", "/x", &["N=1"]);
         daemon.wait_for_lines("out", 1);
-        let mut strace = Command::new("strace")
-            .args(["-qq", "-o", "/dev/null", "-p", &daemon.pid().to_string()])
-            .args(["--trace=socket", "--inject=socket:error=ENFILE"])
-            .spawn()
-            .unwrap();
-        eventually("strace is attached", || {
-            assert!(strace.try_wait().unwrap().is_none(), "strace cannot attach");
-            (daemon.status("TracerPid") != "0").then_some(())
-        });
+        let Some(strace) = Strace::attach(&daemon, "socket:error=ENFILE") else { return };
         daemon.signal(Signal::USR2);
         daemon.wait_for_log("updated from version");
         daemon.wait_for_logs("plugd goes on without", 2);
-        rustix::process::kill_process(rustix::process::Pid::from_child(&strace), Signal::INT)
-            .unwrap();
-        strace.wait().unwrap();
+        drop(strace);
         daemon.release("gate");
         daemon.wait_for_counters("received 1, handled 1, failed 0");
     });
@@ -511,6 +531,27 @@ fn no_signal_is_lost_meanwhile() {
             assert_eq!(daemon.wait_exit().code(), Some(0), "{:?}", daemon.log());
             assert_eq!(daemon.logged("SIGUSR1").len(), 1);
         }
+    });
+}
+
+/// While it is about to update: then nobody would reap the program that it has started
+/// to ask for its version.
+#[test]
+fn a_request_at_the_last_moment_leaves_nothing_behind() {
+    ns::alone(|| {
+        let copy = Copy::new();
+        let (daemon, _events) = copy.start(&[], "true");
+        // When the new program was found to be good there is much time.
+        let slow = "wait4,waitid:delay_exit=100000";
+        let Some(strace) = Strace::attach(&daemon, slow) else { return };
+        eventually("it updates", || {
+            daemon.signal(Signal::USR2);
+            (!daemon.logged("updating to version").is_empty()).then_some(())
+        });
+        drop(strace);
+        daemon.wait_for_log("updated from version");
+        daemon.counters();
+        eventually("all its programs are reaped", || daemon.children().is_empty().then_some(()));
     });
 }
 
