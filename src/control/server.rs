@@ -476,7 +476,9 @@ impl Server {
         if !full && (peer.privileged || !share) {
             return true;
         }
-        let silent = |client: &Client| client.asking.is_none() && client.output.is_empty();
+        // Who was not looked at yet may have said something.
+        let silent =
+            |client: &Client| client.asking.is_none() && client.output.is_empty() && !client.active;
         let find = |privileged: bool| {
             let mut clients = self.clients.iter();
             clients.find(|(_, c)| c.peer.privileged == privileged && silent(c)).map(|(id, _)| *id)
