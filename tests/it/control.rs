@@ -716,6 +716,59 @@ fn wait_for_what_is_there() {
 }
 
 #[test]
+fn wait_for_no_time_tells_what_is_there() {
+    ns::inside_with_sysfs(|| {
+        let daemon = Plugd::new().args(["run", "--"]).sh("read x <$TMP/gate").start();
+        daemon.fifo("gate");
+        eventually("it listens", || connect("@plugd"));
+        let code =
+            |device: &[&str]| say("@plugd", &[&["wait", "--timeout", "0"], device].concat()).code;
+        for _ in 0..20 {
+            assert_eq!(code(&["INTERFACE=lo"]), Some(0));
+            assert_eq!(code(&["--removed", "INTERFACE=nothing"]), Some(0));
+        }
+        assert_eq!(code(&["INTERFACE=nothing"]), Some(1));
+        assert_eq!(code(&["--removed", "INTERFACE=lo"]), Some(1));
+        Injector::new().event("add", "/x", &[]);
+        daemon.wait_for_child("sh");
+        assert_eq!(code(&["INTERFACE=lo"]), Some(1), "not everything is settled");
+        daemon.release("gate");
+    });
+}
+
+/// The command needs two connections, one to wait on, and one to know when to look.
+#[test]
+fn wait_by_variables_gets_by_with_room_for_one_client() {
+    ns::inside_with_sysfs(|| {
+        let plugd = Plugd::new().args(["run", "--"]).prelude("ulimit -n 40");
+        let _daemon = plugd.sh("true").start();
+        eventually("it listens", || connect("@plugd"));
+        let mut others = Vec::new();
+        let mut full = || {
+            let mut other = connect("@plugd").unwrap();
+            other.write_all(b"plugd/1 wait A=1\nplugd/1 status\n").unwrap();
+            other.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
+            let answered = other.read(&mut [0; 100]);
+            others.push(other);
+            answered.is_ok()
+        };
+        while !full() {}
+        // The last one was refused.
+        others.truncate(others.len() - 2);
+        eventually("there is room", || (say("@plugd", &["status"]).code == Some(0)).then_some(()));
+        let wait = ["wait", "INTERFACE=lo", "--timeout"];
+        for timeout in ["0", "2"] {
+            let said = say("@plugd", &[&wait[..], &[timeout]].concat());
+            assert_eq!(said.code, Some(0), "{said:?}");
+        }
+        let waiting = begin("@plugd", &[&wait[..], &["1000"]].concat());
+        // It looks again for room.
+        others.pop();
+        assert_eq!(end(waiting), Some(0));
+    });
+}
+
+#[test]
 fn wait_for_what_comes_and_goes() {
     ns::inside_with_sysfs(|| {
         let daemon = Plugd::new()
