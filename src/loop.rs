@@ -370,6 +370,7 @@ impl Daemon {
             }
             if self.machine.is_paused() {
                 self.unwatch_sources();
+                self.settle_paused();
                 self.turn(None, None)?;
                 continue;
             }

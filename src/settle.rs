@@ -185,6 +185,11 @@ impl<I: Copy + PartialEq> Requests<I> {
         self.requests.retain(|request| request.id != id);
     }
 
+    /// Whether somebody waits for this socket to be found empty.
+    pub fn wait_for(&self, socket: usize) -> bool {
+        self.requests.iter().any(|request| request.unsettled.contains(&socket))
+    }
+
     /// An attempt to receive found the socket empty, or at its end, while no
     /// event was in hand.
     pub fn found_empty(&mut self, socket: usize) {
@@ -210,11 +215,6 @@ impl<I: Copy + PartialEq> Requests<I> {
                 request.look = request.is_settled();
             }
         }
-    }
-
-    /// Whether [`Requests::answer`] may have an answer already.
-    pub fn may_be_answered(&self) -> bool {
-        self.requests.iter().any(|request| request.met || request.look)
     }
 
     /// When [`Requests::answer`] is to be asked, at the latest.

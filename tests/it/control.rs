@@ -225,6 +225,64 @@ fn every_command_while_paused() {
     assert_eq!(host.daemon.lines("out"), ["1", "done"]);
 }
 
+/// Whenever it asks, and whatever is done at that time.
+#[test]
+fn a_pause_keeps_nobody_waiting_who_has_nothing_to_wait_for() {
+    ns::inside_with_sysfs(|| {
+        let (sender, receiver) = unix::pair(SocketType::SEQPACKET);
+        for options in [&[][..], &["--fd", "7"]] {
+            let plugd = Plugd::new().args(["run"]).args(options).args(["--"]);
+            let plugd = plugd.fd(receiver.try_clone().unwrap(), 7);
+            let daemon = plugd.sh("echo $N >>$TMP/out; read x <$TMP/gate").start();
+            daemon.fifo("gate");
+            eventually("it listens", || connect("@plugd"));
+            let event = |n: &str| match options {
+                [] => Injector::new().event("add", "/x", &[n]),
+                _ => unix::send(&sender, &uevent("add", "/x", &[n])),
+            };
+            event("N=1");
+            daemon.wait_for_lines("out", 1);
+            assert_eq!(say("@plugd", &["pause"]).code, Some(0));
+            let waiting = [&["settle"][..], &["wait", "/devices/virtual/net/lo"]];
+            let mut waiting = waiting.map(|args| begin("@plugd", args));
+            // Both are waiting, and another one has asked since.
+            eventually("they wait", || {
+                assert_eq!(say("@plugd", &["settle", "--timeout", "0"]).code, Some(1));
+                (clients(&daemon) == 2).then_some(())
+            });
+            assert!(waiting.iter_mut().all(|child| child.try_wait().unwrap().is_none()), "early");
+            // The next plugd is asked by them anew.
+            assert_eq!(say("@plugd", &["update"]).code, Some(0));
+            daemon.release("gate");
+            for child in waiting {
+                assert_eq!(end(child), Some(0), "{options:?}");
+            }
+            // What is queued is waited for.
+            event("N=2");
+            assert_eq!(say("@plugd", &["settle", "--timeout", "0.1"]).code, Some(1));
+            assert_eq!(say("@plugd", &["resume"]).code, Some(0));
+            daemon.wait_for_lines("out", 2);
+            daemon.release("gate");
+            assert_eq!(say("@plugd", &["settle"]).code, Some(0));
+            assert_eq!(say("@plugd", &["stop"]).code, Some(0));
+        }
+    });
+}
+
+/// How many are connected to its control socket.
+fn clients(daemon: &Daemon) -> usize {
+    let sockets = std::fs::read_to_string("/proc/net/unix").unwrap();
+    let fds = std::fs::read_dir(format!("/proc/{}/fd", daemon.pid())).unwrap();
+    let links: Vec<_> = fds.filter_map(|fd| std::fs::read_link(fd.unwrap().path()).ok()).collect();
+    // Connected ones have its name too, in state 03 (unix(5) of net/unix/af_unix.c).
+    let connected = sockets.lines().filter(|line| line.ends_with(" @plugd"));
+    let inodes = connected.filter_map(|line| {
+        let columns: Vec<&str> = line.split_whitespace().collect();
+        (columns[5] == "03").then(|| Path::new(&format!("socket:[{}]", columns[6])).to_owned())
+    });
+    inodes.filter(|inode| links.contains(inode)).count()
+}
+
 #[test]
 fn every_command_while_it_retries() {
     let dir = tempfile::tempdir().unwrap();
