@@ -14,7 +14,7 @@ use crate::control::Address;
 use crate::control::client::{self, Connection, Failure, Ready};
 use crate::control::wire::{self, Outcome, Reply};
 use crate::error::Fatal;
-use crate::settle::{Device, Want};
+use crate::settle::{Device, Traits, Want};
 use crate::sysfs::Sysfs;
 use crate::uevent::{Header, Uevent};
 
@@ -327,7 +327,7 @@ fn is_there(device: &Device) -> Option<bool> {
     while let Some(event) = devices.next() {
         // One that cannot be read is going or coming: then there is an event.
         let event = event.ok().and_then(|event| Uevent::parse(event, Header::Required).ok());
-        if event.is_some_and(|event| device.matches(&event)) {
+        if event.is_some_and(|event| device.matches(&Traits::of(&event))) {
             return Some(true);
         }
     }

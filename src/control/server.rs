@@ -36,6 +36,9 @@ const LOCK_PATIENCE: Duration = Duration::from_secs(5);
 const CLIENTS_MAX: usize = 2048;
 /// How many of them may be others than root and plugd's own user.
 const STRANGERS_MAX: usize = CLIENTS_MAX / 2;
+/// How many of these may wait for something to happen: each event is compared with what
+/// they wait for.
+const STRANGERS_WAITING_MAX: usize = 64;
 /// File descriptors that clients must leave to the daemon, for children above all.
 const DESCRIPTORS_KEPT: u64 = 32;
 /// How long a client may take to say something.
@@ -354,9 +357,18 @@ impl Server {
             Ok(command) if command.changes_something() && !peer.privileged => {
                 Some(self.deny(peer, "change anything", now))
             }
+            Ok(Command::Await { .. }) if !peer.privileged && self.too_many_wait() => {
+                Some(Reply::no("too many clients wait"))
+            }
             Ok(command) => answer(command),
             Err(text) => Some(Reply { outcome: Outcome::Usage, text }),
         }
+    }
+
+    /// Whether more strangers wait than may, the one included whose request is judged.
+    fn too_many_wait(&self) -> bool {
+        let waits = |client: &&Client| !client.peer.privileged && client.asking.is_some();
+        self.clients.values().filter(waits).count() > STRANGERS_WAITING_MAX
     }
 
     /// Who could connect to a file that the group may write to belongs to it;

@@ -537,6 +537,45 @@ fn another_user_is_refused() {
     });
 }
 
+/// Each event is compared with what each of them waits for.
+#[test]
+fn only_some_of_other_users_may_wait() {
+    ns::inside_as_root(|| {
+        let plugd = Plugd::new().args(["run", "--control-mode", "0666", "--"]);
+        let daemon = plugd.sh("read x <$TMP/gate").start();
+        daemon.fifo("gate");
+        eventually("it listens", || connect("@plugd"));
+        Injector::new().event("add", "/x", &[]);
+        daemon.wait_for_child("sh");
+        let ask = |request: &[u8]| {
+            let mut stream = connect("@plugd").unwrap();
+            stream.write_all(request).unwrap();
+            stream
+        };
+        // As the user that this thread alone becomes.
+        let strangers = std::thread::scope(|scope| {
+            let stranger = scope.spawn(|| {
+                let nobody = rustix::process::Uid::from_raw(65534);
+                rustix::thread::set_thread_res_uid(nobody, nobody, nobody).unwrap();
+                let mut all: Vec<UnixStream> = (0..80).map(|_| ask(b"settle\n")).collect();
+                for stream in &mut all[64..] {
+                    assert_eq!(read_all(stream), "error: no: too many clients wait\n");
+                }
+                assert!(read_all(&mut ask(b"status\n")).starts_with("state "));
+                all.truncate(64);
+                all
+            });
+            stranger.join().unwrap()
+        });
+        // They keep out nobody to whom plugd belongs.
+        let own = ask(b"settle\n");
+        daemon.release("gate");
+        for mut stream in strangers.into_iter().chain([own]) {
+            assert_eq!(read_all(&mut stream), "");
+        }
+    });
+}
+
 #[test]
 fn a_second_daemon_of_the_same_name_is_told_who_has_it() {
     let host = Host::start(&[], HOLD);
