@@ -389,6 +389,7 @@ impl Daemon {
             }
             if self.machine.is_paused() {
                 self.unwatch_sources();
+                self.settle_paused();
                 self.turn(None, None)?;
                 continue;
             }

@@ -308,6 +308,18 @@ impl Source {
         self.kind == Kind::Netlink
     }
 
+    /// Whether nothing waits to be received now, where that can be told.
+    pub fn is_empty(&self) -> Option<bool> {
+        match self.kind {
+            Kind::Netlink => sys::socket_memory(&self.fd).ok().map(|memory| memory.queued == 0),
+            // Counts all that is queued (unix_inq_len in net/unix/af_unix.c).
+            Kind::Seqpacket => rustix::io::ioctl_fionread(&self.fd).ok().map(|bytes| bytes == 0),
+            // Only the first, which may be empty itself.
+            Kind::Datagram => None,
+            Kind::Stream(_) => None,
+        }
+    }
+
     /// Receives one datagram, or an event of a stream, without waiting.
     pub fn receive(&mut self, buffer: &mut [u8]) -> Received {
         if let Kind::Stream(stream) = &mut self.kind {

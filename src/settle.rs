@@ -20,6 +20,7 @@
 
 use crate::machine::Time;
 use crate::uevent::Uevent;
+use crate::units;
 
 /// What a request waits for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -47,34 +48,65 @@ pub enum Device {
     Fields(Vec<Vec<u8>>),
 }
 
+/// What devices are told by, of an event: found once, however many wait.
+#[derive(Debug)]
+pub struct Traits<'e> {
+    removal: bool,
+    path: Option<&'e [u8]>,
+    node: Option<&'e [u8]>,
+    number: Option<u64>,
+    /// In order, so that one is soon found.
+    fields: Vec<&'e [u8]>,
+}
+
+impl<'e> Traits<'e> {
+    /// Those of this event.
+    pub fn of(event: &Uevent<'e>) -> Self {
+        let mut traits = Self {
+            removal: false,
+            path: None,
+            node: None,
+            number: None,
+            fields: event.fields().map(|field| field.whole().to_bytes()).collect(),
+        };
+        // The last one of a key counts.
+        for field in event.fields() {
+            let value = field.value().to_bytes();
+            match field.key() {
+                b"ACTION" => traits.removal = value == b"remove",
+                b"DEVPATH" => traits.path = Some(value),
+                // libudev's format has it with the directory, the kernel's without.
+                b"DEVNAME" => traits.node = Some(value.strip_prefix(b"/dev/").unwrap_or(value)),
+                b"SEQNUM" => {
+                    traits.number = std::str::from_utf8(value).ok().and_then(units::digits)
+                }
+                _ => {}
+            }
+        }
+        traits.fields.sort_unstable();
+        traits
+    }
+}
+
 impl Device {
     /// Whether this is one of its events.
-    pub fn matches(&self, event: &Uevent<'_>) -> bool {
-        let is = |key: &[u8], value: &[u8]| {
-            event.last(key).is_some_and(|v| strip(v.to_bytes(), b"/dev/") == value)
-        };
+    pub fn matches(&self, event: &Traits<'_>) -> bool {
         match self {
-            Self::Path(path) => is(b"DEVPATH", path),
-            Self::Node(node) => is(b"DEVNAME", node),
+            Self::Path(path) => event.path == Some(path),
+            Self::Node(node) => event.node == Some(node),
             Self::Fields(fields) => {
-                fields.iter().all(|f| event.fields().any(|field| field.whole().to_bytes() == *f))
+                fields.iter().all(|field| event.fields.binary_search(&&field[..]).is_ok())
             }
         }
     }
 }
 
-/// libudev's format has DEVNAME with the directory, the kernel's without it.
-fn strip<'a>(bytes: &'a [u8], prefix: &[u8]) -> &'a [u8] {
-    bytes.strip_prefix(prefix).unwrap_or(bytes)
-}
-
 impl Want {
-    fn met_by(&self, event: &Uevent<'_>) -> bool {
-        let removal = event.last(b"ACTION").is_some_and(|action| action == c"remove");
+    fn met_by(&self, event: &Traits<'_>) -> bool {
         match self {
             Self::Settled => false,
-            Self::Present(device) => !removal && device.matches(event),
-            Self::Gone(device) => removal && device.matches(event),
+            Self::Present(device) => !event.removal && device.matches(event),
+            Self::Gone(device) => event.removal && device.matches(event),
         }
     }
 }
@@ -196,6 +228,11 @@ impl<I: Copy + PartialEq> Requests<I> {
         self.requests.retain(|request| request.id != id);
     }
 
+    /// Whether somebody waits for this socket to be found empty.
+    pub fn wait_for(&self, socket: usize) -> bool {
+        self.requests.iter().any(|request| request.unsettled.contains(&socket))
+    }
+
     /// An attempt to receive found the socket empty, or at its end, while no
     /// event was in hand.
     pub fn found_empty(&mut self, socket: usize) {
@@ -212,20 +249,15 @@ impl<I: Copy + PartialEq> Requests<I> {
         if self.requests.is_empty() {
             return;
         }
-        let number = event.last(b"SEQNUM").and_then(|text| text.to_str().ok()?.parse::<u64>().ok());
+        let event = &Traits::of(event);
         for request in &mut self.requests {
             request.met |= request.want.met_by(event);
-            let later = request.last.is_some() && number > request.last;
+            let later = request.last.is_some() && event.number > request.last;
             if socket.is_some() && later && !request.unsettled.is_empty() {
                 request.unsettled.retain(|&unsettled| Some(unsettled) != socket);
                 request.look = request.is_settled();
             }
         }
-    }
-
-    /// Whether [`Requests::answer`] may have an answer already.
-    pub fn may_be_answered(&self) -> bool {
-        self.requests.iter().any(|request| request.met || request.look)
     }
 
     /// When [`Requests::answer`] is to be asked, at the latest.

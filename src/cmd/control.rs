@@ -11,10 +11,10 @@ use std::time::Duration;
 use lexopt::Arg::{Long, Short, Value};
 
 use crate::control::Address;
-use crate::control::client::{self, Connection, Failure};
+use crate::control::client::{self, Connection, Failure, Ready};
 use crate::control::wire::{self, Outcome, Reply};
 use crate::error::Fatal;
-use crate::settle::{Device, Want};
+use crate::settle::{Device, Traits, Want};
 use crate::sysfs::Sysfs;
 use crate::uevent::{Header, Uevent};
 
@@ -25,6 +25,8 @@ use super::{Command, Request, complain, print};
 const PATIENCE: Duration = Duration::from_secs(10);
 /// How much longer than the daemon to wait for what it waits for.
 const GRACE: Duration = Duration::from_secs(5);
+/// When to look again whether the daemon has room for one more client.
+const ROOM_PAUSE: Duration = Duration::from_secs(1);
 
 /// A command, and what follows its help.
 macro_rules! command {
@@ -274,20 +276,48 @@ fn look_too(
     want: &Want,
     timeout: Duration,
 ) -> Result<Reply, Failure> {
-    let mut settling = Connection::open(&options.address, Some(timeout.saturating_add(GRACE)))?;
-    settling.send(&["settle", "--timeout", &decimal(timeout)])?;
-    let event = client::either(&waiting, &settling)?;
-    if !event && settling.receive()?.outcome == Outcome::Ok {
+    let found = || {
         let found = match want {
             Want::Settled => None,
             Want::Present(device) => is_there(device),
             Want::Gone(device) => is_there(device).map(|there| !there),
         };
-        if found == Some(true) {
+        found == Some(true)
+    };
+    let settle = |connection: &mut Connection, timeout| {
+        connection.send(&["settle", "--timeout", &decimal(timeout)])
+    };
+    let settling = || {
+        let mut settling = Connection::open(&options.address, Some(timeout.saturating_add(GRACE)))?;
+        settle(&mut settling, timeout).map(|()| settling)
+    };
+    let mut second = settling().ok();
+    loop {
+        let at_most = second.is_none().then_some(ROOM_PAUSE);
+        match client::either(&waiting, second.as_ref(), at_most)? {
+            Ready::First => break,
+            Ready::Neither => second = settling().ok(),
+            Ready::Second => match second.take().map(|mut second| second.receive()) {
+                Some(Ok(Reply { outcome: Outcome::Ok, .. })) if found() => {
+                    return Ok(Reply::ok(""));
+                }
+                Some(Ok(Reply { outcome: Outcome::Ok, .. })) => break,
+                // There are too many clients, or its time is over, and so is the first's.
+                _ => {}
+            },
+        }
+    }
+    let reply = waiting.receive()?;
+    if reply.outcome == Outcome::No {
+        let is_ok = |reply: Result<Reply, Failure>| reply.is_ok_and(|r| r.outcome == Outcome::Ok);
+        // Either may have been sent away.
+        let settled = second.is_some_and(|mut second| is_ok(second.receive()))
+            || is_ok(settle(&mut waiting, Duration::ZERO).and_then(|()| waiting.receive()));
+        if settled && found() {
             return Ok(Reply::ok(""));
         }
     }
-    waiting.receive()
+    Ok(reply)
 }
 
 /// Whether /sys has such a device; `None` if that cannot be told.
@@ -297,7 +327,7 @@ fn is_there(device: &Device) -> Option<bool> {
     while let Some(event) = devices.next() {
         // One that cannot be read is going or coming: then there is an event.
         let event = event.ok().and_then(|event| Uevent::parse(event, Header::Required).ok());
-        if event.is_some_and(|event| device.matches(&event)) {
+        if event.is_some_and(|event| device.matches(&Traits::of(&event))) {
             return Some(true);
         }
     }

@@ -254,14 +254,15 @@ fn main(parser: lexopt::Parser, log_name: &'static str) -> Result<Request, Fatal
             let handover = r#loop::inherited()?;
             let prepared = options.daemon.prepare(log_name)?;
             let mut engine = engine(&options)?;
+            let mut sources = match &handover {
+                Some(handover) => handover.sources.iter().copied().map(take_over).collect(),
+                None if r#loop::is_rehearsal() => Ok(Vec::new()),
+                None => sources(&options),
+            }?;
             if r#loop::is_rehearsal() {
                 print(&format!("{}\n", handover::REHEARSED));
                 return Ok(Request::Done);
             }
-            let mut sources = match &handover {
-                Some(handover) => handover.sources.iter().copied().map(adopt_source).collect(),
-                None => sources(&options),
-            }?;
             if options.require_credentials {
                 require_credentials(&mut sources)?;
             }
@@ -426,13 +427,29 @@ pub(super) fn inherited_sources(named: &[RawFd]) -> Result<Option<Vec<Source>>, 
     range.map(|fds| fds.map(adopt_source).collect()).transpose()
 }
 
-/// Takes over an inherited socket.
+/// Takes over an inherited socket, and says so.
 pub(super) fn adopt_source(fd: RawFd) -> Result<Source, Fatal> {
-    let source = sys::adopt(fd)
-        .and_then(Source::from_inherited)
-        .map_err(|e| Fatal::system(format_args!("receive from file descriptor {fd}"), e))?;
+    let source = take_over(fd)?;
     log::info!("reading from file descriptor {fd}");
     Ok(source)
+}
+
+fn take_over(fd: RawFd) -> Result<Source, Fatal> {
+    sys::adopt(fd)
+        .and_then(Source::from_inherited)
+        .map_err(|e| Fatal::system(format_args!("receive from file descriptor {fd}"), e))
+}
+
+/// What a plugd that goes on cannot have it does without, and says so: it may have an
+/// event and a program in hand. One that starts must not be less than it seems.
+fn or_without<T>(resumed: bool, result: Result<T, Fatal>) -> Result<Option<T>, Fatal> {
+    match result {
+        Err(error) if resumed => {
+            log::error!("{error}; plugd goes on without");
+            Ok(None)
+        }
+        result => result.map(Some),
+    }
 }
 
 /// Where events go that were acted on. `output` is the descriptor to write them to,
@@ -441,6 +458,7 @@ fn outlets(
     options: &Options,
     output: Option<(RawFd, Vec<u8>)>,
     sources: &[Source],
+    resumed: bool,
 ) -> Result<Outlets, Fatal> {
     let output = output.map(|(fd, rest)| {
         let file = inherited(fd)?;
@@ -455,10 +473,12 @@ fn outlets(
         );
     }
     let groups = options.rebroadcast & !ignored;
-    let multicast = if groups == 0 { None } else { Some(Multicast::open(groups)?) };
+    let multicast = (groups != 0).then(|| Multicast::open(groups));
+    let output = output.map(|output| or_without(resumed, output)).transpose()?.flatten();
+    let multicast = multicast.map(|open| or_without(resumed, open)).transpose()?.flatten();
     // Its reader may take as long as a program.
     let patience = options.limits.timeout.unwrap_or(OUTPUT_PATIENCE);
-    Ok(Outlets::new(output.transpose()?, multicast, patience))
+    Ok(Outlets::new(output, multicast, patience))
 }
 
 /// A descriptor that the user says is there.
@@ -480,23 +500,25 @@ pub(super) fn serve(
         Some(handover) => handover.output.clone(),
         None => options.output_fd.map(|fd| (fd, Vec::new())),
     };
-    let outlets = outlets(options, output, &sources)?;
+    let resumed = handover.is_some();
+    let outlets = outlets(options, output, &sources, resumed)?;
     // The children's; plugd reads nothing there.
-    nothing_to_read()
+    let nothing = nothing_to_read()
         .and_then(|nothing| Ok(rustix::stdio::dup2_stdin(nothing)?))
-        .map_err(|e| Fatal::system("make /dev/null the standard input", e))?;
+        .map_err(|e| Fatal::system("make /dev/null the standard input", e));
+    or_without(resumed, nothing)?;
     let control = match &options.control {
         Some(address) => control(options, address, handover.as_ref())?,
         None => None,
     };
-    let notifier = notifier(options, handover.is_some())?;
+    let notifier = or_without(resumed, notifier(options, resumed))?.unwrap_or_default();
     if options.daemon.goes_to_background() {
         // Without /proc they stay open, which is a pity, and no more.
         let _ = sys::close_inherited();
     }
     let dev = match &options.work {
         // Commands of rules rely on it: chmod $MDEV.
-        Work::Rules { files, dry_run: false } => Some(open_directory(&files.dev)?),
+        Work::Rules { files, dry_run: false } => or_without(resumed, open_directory(&files.dev))?,
         Work::Rules { .. } | Work::Program(..) => None,
     };
     let engine_status = engine_status(options, engine);
@@ -516,7 +538,8 @@ pub(super) fn serve(
     let recovery = recovery.settings(sys_root, address, &actor, judges, handover.as_ref())?;
     let mut started = prepared.start()?;
     if let Some(dev) = dev {
-        fchdir(dev).map_err(|e| Fatal::system("go to the directory of nodes", e))?;
+        let gone = fchdir(dev).map_err(|e| Fatal::system("go to the directory of nodes", e));
+        or_without(resumed, gone)?;
     }
     let mut daemon = Daemon::new(Setup {
         sources,
@@ -538,7 +561,9 @@ pub(super) fn serve(
         daemon.resume(handover)?;
     }
     // Now that all that was inherited on purpose has been taken over.
-    sys::close_all_on_exec().map_err(|e| Fatal::system("set file descriptors close-on-exec", e))?;
+    let closed = sys::close_all_on_exec();
+    let closed = closed.map_err(|e| Fatal::system("set file descriptors close-on-exec", e));
+    or_without(resumed, closed)?;
     daemon.announce().map_err(|e| Fatal::system("tell that plugd is ready", e))?;
     started.ready()?;
     // The start is most of the program. That this is so much better is no promise.
@@ -578,8 +603,11 @@ fn control(
     let Some(listener) = handover.and_then(|handover| handover.listener) else {
         log::info!("listening on control socket {address}");
         // Whoever comes first has it. Nobody who chose none is to be kept from
-        // starting by that.
-        let is_taken = || address == Address::default() && server::is_strangers(&address);
+        // starting by that, nor is who went on without it before.
+        let is_taken = || {
+            let is_default = address == Address::default();
+            handover.is_some() || is_default && server::is_strangers(&address)
+        };
         return match Server::bind(address.clone(), mode) {
             Err(error) if is_taken() => {
                 log::warn!("{error}; plugd goes on without a control socket");
@@ -588,10 +616,10 @@ fn control(
             result => result.map(Some),
         };
     };
-    sys::adopt(listener)
+    let server = sys::adopt(listener)
         .and_then(|listener| Server::from_listener(listener.into(), address, mode))
-        .map(Some)
-        .map_err(|e| Fatal::system("go on with the control socket", e))
+        .map_err(|e| Fatal::system("go on with the control socket", e));
+    or_without(true, server)
 }
 
 fn notifier(options: &Options, resumed: bool) -> Result<Notifier, Fatal> {

@@ -148,18 +148,37 @@ impl Connection {
     }
 }
 
-/// Waits until one of two connections has something to say, or has ended:
-/// whether the first has.
+/// Who has something to say, or has ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ready {
+    /// The first, and perhaps the second too.
+    First,
+    /// The second.
+    Second,
+    /// Nobody, for as long as that was waited for.
+    Neither,
+}
+
+/// Waits until one of two connections has something to say, or has ended; for
+/// `at_most`, if that is given.
 ///
 /// # Errors
 /// If that takes too long for the first.
-pub fn either(first: &Connection, second: &Connection) -> Result<bool, Failure> {
-    let mut fds = [&first.stream, &second.stream].map(|fd| PollFd::new(fd, PollFlags::IN));
+pub fn either(
+    first: &Connection,
+    second: Option<&Connection>,
+    at_most: Option<Duration>,
+) -> Result<Ready, Failure> {
+    let streams = [Some(first), second].into_iter().flatten().map(|connection| &connection.stream);
+    let mut fds: Vec<PollFd<'_>> = streams.map(|fd| PollFd::new(fd, PollFlags::IN)).collect();
     loop {
-        let timeout = first.timeout()?.and_then(|timeout| Timespec::try_from(timeout).ok());
-        match poll(&mut fds, timeout.as_ref()) {
-            Ok(0) => return Err(Failure::TimedOut),
-            Ok(_) => return Ok(!fds[0].revents().is_empty()),
+        let timeout = [first.timeout()?, at_most].into_iter().flatten().min();
+        match poll(&mut fds, timeout.and_then(|timeout| Timespec::try_from(timeout).ok()).as_ref())
+        {
+            Ok(0) if at_most.is_none() => return Err(Failure::TimedOut),
+            Ok(0) => return Ok(Ready::Neither),
+            Ok(_) if fds[0].revents().is_empty() => return Ok(Ready::Second),
+            Ok(_) => return Ok(Ready::First),
             Err(Errno::INTR) => {}
             Err(error) => return Err(failure(&error.into())),
         }

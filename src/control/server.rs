@@ -36,6 +36,9 @@ const LOCK_PATIENCE: Duration = Duration::from_secs(5);
 const CLIENTS_MAX: usize = 2048;
 /// How many of them may be others than root and plugd's own user.
 const STRANGERS_MAX: usize = CLIENTS_MAX / 2;
+/// How many of these may wait for something to happen: each event is compared with what
+/// they wait for.
+const STRANGERS_WAITING_MAX: usize = 64;
 /// File descriptors that clients must leave to the daemon, for children above all.
 const DESCRIPTORS_KEPT: u64 = 32;
 /// How long a client may take to say something.
@@ -354,9 +357,18 @@ impl Server {
             Ok(command) if command.changes_something() && !peer.privileged => {
                 Some(self.deny(peer, "change anything", now))
             }
+            Ok(Command::Await { .. }) if !peer.privileged && self.too_many_wait() => {
+                Some(Reply::no("too many clients wait"))
+            }
             Ok(command) => answer(command),
             Err(text) => Some(Reply { outcome: Outcome::Usage, text }),
         }
+    }
+
+    /// Whether more strangers wait than may, the one included whose request is judged.
+    fn too_many_wait(&self) -> bool {
+        let waits = |client: &&Client| !client.peer.privileged && client.asking.is_some();
+        self.clients.values().filter(waits).count() > STRANGERS_WAITING_MAX
     }
 
     /// Who could connect to a file that the group may write to belongs to it;
@@ -476,7 +488,9 @@ impl Server {
         if !full && (peer.privileged || !share) {
             return true;
         }
-        let silent = |client: &Client| client.asking.is_none() && client.output.is_empty();
+        // Who was not looked at yet may have said something.
+        let silent =
+            |client: &Client| client.asking.is_none() && client.output.is_empty() && !client.active;
         let find = |privileged: bool| {
             let mut clients = self.clients.iter();
             clients.find(|(_, c)| c.peer.privileged == privileged && silent(c)).map(|(id, _)| *id)
@@ -582,15 +596,11 @@ impl Client {
         let end = match self.input.iter().position(|&b| b == b'\n') {
             Some(end) => end,
             None if length >= REQUEST_MAX => {
-                self.last_words = true;
                 self.asking = Some(Question { reader: Reader::Person, length });
                 return Some(Err(format!("a request has at most {REQUEST_MAX} bytes")));
             }
             // The last line of a file may lack its newline.
-            None if self.ended && length > 0 => {
-                self.last_words = true;
-                length
-            }
+            None if self.ended && length > 0 => length,
             None => return None,
         };
         let (reader, command) = wire::parse(&self.input[..end]);

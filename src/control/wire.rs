@@ -157,6 +157,8 @@ fn parse_waiting<'a>(
 }
 
 fn device(words: &[&[u8]]) -> Result<Device, String> {
+    // Each is looked for in each event, for as long as it is waited for.
+    const FIELDS_MAX: usize = 16;
     const EXPECTED: &str = "expected a DEVPATH, a /dev/NODE, or KEY=VALUE...";
     if let [path] = words
         && path.starts_with(b"/")
@@ -180,7 +182,13 @@ fn device(words: &[&[u8]]) -> Result<Device, String> {
     if words.is_empty() || !words.iter().all(is_field) {
         return Err(EXPECTED.into());
     }
-    Ok(Device::Fields(words.iter().map(|word| word.to_vec()).collect()))
+    let mut fields: Vec<Vec<u8>> = words.iter().map(|word| word.to_vec()).collect();
+    fields.sort_unstable();
+    fields.dedup();
+    if fields.len() > FIELDS_MAX {
+        return Err(format!("at most {FIELDS_MAX} variables tell a device"));
+    }
+    Ok(Device::Fields(fields))
 }
 
 fn unexpected(word: &[u8]) -> String {
@@ -345,7 +353,7 @@ mod tests {
 
     #[test]
     fn every_command_is_read() {
-        let net = || Device::Fields(vec![b"SUBSYSTEM=net".into(), b"A=x y\\".into()]);
+        let net = || Device::Fields(vec![b"A=x y\\".into(), b"SUBSYSTEM=net".into()]);
         for (line, expected) in [
             ("status", Command::Status(Format::Text)),
             ("  status\t--json \r", Command::Status(Format::Json)),
@@ -412,6 +420,18 @@ mod tests {
         let (reader, command) = parse(b"plugd/2 status");
         assert_eq!(reader, Reader::Program);
         assert_eq!(command, Err("the version of this protocol is plugd/1".into()));
+    }
+
+    #[test]
+    fn what_is_looked_for_in_each_event_is_bounded() {
+        let line = |count: usize| {
+            let fields: Vec<String> = (0..count).map(|n| format!("A={n} A=0")).collect();
+            format!("wait {}", fields.join(" "))
+        };
+        let expected: Vec<Vec<u8>> = [0, 1].map(|n| format!("A={n}").into()).into();
+        assert_eq!(read(&line(2)), Ok(wait(Want::Present(Device::Fields(expected)), 120)));
+        assert!(read(&line(16)).is_ok());
+        assert_eq!(read(&line(17)), Err("at most 16 variables tell a device".into()));
     }
 
     #[test]

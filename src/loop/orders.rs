@@ -13,7 +13,7 @@ use crate::signals::{self, Order};
 use crate::status::{Activity, InHand, Queue, Status};
 use crate::sys::{self, SignalRecord};
 
-use super::{Daemon, Deed, Watched};
+use super::{Daemon, Deed};
 
 impl Daemon {
     pub(super) fn take_signals(&mut self) {
@@ -122,10 +122,6 @@ impl Daemon {
             self.spawner.limit_open_files(limit);
         }
         self.control = Some(control);
-        // While nothing is read, some can be answered at once.
-        if self.machine.is_paused() && self.requests.may_be_answered() {
-            self.answer_requests();
-        }
     }
 
     /// Answers those who wait, as far as it can be done now.
@@ -211,22 +207,20 @@ impl Daemon {
         self.requests.add(id, want, last, open.map(|(index, _)| index), lossy, deadline);
         // Something may be there that the poll has not reported yet.
         self.mark_sources_ready();
-        if self.machine.is_paused() && self.machine.state() == State::Reading {
-            self.find_empty();
-        }
     }
 
-    /// Looks which queues are empty, as nobody reads them for now. What is in sockets
-    /// that are not the kernel's is not told: it counts as the sender's.
-    fn find_empty(&mut self) {
-        let empty = |watched: &Watched| {
-            let memory = sys::socket_memory(&watched.source);
-            watched.is_kernels && memory.is_ok_and(|memory| memory.queued == 0)
-        };
-        let sources = self.sources.iter().enumerate();
-        let empty: Vec<usize> =
-            sources.filter(|(_, watched)| empty(watched)).map(|(index, _)| index).collect();
-        empty.into_iter().for_each(|index| self.requests.found_empty(index));
+    /// Looks which queues are empty, as nobody reads them for now and no event is in
+    /// hand, and answers those who wait for that.
+    pub(super) fn settle_paused(&mut self) {
+        if self.recovery.held_back.is_some() {
+            return;
+        }
+        for (index, watched) in self.sources.iter().enumerate() {
+            if self.requests.wait_for(index) && watched.source.is_empty() == Some(true) {
+                self.requests.found_empty(index);
+            }
+        }
+        self.answer_requests();
     }
 
     fn status<'a>(&'a self, deed: Option<&'a Deed<'a>>) -> Status<'a> {

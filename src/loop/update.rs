@@ -1,9 +1,9 @@
 //! The update in place: the daemon executes its own file anew, and the new
 //! program goes on where the old one was, in the same process.
 //!
-//! First the file is asked for its version, then with plugd's own arguments
-//! whether it could go on: that costs nothing if it does not start, or finds a
-//! mistake in its rules. Then everything is handed over: the sockets and the child stay open
+//! First the file is asked for its version, then with plugd's own arguments,
+//! state and sockets whether it could go on: that costs nothing if it does not
+//! start, finds a mistake in its rules, or cannot read the state. Then everything is handed over: the sockets and the child stay open
 //! and keep their numbers, the rest is text in a file in memory
 //! ([`crate::handover`]). It remains one process, so the child has its parent
 //! all the time; signals wait meanwhile, as events do.
@@ -20,6 +20,7 @@ use std::process::{self, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::fs::MemfdFlags;
+use rustix::io::FdFlags;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use rustix::time::{ClockId, clock_gettime};
 
@@ -125,7 +126,19 @@ impl Daemon {
 
     fn probe(&mut self, question: Question) -> io::Result<()> {
         let file = self.update.file.as_deref().unwrap_or(Path::new(""));
-        let probe = Probe::start(file, question, self.now() + PATIENCE)?;
+        let deadline = self.now() + PATIENCE;
+        let probe = match question {
+            Question::Version => Probe::start(file, question, Stdio::null(), deadline)?,
+            Question::Rehearsal(_) => {
+                let handover = self.rehearsed();
+                let memory = in_memory(&handover)?;
+                // For a moment: nothing else is started meanwhile.
+                sys::keep_across_exec(handover.fds(), true)?;
+                let probe = Probe::start(file, question, memory.into(), deadline);
+                sys::keep_across_exec(handover.fds(), false)?;
+                probe?
+            }
+        };
         let watched = register(self.poll.registry(), &probe.pidfd, &Watch::Probe);
         self.update.probe = Some(probe);
         if watched.is_err() {
@@ -192,6 +205,7 @@ impl Daemon {
     }
 
     fn refuse_update(&mut self, why: &str) {
+        self.update.due = None;
         log::error!("not updated, plugd goes on as it is: {why}");
         let now = self.now();
         let Some(control) = &mut self.control else { return };
@@ -204,7 +218,9 @@ impl Daemon {
     /// waits for the machine; `deed` is what is being done. Returns whether
     /// something happened, an input perhaps.
     pub(super) fn update_if_due(&mut self, deed: Option<&Deed<'_>>) -> bool {
-        let Some(version) = self.update.due.take() else { return false };
+        if self.update.due.is_none() {
+            return false;
+        }
         if !self.may_update() {
             self.refuse_update("plugd is stopping");
             return true;
@@ -213,15 +229,14 @@ impl Daemon {
             self.refuse_update(&reason(&error));
             return true;
         }
+        // Still due: another request for it means this one.
         self.take_signals();
-        let error = if self.inbox.is_empty() {
+        // What they ask for comes first.
+        let version = if self.inbox.is_empty() { self.update.due.take() } else { None };
+        let error = version.map(|version| {
             log::info!("updating to version {version}");
-            Some(self.become_new(deed))
-        } else {
-            // What they ask for comes first.
-            self.update.due = Some(version);
-            None
-        };
+            self.become_new(deed)
+        });
         if let Err(error) = sys::normalize_signals() {
             log::error!("cannot unblock signals: {}", reason(&error));
         }
@@ -246,9 +261,8 @@ impl Daemon {
     }
 
     fn execute(&self, handover: &Handover) -> io::Result<Infallible> {
-        let memory = rustix::fs::memfd_create("plugd-handover", MemfdFlags::empty())?;
-        let mut memory = File::from(memory);
-        memory.write_all(handover.to_text().as_bytes())?;
+        let memory = in_memory(handover)?;
+        rustix::io::fcntl_setfd(&memory, FdFlags::empty())?;
         sys::keep_across_exec(handover.fds(), true)?;
 
         let file = self.update.file.as_deref().unwrap_or(Path::new(""));
@@ -264,6 +278,20 @@ impl Daemon {
         }))?;
         let strings = |strings| <[CString]>::iter(strings).map(CString::as_c_str);
         Err(sys::execute(&file, strings(&arguments), strings(&environment)))
+    }
+
+    /// As much of that as can be tried out by a program that takes over nothing: the
+    /// sockets for events, as if none were in hand.
+    fn rehearsed(&self) -> Handover {
+        Handover {
+            state: State::Reading,
+            child: None,
+            listener: None,
+            clients: Vec::new(),
+            output: None,
+            state_file: None,
+            ..self.hand_over(None, None)
+        }
     }
 
     fn hand_over(&self, deed: Option<&Deed<'_>>, copy: Option<&File>) -> Handover {
@@ -358,7 +386,7 @@ impl Daemon {
 }
 
 impl Probe {
-    fn start(file: &Path, question: Question, deadline: Time) -> io::Result<Self> {
+    fn start(file: &Path, question: Question, stdin: Stdio, deadline: Time) -> io::Result<Self> {
         let mut command = Command::new(file);
         match question {
             // It may be anything: it hears nothing and is not heard.
@@ -372,7 +400,7 @@ impl Probe {
                 command.env(handover::VARIABLE, handover::REHEARSAL).stdout(Stdio::piped());
             }
         }
-        let mut child = command.stdin(Stdio::null()).spawn()?;
+        let mut child = command.stdin(stdin).spawn()?;
         match pidfd_open(Pid::from_child(&child), PidfdFlags::empty()) {
             Ok(pidfd) => Ok(Self { question, child, pidfd, deadline }),
             Err(error) => {
@@ -402,19 +430,36 @@ pub fn is_rehearsal() -> bool {
     std::env::var_os(handover::VARIABLE).is_some_and(|value| value == handover::REHEARSAL)
 }
 
-/// Takes the state that the plugd before this one left, if there was one.
+/// Takes the state that the plugd before this one left, if there was one; in a
+/// rehearsal, what that one would leave, if it says so.
 ///
 /// # Errors
 /// If it cannot be read.
 pub fn inherited() -> Result<Option<Handover>, Fatal> {
     let fail = |error| Fatal::system("read what the plugd before this one left", error);
     let Some(value) = std::env::var_os(handover::VARIABLE) else { return Ok(None) };
-    let fd = value.to_str().and_then(|value| handover::descriptor(value, process::id()));
+    let fd = match value.to_str() {
+        Some(handover::REHEARSAL) => Some(0),
+        value => value.and_then(|value| handover::descriptor(value, process::id())),
+    };
     let Some(fd) = fd else { return Ok(None) };
     let mut memory = File::from(sys::adopt(fd).map_err(fail)?);
     let mut text = String::new();
     memory.rewind().and_then(|()| memory.read_to_string(&mut text)).map_err(fail)?;
+    // One that says nothing about it gives /dev/null.
+    if text.is_empty() && is_rehearsal() {
+        return Ok(None);
+    }
     Handover::parse(&text).map(Some).map_err(|Unreadable(why)| fail(io::Error::other(why)))
+}
+
+/// The state as a file, at its beginning.
+fn in_memory(handover: &Handover) -> io::Result<File> {
+    let memory = rustix::fs::memfd_create("plugd-handover", MemfdFlags::CLOEXEC)?;
+    let mut memory = File::from(memory);
+    memory.write_all(handover.to_text().as_bytes())?;
+    memory.rewind()?;
+    Ok(memory)
 }
 
 fn strings(strings: impl Iterator<Item = OsString>) -> io::Result<Vec<CString>> {

@@ -225,6 +225,64 @@ fn every_command_while_paused() {
     assert_eq!(host.daemon.lines("out"), ["1", "done"]);
 }
 
+/// Whenever it asks, and whatever is done at that time.
+#[test]
+fn a_pause_keeps_nobody_waiting_who_has_nothing_to_wait_for() {
+    ns::inside_with_sysfs(|| {
+        let (sender, receiver) = unix::pair(SocketType::SEQPACKET);
+        for options in [&[][..], &["--fd", "7"]] {
+            let plugd = Plugd::new().args(["run"]).args(options).args(["--"]);
+            let plugd = plugd.fd(receiver.try_clone().unwrap(), 7);
+            let daemon = plugd.sh("echo $N >>$TMP/out; read x <$TMP/gate").start();
+            daemon.fifo("gate");
+            eventually("it listens", || connect("@plugd"));
+            let event = |n: &str| match options {
+                [] => Injector::new().event("add", "/x", &[n]),
+                _ => unix::send(&sender, &uevent("add", "/x", &[n])),
+            };
+            event("N=1");
+            daemon.wait_for_lines("out", 1);
+            assert_eq!(say("@plugd", &["pause"]).code, Some(0));
+            let waiting = [&["settle"][..], &["wait", "/devices/virtual/net/lo"]];
+            let mut waiting = waiting.map(|args| begin("@plugd", args));
+            // Both are waiting, and another one has asked since.
+            eventually("they wait", || {
+                assert_eq!(say("@plugd", &["settle", "--timeout", "0"]).code, Some(1));
+                (clients(&daemon) == 2).then_some(())
+            });
+            assert!(waiting.iter_mut().all(|child| child.try_wait().unwrap().is_none()), "early");
+            // The next plugd is asked by them anew.
+            assert_eq!(say("@plugd", &["update"]).code, Some(0));
+            daemon.release("gate");
+            for child in waiting {
+                assert_eq!(end(child), Some(0), "{options:?}");
+            }
+            // What is queued is waited for.
+            event("N=2");
+            assert_eq!(say("@plugd", &["settle", "--timeout", "0.1"]).code, Some(1));
+            assert_eq!(say("@plugd", &["resume"]).code, Some(0));
+            daemon.wait_for_lines("out", 2);
+            daemon.release("gate");
+            assert_eq!(say("@plugd", &["settle"]).code, Some(0));
+            assert_eq!(say("@plugd", &["stop"]).code, Some(0));
+        }
+    });
+}
+
+/// How many are connected to its control socket.
+fn clients(daemon: &Daemon) -> usize {
+    let sockets = std::fs::read_to_string("/proc/net/unix").unwrap();
+    let fds = std::fs::read_dir(format!("/proc/{}/fd", daemon.pid())).unwrap();
+    let links: Vec<_> = fds.filter_map(|fd| std::fs::read_link(fd.unwrap().path()).ok()).collect();
+    // Connected ones have its name too, in state 03 (unix(5) of net/unix/af_unix.c).
+    let connected = sockets.lines().filter(|line| line.ends_with(" @plugd"));
+    let inodes = connected.filter_map(|line| {
+        let columns: Vec<&str> = line.split_whitespace().collect();
+        (columns[5] == "03").then(|| Path::new(&format!("socket:[{}]", columns[6])).to_owned())
+    });
+    inodes.filter(|inode| links.contains(inode)).count()
+}
+
 #[test]
 fn every_command_while_it_retries() {
     let dir = tempfile::tempdir().unwrap();
@@ -479,6 +537,45 @@ fn another_user_is_refused() {
     });
 }
 
+/// Each event is compared with what each of them waits for.
+#[test]
+fn only_some_of_other_users_may_wait() {
+    ns::inside_as_root(|| {
+        let plugd = Plugd::new().args(["run", "--control-mode", "0666", "--"]);
+        let daemon = plugd.sh("read x <$TMP/gate").start();
+        daemon.fifo("gate");
+        eventually("it listens", || connect("@plugd"));
+        Injector::new().event("add", "/x", &[]);
+        daemon.wait_for_child("sh");
+        let ask = |request: &[u8]| {
+            let mut stream = connect("@plugd").unwrap();
+            stream.write_all(request).unwrap();
+            stream
+        };
+        // As the user that this thread alone becomes.
+        let strangers = std::thread::scope(|scope| {
+            let stranger = scope.spawn(|| {
+                let nobody = rustix::process::Uid::from_raw(65534);
+                rustix::thread::set_thread_res_uid(nobody, nobody, nobody).unwrap();
+                let mut all: Vec<UnixStream> = (0..80).map(|_| ask(b"settle\n")).collect();
+                for stream in &mut all[64..] {
+                    assert_eq!(read_all(stream), "error: no: too many clients wait\n");
+                }
+                assert!(read_all(&mut ask(b"status\n")).starts_with("state "));
+                all.truncate(64);
+                all
+            });
+            stranger.join().unwrap()
+        });
+        // They keep out nobody to whom plugd belongs.
+        let own = ask(b"settle\n");
+        daemon.release("gate");
+        for mut stream in strangers.into_iter().chain([own]) {
+            assert_eq!(read_all(&mut stream), "");
+        }
+    });
+}
+
 #[test]
 fn a_second_daemon_of_the_same_name_is_told_who_has_it() {
     let host = Host::start(&[], HOLD);
@@ -712,6 +809,59 @@ fn wait_for_what_is_there() {
         for args in [&["settle"][..], &["wait", "/dev/null"], &["wait", "--removed", "/dev/none"]] {
             assert_eq!(say("@plugd", args).code, Some(0), "{args:?} while paused");
         }
+    });
+}
+
+#[test]
+fn wait_for_no_time_tells_what_is_there() {
+    ns::inside_with_sysfs(|| {
+        let daemon = Plugd::new().args(["run", "--"]).sh("read x <$TMP/gate").start();
+        daemon.fifo("gate");
+        eventually("it listens", || connect("@plugd"));
+        let code =
+            |device: &[&str]| say("@plugd", &[&["wait", "--timeout", "0"], device].concat()).code;
+        for _ in 0..20 {
+            assert_eq!(code(&["INTERFACE=lo"]), Some(0));
+            assert_eq!(code(&["--removed", "INTERFACE=nothing"]), Some(0));
+        }
+        assert_eq!(code(&["INTERFACE=nothing"]), Some(1));
+        assert_eq!(code(&["--removed", "INTERFACE=lo"]), Some(1));
+        Injector::new().event("add", "/x", &[]);
+        daemon.wait_for_child("sh");
+        assert_eq!(code(&["INTERFACE=lo"]), Some(1), "not everything is settled");
+        daemon.release("gate");
+    });
+}
+
+/// The command needs two connections, one to wait on, and one to know when to look.
+#[test]
+fn wait_by_variables_gets_by_with_room_for_one_client() {
+    ns::inside_with_sysfs(|| {
+        let plugd = Plugd::new().args(["run", "--"]).prelude("ulimit -n 40");
+        let _daemon = plugd.sh("true").start();
+        eventually("it listens", || connect("@plugd"));
+        let mut others = Vec::new();
+        let mut full = || {
+            let mut other = connect("@plugd").unwrap();
+            other.write_all(b"plugd/1 wait A=1\nplugd/1 status\n").unwrap();
+            other.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
+            let answered = other.read(&mut [0; 100]);
+            others.push(other);
+            answered.is_ok()
+        };
+        while !full() {}
+        // The last one was refused.
+        others.truncate(others.len() - 2);
+        eventually("there is room", || (say("@plugd", &["status"]).code == Some(0)).then_some(()));
+        let wait = ["wait", "INTERFACE=lo", "--timeout"];
+        for timeout in ["0", "2"] {
+            let said = say("@plugd", &[&wait[..], &[timeout]].concat());
+            assert_eq!(said.code, Some(0), "{said:?}");
+        }
+        let waiting = begin("@plugd", &[&wait[..], &["1000"]].concat());
+        // It looks again for room.
+        others.pop();
+        assert_eq!(end(waiting), Some(0));
     });
 }
 

@@ -5,20 +5,21 @@ use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::fs::PermissionsExt;
-use std::os::unix::net::{SocketAddr, UnixStream};
-use std::os::unix::process::ExitStatusExt;
+use std::os::unix::net::{SocketAddr, UnixDatagram, UnixListener, UnixStream};
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::PathBuf;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::net::SocketType;
 use rustix::pipe::{PipeFlags, pipe_with};
-use rustix::process::Signal;
+use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
 use crate::control::SetWhenDropped;
 use crate::harness::daemon::{Daemon, Finished, Plugd};
 use crate::harness::inject::{Injector, uevent};
-use crate::harness::{PATIENCE, eventually, ns, unix};
+use crate::harness::{PATIENCE, eventually, ns, skip, unix};
 
 const PLUGD: &str = env!("CARGO_BIN_EXE_plugd");
 
@@ -83,6 +84,39 @@ fn update() {
     let said = say(&["update"]);
     assert_eq!(said.code, Some(0), "{said:?}");
     assert!(said.stdout.starts_with("updated from version "), "{said:?}");
+}
+
+/// strace(1) on a daemon that runs, which does something at its system calls.
+struct Strace(std::process::Child);
+
+impl Strace {
+    fn attach(daemon: &Daemon, inject: &str) -> Option<Self> {
+        let trace = inject.split(':').next().unwrap();
+        let strace = Command::new("strace")
+            .args(["-qq", "-o", "/dev/null", "-p", &daemon.pid().to_string()])
+            .args([format!("--trace={trace}"), format!("--inject={inject}")])
+            .spawn();
+        let Ok(mut strace) = strace else {
+            skip("tools", inject, "there is no strace");
+            return None;
+        };
+        let attached = eventually("strace is attached, or cannot be", || {
+            let ended = strace.try_wait().unwrap().is_some();
+            (ended || daemon.status("TracerPid") != "0").then_some(!ended)
+        });
+        if !attached {
+            skip("tools", inject, "strace cannot attach");
+        }
+        attached.then_some(Self(strace))
+    }
+}
+
+impl Drop for Strace {
+    fn drop(&mut self) {
+        // Then it lets the daemon go.
+        let _ = kill_process(Pid::from_child(&self.0), Signal::INT);
+        let _ = self.0.wait();
+    }
 }
 
 #[test]
@@ -222,6 +256,44 @@ fn clients_stay_connected_and_are_answered() {
     });
 }
 
+/// As `printf settle | socat - ABSTRACT-CONNECT:plugd` does it: nothing more will be
+/// said, and the end of the connection is the reply.
+#[test]
+fn clients_that_say_no_more_are_answered_when_it_is_time() {
+    ns::alone(|| {
+        let copy = Copy::new();
+        let (daemon, events) = copy.start(&[], "echo $N >>$TMP/out; read x <$TMP/gate");
+        unix::send(&events, &uevent("add", "/x", &["N=1"]));
+        daemon.wait_for_lines("out", 1);
+        let requests =
+            ["settle", "settle\n", "plugd/1 settle", "plugd/1 settle\n", "wait A=1 --timeout 1000"];
+        let mut clients = requests.map(|request| {
+            let mut stream = connect().unwrap();
+            stream.write_all(request.as_bytes()).unwrap();
+            stream.shutdown(std::net::Shutdown::Write).unwrap();
+            (request, stream)
+        });
+        for _ in 0..2 {
+            update();
+            for (request, stream) in &mut clients {
+                stream.set_nonblocking(true).unwrap();
+                let error = stream.read(&mut [0]).map_err(|error| error.kind());
+                assert_eq!(error, Err(std::io::ErrorKind::WouldBlock), "{request:?}");
+                stream.set_nonblocking(false).unwrap();
+            }
+        }
+        unix::send(&events, &uevent("add", "/x", &["N=2", "A=1"]));
+        daemon.release("gate");
+        daemon.release("gate");
+        for (request, stream) in &mut clients {
+            let mut text = String::new();
+            stream.read_to_string(&mut text).unwrap();
+            let expected = if request.starts_with("plugd/1") { "plugd/1 ok 0\n" } else { "" };
+            assert_eq!(text, expected, "{request:?}");
+        }
+    });
+}
+
 #[test]
 fn a_file_that_does_not_start_is_refused() {
     ns::alone(|| {
@@ -294,8 +366,6 @@ fn rules_with_a_mistake_are_refused() {
     });
 }
 
-/// Its version is asked for, then it does not start after all: as when memory
-/// is short, or somebody replaces it just then.
 /// Where events are written to that were acted on goes on, and what was closed
 /// as nobody reads it is no reason to fail.
 #[test]
@@ -328,6 +398,8 @@ fn the_reader_of_events_notices_nothing() {
     });
 }
 
+/// Its version is asked for, then it does not start after all: as when memory
+/// is short, or somebody replaces it just then.
 #[test]
 fn one_that_fails_at_the_last_moment_is_refused() {
     ns::alone(|| {
@@ -347,6 +419,104 @@ fn one_that_fails_at_the_last_moment_is_refused() {
     });
 }
 
+/// What it would go on with: so one that cannot read it can say so.
+#[test]
+fn a_new_version_is_shown_the_state_and_the_sockets() {
+    ns::alone(|| {
+        let copy = Copy::new();
+        let (daemon, events) = copy.start(&[], "echo $N >>$TMP/out; read x <$TMP/gate");
+        unix::send(&events, &uevent("add", "/x", &["N=1"]));
+        daemon.wait_for_lines("out", 1);
+        let script = "[ $1 = --version ] && exec echo plugd 9.9
+            cat >$TMP/state; readlink /proc/self/fd/$(sed -n 's/^source //p' $TMP/state) >$TMP/socket
+            exit 1";
+        copy.replace_by_script(script, 0o755);
+        assert_eq!(say(&["update"]).code, Some(1));
+        let state = daemon.lines("state");
+        assert_eq!(state[0], "plugd-handover 1");
+        // Nothing else is there that it could harm.
+        for key in ["listener", "client", "child", "running"] {
+            assert!(!state.iter().any(|line| line.starts_with(key)), "{state:?}");
+        }
+        assert!(daemon.lines("socket")[0].starts_with("socket:["), "{:?}", daemon.lines("socket"));
+        daemon.release("gate");
+        // A program started later has none of it.
+        copy.replace();
+        update();
+        assert_eq!(say(&["settle"]).code, Some(0));
+    });
+}
+
+/// It went on without a control socket, as a stranger had the address. Now another
+/// plugd has it.
+#[test]
+fn an_address_that_is_taken_meanwhile_ends_nothing() {
+    ns::inside_as_root(|| {
+        let mut stranger = Command::new("socat")
+            .args(["ABSTRACT-LISTEN:plugd,fork", "EXEC:true"])
+            .uid(65534)
+            .gid(65534)
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let free = || UnixListener::bind_addr(&SocketAddr::from_abstract_name("plugd").unwrap());
+        eventually("it listens", || free().is_err().then_some(()));
+        let copy = Copy::new();
+        let start = || {
+            let plugd = Plugd::new().program(&copy.file).args(["run", "--"]);
+            plugd.sh("echo $N >>$TMP/out; read x <$TMP/gate").start()
+        };
+        let daemon = start();
+        daemon.fifo("gate");
+        daemon.wait_for_log("plugd goes on without a control socket");
+        stranger.kill().unwrap();
+        stranger.wait().unwrap();
+        eventually("the address is free", || free().ok());
+        let second = start();
+        Injector::new().event("add", "/x", &["N=1"]);
+        daemon.wait_for_lines("out", 1);
+        daemon.signal(Signal::USR2);
+        daemon.wait_for_log("updated from version");
+        daemon.wait_for_logs("plugd goes on without a control socket", 2);
+        daemon.release("gate");
+        daemon.wait_for_counters("received 1, handled 1, failed 0");
+        // When it is free again it is taken.
+        drop(second);
+        eventually("the address is free", || free().ok());
+        daemon.signal(Signal::USR2);
+        daemon.wait_for_logs("updated from version", 2);
+        let said = Plugd::new().args(["status", "--json"]).finish();
+        assert!(said.stdout.contains(&format!("\"pid\":{}", daemon.pid())), "{said:?}");
+    });
+}
+
+/// What is no more than useful is done without; the event in hand is not.
+#[test]
+fn what_cannot_be_had_any_more_ends_nothing() {
+    ns::inside(|| {
+        let copy = Copy::new();
+        let manager = copy.dir.path().join("notify");
+        let _manager = UnixDatagram::bind(&manager).unwrap();
+        let daemon = Plugd::new()
+            .program(&copy.file)
+            .env("NOTIFY_SOCKET", &manager)
+            .args(["run", "--control", &address(), "--rebroadcast", "4", "--"])
+            .sh("echo $N >>$TMP/out; read x <$TMP/gate")
+            .start();
+        daemon.fifo("gate");
+        eventually("it listens", connect);
+        Injector::new().event("add", "/x", &["N=1"]);
+        daemon.wait_for_lines("out", 1);
+        let Some(strace) = Strace::attach(&daemon, "socket:error=ENFILE") else { return };
+        daemon.signal(Signal::USR2);
+        daemon.wait_for_log("updated from version");
+        daemon.wait_for_logs("plugd goes on without", 2);
+        drop(strace);
+        daemon.release("gate");
+        daemon.wait_for_counters("received 1, handled 1, failed 0");
+    });
+}
+
 #[test]
 fn no_signal_is_lost_meanwhile() {
     ns::alone(|| {
@@ -361,6 +531,27 @@ fn no_signal_is_lost_meanwhile() {
             assert_eq!(daemon.wait_exit().code(), Some(0), "{:?}", daemon.log());
             assert_eq!(daemon.logged("SIGUSR1").len(), 1);
         }
+    });
+}
+
+/// While it is about to update: then nobody would reap the program that it has started
+/// to ask for its version.
+#[test]
+fn a_request_at_the_last_moment_leaves_nothing_behind() {
+    ns::alone(|| {
+        let copy = Copy::new();
+        let (daemon, _events) = copy.start(&[], "true");
+        // When the new program was found to be good there is much time.
+        let slow = "wait4,waitid:delay_exit=100000";
+        let Some(strace) = Strace::attach(&daemon, slow) else { return };
+        eventually("it updates", || {
+            daemon.signal(Signal::USR2);
+            (!daemon.logged("updating to version").is_empty()).then_some(())
+        });
+        drop(strace);
+        daemon.wait_for_log("updated from version");
+        daemon.counters();
+        eventually("all its programs are reaped", || daemon.children().is_empty().then_some(()));
     });
 }
 
