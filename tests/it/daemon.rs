@@ -157,6 +157,22 @@ fn a_fork_that_fails_is_told() {
     });
 }
 
+/// The limit of file sizes comes with a signal that ends who does not expect it.
+#[test]
+fn a_pid_file_that_must_not_grow_is_told() {
+    let place = Place::new();
+    let mut command = Command::new("sh");
+    command.args(["-c", "ulimit -f 0; exec \"$@\"", "sh"]).args(place.daemon(&[]));
+    // To a pipe, as files have the limit.
+    let output = command.output().unwrap();
+    assert_eq!(output.status.code(), Some(111), "{output:?}");
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    let file = place.pid_file();
+    let told = format!("plugd: fatal: cannot write PID file {}: File too large\n", file.display());
+    assert!(stderr.ends_with(&told), "{stderr}");
+    assert_eq!(place.act("--check", &[]), 101);
+}
+
 #[test]
 fn there_is_only_one() {
     let place = Place::new();
