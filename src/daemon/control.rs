@@ -35,7 +35,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fs::{FlockOperation, Mode, OFlags, flock, fstat, openat};
+use rustix::fs::{FlockOperation, Mode, OFlags, Stat, flock, fstat, openat};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, kill_process_group, pidfd_open};
 
@@ -259,39 +259,58 @@ impl Control {
     }
 
     fn guard(&self, deadline: Deadline) -> Result<Guard, Fatal> {
-        let cannot = |e: io::Error| {
-            Fatal::system(format_args!("lock guard file {}", self.guard_file.display()), e)
-        };
+        let cannot = |error| self.cannot_lock_guard(error);
+        loop {
+            let (file, status) = self.open_guard().map_err(cannot)?;
+            self.lock_guard(&file, deadline)?;
+            // Whoever comes next may lock another file, if somebody has cleaned up.
+            if place::is_still_there(&self.guard_file, &status).map_err(cannot)? {
+                return Ok(Guard { _file: file });
+            }
+            if deadline.left() == Some(Duration::ZERO) {
+                return Err(self.too_late("act: the guard file is being replaced", ""));
+            }
+        }
+    }
+
+    fn open_guard(&self) -> io::Result<(File, Stat)> {
         let flags = OFlags::RDWR
             | OFlags::CREATE
             | OFlags::CLOEXEC
             | OFlags::NOFOLLOW
             | OFlags::NOCTTY
             | OFlags::NONBLOCK;
+        let (directory, name) = place::directory_of(&self.guard_file)?;
         // Nobody else's: whoever could open it could lock it for ever.
-        let (directory, name) = place::directory_of(&self.guard_file).map_err(cannot)?;
-        let file = openat(&directory, name, flags, Mode::RUSR | Mode::WUSR)
-            .map_err(|e| cannot(e.into()))?;
-        let status = fstat(&file).map_err(|e| cannot(e.into()))?;
-        if let Some(why) = Own::now().why_no_guard(&status) {
-            return Err(cannot(io::Error::other(why)));
+        let file = openat(&directory, name, flags, Mode::RUSR | Mode::WUSR)?;
+        let status = fstat(&file)?;
+        match Own::now().why_no_guard(&status) {
+            None => Ok((file.into(), status)),
+            Some(why) => Err(io::Error::other(why)),
         }
+    }
+
+    fn lock_guard(&self, file: &File, deadline: Deadline) -> Result<(), Fatal> {
         let wait = match deadline {
             Deadline(None) => FlockOperation::LockExclusive,
             Deadline(Some(_)) => FlockOperation::NonBlockingLockExclusive,
         };
         loop {
-            match rustix::io::retry_on_intr(|| flock(&file, wait)) {
-                Ok(()) => return Ok(Guard { _file: file.into() }),
+            match rustix::io::retry_on_intr(|| flock(file, wait)) {
+                Ok(()) => return Ok(()),
                 Err(Errno::WOULDBLOCK) if deadline.left() != Some(Duration::ZERO) => {
                     thread::sleep(deadline.at_most(INTERVAL));
                 }
                 Err(Errno::WOULDBLOCK) => {
                     return Err(self.too_late("act: another action is under way", ""));
                 }
-                Err(error) => return Err(cannot(error.into())),
+                Err(error) => return Err(self.cannot_lock_guard(error.into())),
             }
         }
+    }
+
+    fn cannot_lock_guard(&self, error: io::Error) -> Fatal {
+        Fatal::system(format_args!("lock guard file {}", self.guard_file.display()), error)
     }
 
     fn too_late(&self, what: &str, more: &str) -> Fatal {

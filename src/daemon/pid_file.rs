@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
 
-use rustix::fs::{AtFlags, CWD, FlockOperation, Mode, OFlags, flock, fstat, openat, statat};
+use rustix::fs::{CWD, FlockOperation, Mode, OFlags, flock, fstat, openat};
 use rustix::io::Errno;
 use rustix::process::{Pid, test_kill_process};
 
@@ -228,8 +228,8 @@ impl Drop for PidFile {
 }
 
 fn lock(path: &Path) -> io::Result<File> {
-    let (directory, name) = place::directory_of(path)?;
     loop {
+        let (directory, name) = place::directory_of(path)?;
         let mode = Mode::RUSR | Mode::WUSR | Mode::RGRP | Mode::ROTH;
         let file = match openat(&directory, name, open_flags(), mode) {
             Err(Errno::LOOP) => return Err(io::Error::other("it is a symbolic link")),
@@ -240,13 +240,8 @@ fn lock(path: &Path) -> io::Result<File> {
             return Err(io::Error::other(why));
         }
         lock_exclusive(&file, path)?;
-        // It is of no use to have locked what has been removed or replaced since.
-        match statat(&directory, name, AtFlags::SYMLINK_NOFOLLOW) {
-            Ok(now) if (now.st_dev, now.st_ino) == (status.st_dev, status.st_ino) => {
-                return Ok(file);
-            }
-            Ok(_) | Err(Errno::NOENT) => {}
-            Err(error) => return Err(error.into()),
+        if place::is_still_there(path, &status)? {
+            return Ok(file);
         }
     }
 }

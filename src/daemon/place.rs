@@ -12,7 +12,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Component, Path};
 
-use rustix::fs::{CWD, FileType, Mode, OFlags, Stat, fstat, openat, readlinkat};
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, Stat, fstat, openat, readlinkat, statat};
 use rustix::io::Errno;
 use rustix::process::{getegid, geteuid};
 
@@ -109,6 +109,20 @@ pub(super) fn directory_of(path: &Path) -> io::Result<(OwnedFd, &OsStr)> {
     match own.why_no_directory(&fstat(&directory)?) {
         None => Ok((directory, name)),
         Some(why) => Err(io::Error::other(why)),
+    }
+}
+
+/// Whether this is still the file that others find there: a lock on one that was
+/// removed or replaced is of no use.
+///
+/// # Errors
+/// Those of [`directory_of`] and of fstatat(2).
+pub(super) fn is_still_there(path: &Path, file: &Stat) -> io::Result<bool> {
+    let (directory, name) = directory_of(path)?;
+    match statat(&directory, name, AtFlags::SYMLINK_NOFOLLOW) {
+        Ok(now) => Ok((now.st_dev, now.st_ino) == (file.st_dev, file.st_ino)),
+        Err(Errno::NOENT) => Ok(false),
+        Err(error) => Err(error.into()),
     }
 }
 

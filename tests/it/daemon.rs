@@ -157,6 +157,22 @@ fn a_fork_that_fails_is_told() {
     });
 }
 
+/// The limit of file sizes comes with a signal that ends who does not expect it.
+#[test]
+fn a_pid_file_that_must_not_grow_is_told() {
+    let place = Place::new();
+    let mut command = Command::new("sh");
+    command.args(["-c", "ulimit -f 0; exec \"$@\"", "sh"]).args(place.daemon(&[]));
+    // To a pipe, as files have the limit.
+    let output = command.output().unwrap();
+    assert_eq!(output.status.code(), Some(111), "{output:?}");
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    let file = place.pid_file();
+    let told = format!("plugd: fatal: cannot write PID file {}: File too large\n", file.display());
+    assert!(stderr.ends_with(&told), "{stderr}");
+    assert_eq!(place.act("--check", &[]), 101);
+}
+
 #[test]
 fn there_is_only_one() {
     let place = Place::new();
@@ -477,39 +493,66 @@ fn syslog_takes_over() {
     });
 }
 
-/// Others that manage daemons by PID files: dpkg's and OpenRC's.
+/// A start-stop-daemon that is OpenRC's or, if not, dpkg's, in PATH or one of these
+/// places.
+fn start_stop_daemon(of_openrc: bool, places: &[PathBuf]) -> Option<PathBuf> {
+    let name = "start-stop-daemon";
+    let found = places.iter().filter(|path| path.exists()).cloned().chain(program(name));
+    found.into_iter().find(|tool| {
+        let version = finish(Command::new(tool).arg("--version")).stdout;
+        version.contains("OpenRC") == of_openrc
+    })
+}
+
+/// Others that manage daemons by PID files.
+fn is_managed_by(start_stop_daemon: &Path) {
+    let place = Place::new();
+    let pid_file = place.pid_file();
+    let run = |arguments: &[&str]| {
+        let mut command = Command::new(start_stop_daemon);
+        command.env("RC_SVCNAME", "plugd").args(arguments).arg("--pidfile").arg(&pid_file);
+        finish(&mut command)
+    };
+    let start = || {
+        let mut command = Command::new(start_stop_daemon);
+        let daemon = place.daemon(&[]);
+        command.env("RC_SVCNAME", "plugd").args(["--start", "--exec", PLUGD, "--pidfile"]);
+        finish(command.arg(&pid_file).arg("--").args(&daemon[1..]))
+    };
+    let started = start();
+    assert_eq!(started.code, Some(0), "{started:?}");
+    let pid = place.pid();
+    assert_eq!(place.act("--check", &[]), 0);
+    // Started again, either says that it runs already, in its own way.
+    assert_ne!(start().code, None);
+    assert_eq!(place.pid(), pid);
+    let stopped = run(&["--stop", "--retry", "20"]);
+    assert_eq!(stopped.code, Some(0), "{stopped:?}");
+    assert_eq!(place.act("--check", &[]), 101);
+    assert_eq!(place.holders(), [0_i32; 0]);
+}
+
 #[test]
-fn start_stop_daemon_manages_it() {
-    let openrc = std::env::var_os("OPENRC_START_STOP_DAEMON").map(PathBuf::from);
-    let found: Vec<PathBuf> = program("start-stop-daemon").into_iter().chain(openrc).collect();
-    if found.is_empty() {
-        return skip("tools", "start_stop_daemon_manages_it", "no start-stop-daemon");
+fn start_stop_daemon_of_dpkg_manages_it() {
+    match start_stop_daemon(false, &[]) {
+        Some(tool) => is_managed_by(&tool),
+        None => skip("tools", "start_stop_daemon_of_dpkg_manages_it", "it is not there"),
     }
-    for tool in found {
-        let place = Place::new();
-        let pid_file = place.pid_file();
-        let run = |arguments: &[&str]| {
-            let mut command = Command::new(&tool);
-            command.env("RC_SVCNAME", "plugd").args(arguments).arg("--pidfile").arg(&pid_file);
-            finish(&mut command)
-        };
-        let start = || {
-            let mut command = Command::new(&tool);
-            let daemon = place.daemon(&[]);
-            command.env("RC_SVCNAME", "plugd").args(["--start", "--exec", PLUGD, "--pidfile"]);
-            finish(command.arg(&pid_file).arg("--").args(&daemon[1..]))
-        };
-        let started = start();
-        assert_eq!(started.code, Some(0), "{started:?}");
-        let pid = place.pid();
-        assert_eq!(place.act("--check", &[]), 0);
-        // Started again, either says that it runs already, in its own way.
-        assert_ne!(start().code, None);
-        assert_eq!(place.pid(), pid);
-        let stopped = run(&["--stop", "--retry", "20"]);
-        assert_eq!(stopped.code, Some(0), "{stopped:?}");
-        assert_eq!(place.act("--check", &[]), 101);
-        assert_eq!(place.holders(), [0_i32; 0]);
+}
+
+/// Debian's openrc has none, as dpkg has it already.
+#[test]
+fn start_stop_daemon_of_openrc_manages_it() {
+    let named = std::env::var_os("OPENRC_START_STOP_DAEMON").map(PathBuf::from);
+    let usual = ["/sbin/start-stop-daemon", "/usr/sbin/start-stop-daemon"].map(PathBuf::from);
+    let places: Vec<PathBuf> = named.into_iter().chain(usual).collect();
+    match start_stop_daemon(true, &places) {
+        Some(tool) => is_managed_by(&tool),
+        None => skip(
+            "openrc-start-stop-daemon",
+            "start_stop_daemon_of_openrc_manages_it",
+            "it is not there: name it in OPENRC_START_STOP_DAEMON",
+        ),
     }
 }
 

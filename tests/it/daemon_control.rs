@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::{Read, Write};
-use std::os::unix::fs::{PermissionsExt, chown, lchown, symlink};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, lchown, symlink};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
 use std::process::{Child, Command};
@@ -584,6 +584,40 @@ fn files_that_cannot_be_used() {
         assert_eq!(unprivileged("--check"), 102);
         mode(".", 0o700);
     });
+}
+
+/// Who waits for it must not act beside the one who has locked its successor.
+#[test]
+fn a_guard_that_was_removed_guards_nothing() {
+    for options in [&[][..], &["--timeout", "100"]] {
+        let place = Place::new();
+        let guard = place.path("x.lock");
+        assert_eq!(place.act("--check", &[]), 101);
+        let lock = || {
+            let file =
+                File::options().write(true).create(true).truncate(true).open(&guard).unwrap();
+            flock(&file, FlockOperation::LockExclusive).unwrap();
+            file
+        };
+        let first = lock();
+        let mut check = place.control("--check").args(options).spawn().unwrap();
+        let mut waits_for = |file: &File| {
+            let inode = file.metadata().unwrap().ino();
+            eventually("it waits for the guard", || {
+                assert_eq!(check.try_wait().unwrap(), None, "it has not waited");
+                let fds = fs::read_dir(format!("/proc/{}/fd", check.id())).unwrap();
+                let mut open = fds.flatten().filter_map(|fd| fs::metadata(fd.path()).ok());
+                open.any(|open| open.ino() == inode).then_some(())
+            });
+        };
+        waits_for(&first);
+        fs::remove_file(&guard).unwrap();
+        let second = lock();
+        drop(first);
+        waits_for(&second);
+        drop(second);
+        assert_eq!(check.wait().unwrap().code(), Some(101));
+    }
 }
 
 /// Whoever can write the guard can do so for others, and lock it for ever.
