@@ -81,6 +81,8 @@ pub struct InHand {
     pub datagram: Vec<u8>,
     /// How many of its steps have been carried out.
     pub steps_done: usize,
+    /// The text of the one that is being carried out: the rules may be others now.
+    pub step: String,
     /// One of them failed.
     pub failed: bool,
     /// When it was read.
@@ -152,10 +154,10 @@ impl Handover {
         line("lost", &[overruns, foreign, truncated, malformed]);
         line("replays", &[stale, scans, removed, added, changed, &recovery.as_nanos()]);
         self.sources.iter().for_each(|fd| line("source", &[fd]));
-        if let Some(InHand { source, datagram, steps_done, failed, since }) = &self.event {
-            let failed = u8::from(*failed);
-            let source = or_dash(*source);
-            line("event", &[&source, steps_done, &failed, &since.as_nanos(), &hex(datagram)]);
+        if let Some(InHand { source, datagram, steps_done, step, failed, since }) = &self.event {
+            let (source, failed, since) = (or_dash(*source), u8::from(*failed), since.as_nanos());
+            let (datagram, step) = (hex(datagram), hex(step.as_bytes()));
+            line("event", &[&source, steps_done, &failed, &since, &datagram, &step]);
         }
         if let Some((pidfd, pid)) = &self.child {
             line("child", &[pidfd, pid]);
@@ -288,7 +290,8 @@ impl Handover {
                 let (source, steps_done) = (values.optional()?, values.number()?);
                 let (failed, since) = (values.flag()?, values.time()?);
                 let datagram = values.bytes()?;
-                self.event = Some(InHand { source, datagram, steps_done, failed, since });
+                let step = String::from_utf8(values.bytes()?).ok()?;
+                self.event = Some(InHand { source, datagram, steps_done, step, failed, since });
             }
             "child" => self.child = Some((values.number()?, values.number()?)),
             "listener" => self.listener = Some(values.number()?),
@@ -445,9 +448,10 @@ mod tests {
         fn in_hand()(
             (source, steps_done, failed) in any::<(Option<usize>, usize, bool)>(),
             datagram in bytes(),
+            step in any::<String>(),
             since in time(),
         ) -> InHand {
-            InHand { source, datagram, steps_done, failed, since }
+            InHand { source, datagram, steps_done, step, failed, since }
         }
     }
 
@@ -527,13 +531,15 @@ mod tests {
             "source",
             "source x",
             "event 1 0 0 0 =0",
+            "event 1 0 0 0 =00",
+            "event 1 0 0 0 = =ff",
             "child 3",
             "running no free",
             "running no killed 5",
         ] {
             assert_eq!(with(line), format!("'{line}'"));
         }
-        for line in ["running no killed -", "child 3 4", "event 0 0 0 0 ="] {
+        for line in ["running no killed -", "child 3 4", "event 0 0 0 0 = ="] {
             assert_eq!(with(line), "state, event and child do not go together");
         }
     }

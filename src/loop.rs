@@ -294,7 +294,9 @@ impl Daemon {
     /// # Errors
     /// Those of epoll_wait(2) that mean that the poll itself is broken.
     pub fn run(mut self, engine: &mut Engine) -> io::Result<Counters> {
-        if let Some(InHand { source, datagram, steps_done, failed, since }) = self.resumed.take() {
+        if let Some(InHand { source, datagram, steps_done, step, mut failed, since }) =
+            self.resumed.take()
+        {
             // It was read before: what comes of it if the new version reads it
             // otherwise has no steps left.
             let from = source.and_then(|source| self.sources.get(source));
@@ -304,7 +306,13 @@ impl Daemon {
             let event = &Uevent::parse(&datagram, header).unwrap_or(Uevent::EMPTY);
             let (plan, hands) = engine.plan(event, says_all);
             let mut steps = plan.steps();
-            steps.skip_done(steps_done);
+            if !steps.go_to(steps_done, &step) {
+                failed = true;
+                log::error!(
+                    "{event}: the rules are others now, and have nothing to do with what is \
+                     being done: nothing more is done for it"
+                );
+            }
             let (datagram, refused) = (&datagram[..], None);
             self.go_on(Deed { source, since, datagram, event, steps, failed, refused, hands })?;
         }

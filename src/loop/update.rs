@@ -304,6 +304,7 @@ impl Daemon {
             source: deed.source.map(open_before),
             datagram: deed.datagram.to_vec(),
             steps_done: deed.steps.done(),
+            step: deed.step().map(|step| step.to_string()).unwrap_or_default(),
             failed: deed.failed,
             since: deed.since,
         });
