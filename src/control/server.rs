@@ -72,6 +72,8 @@ pub struct Server {
     active: VecDeque<Id>,
     /// No client has to be reminded before that.
     reminder: Option<Time>,
+    /// Somebody could not be accepted; when to try again.
+    accept_again: Option<Time>,
     /// Who has gone, or was sent away, while a request waited.
     lost: Vec<Id>,
     /// The limit of open files that was there before it was raised for clients.
@@ -201,6 +203,7 @@ impl Server {
             accepting: true,
             active: VecDeque::new(),
             reminder: None,
+            accept_again: None,
             lost: Vec::new(),
             open_files: None,
             limiter: Limiter::default(),
@@ -299,15 +302,17 @@ impl Server {
 
     /// When to call [`Server::remind`], at the latest.
     pub fn deadline(&self) -> Option<Time> {
-        self.reminder
+        self.reminder.into_iter().chain(self.accept_again).min()
     }
 
     /// Sends away who was silent or deaf for too long, and looks who waits.
     pub fn remind(&mut self, now: Time) {
+        if self.accept_again.is_some_and(|at| at <= now) {
+            self.accepting = true;
+        }
         if self.reminder.is_none_or(|at| at > now) {
             return;
         }
-        self.accepting = true;
         let late = |client: &Client| client.asking.is_none() && client.deadline <= now;
         let late: Vec<Id> =
             self.clients.iter().filter(|(_, c)| late(c)).map(|(id, _)| *id).collect();
@@ -433,6 +438,9 @@ impl Server {
 
     /// A turn of the loop: accepts those who wait for it.
     pub fn accept(&mut self, registry: &Registry, now: Time) {
+        if self.accepting {
+            self.accept_again = None;
+        }
         for _ in 0..PER_TURN {
             if !self.accepting {
                 return;
@@ -448,8 +456,7 @@ impl Server {
                     // For want of descriptors or memory. Who waits there is
                     // not reported again.
                     self.accepting = false;
-                    let at = now + ACCEPT_PAUSE;
-                    self.reminder = Some(self.reminder.map_or(at, |reminder| reminder.min(at)));
+                    self.accept_again = Some(now + ACCEPT_PAUSE);
                     self.complain(now, "accept a client of the control socket", &error);
                 }
             }

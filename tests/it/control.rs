@@ -458,6 +458,31 @@ fn a_thousand_idle_clients_and_a_busy_daemon() {
     host.daemon.sleeps();
 }
 
+/// Whoever could not be accepted for want of descriptors is not forgotten, though all
+/// others go.
+#[test]
+fn who_waits_to_be_accepted_is_accepted_in_the_end() {
+    let address = format!("@plugd-test-{}-{}", std::process::id(), unique());
+    let (_events, receiver) = unix::pair(SocketType::SEQPACKET);
+    let mut plugd = Plugd::new().args(["run", "--fd", "3", "--control", &address]).fd(receiver, 3);
+    // Descriptors that plugd does not know to be taken.
+    for fd in 10..40 {
+        plugd = plugd.fd(std::fs::File::open("/dev/null").unwrap(), fd);
+    }
+    let daemon = plugd.prelude("ulimit -n 50").sh("true").start();
+    eventually("it listens", || connect(&address));
+    let mut clients = Vec::new();
+    eventually("it runs out of descriptors", || {
+        clients.push(connect(&address).unwrap());
+        (!daemon.logged("cannot accept a client of the control socket").is_empty()).then_some(())
+    });
+    let mut waiting = connect(&address).unwrap();
+    waiting.write_all(b"log-level\n").unwrap();
+    // Nothing is left to remind it of.
+    drop(clients);
+    assert_eq!(read_all(&mut waiting), "info\n");
+}
+
 /// Under load: ten clients ask all the time while events come.
 #[test]
 fn status_is_prompt_under_full_load() {
