@@ -8,7 +8,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 use std::io::{self, Read, Write};
-use std::os::fd::{AsFd, AsRawFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::net as std_net;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -173,24 +173,26 @@ impl Server {
             }
             Fatal::system(format_args!("listen on control socket {address}"), error)
         })?;
-        Self::from_listener(listener, address, mode)
+        let file = match &address {
+            Address::Abstract(_) => None,
+            Address::Path(path) => identity(path),
+        };
+        Self::from_listener(listener, file, address, mode)
             .map_err(|error| Fatal::system("listen on control socket", error))
     }
 
-    /// Goes on with a socket that was bound to this address and listens.
+    /// Goes on with a socket that was bound to this address and listens; `file` is
+    /// the device and the inode of its file, if it has one.
     ///
     /// # Errors
     /// Those of fcntl(2).
     pub fn from_listener(
         listener: std_net::UnixListener,
+        file: Option<(u64, u64)>,
         address: Address,
         mode: Mode,
     ) -> io::Result<Self> {
         listener.set_nonblocking(true)?;
-        let file = match &address {
-            Address::Abstract(_) => None,
-            Address::Path(path) => identity(path),
-        };
         Ok(Self {
             listener: UnixListener::from_std(listener),
             address,
@@ -260,6 +262,11 @@ impl Server {
             }
         }
         updating
+    }
+
+    /// The listening socket, for the plugd after this one.
+    pub fn listener(&self) -> handover::Listener {
+        handover::Listener { fd: self.listener.as_raw_fd(), file: self.file }
     }
 
     /// The clients, for the plugd after this one, which they are told nothing
@@ -636,12 +643,6 @@ impl Client {
             self.deadline = now + SILENCE;
         }
         true
-    }
-}
-
-impl AsRawFd for Server {
-    fn as_raw_fd(&self) -> RawFd {
-        self.listener.as_raw_fd()
     }
 }
 
