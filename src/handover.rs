@@ -49,7 +49,7 @@ pub struct Handover {
     /// The pidfd and the process id of the running program.
     pub child: Option<(RawFd, i32)>,
     /// The listening control socket.
-    pub listener: Option<RawFd>,
+    pub listener: Option<Listener>,
     /// Who is connected to it.
     pub clients: Vec<Client>,
     /// The level of logging that was chosen at run time.
@@ -89,6 +89,16 @@ pub struct InHand {
     pub since: Time,
 }
 
+/// The control socket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Listener {
+    /// It.
+    pub fd: RawFd,
+    /// Its file, if it has one: device and inode. By now there may be another one at
+    /// its path.
+    pub file: Option<(u64, u64)>,
+}
+
 /// A client of the control socket.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Client {
@@ -113,8 +123,9 @@ impl Handover {
     pub fn fds(&self) -> impl Iterator<Item = RawFd> {
         let clients = self.clients.iter().map(|client| client.fd);
         let child = self.child.map(|(pidfd, _)| pidfd);
+        let listener = self.listener.map(|listener| listener.fd);
         let output = self.output.as_ref().map(|(fd, _)| *fd);
-        let few = child.into_iter().chain(self.listener).chain(output);
+        let few = child.into_iter().chain(listener).chain(output);
         let few = few.chain(self.state_file).chain(self.inventory);
         self.sources.iter().copied().chain(few).chain(clients)
     }
@@ -162,8 +173,12 @@ impl Handover {
         if let Some((pidfd, pid)) = &self.child {
             line("child", &[pidfd, pid]);
         }
-        if let Some(fd) = &self.listener {
-            line("listener", &[fd]);
+        match &self.listener {
+            Some(Listener { fd, file: Some((device, inode)) }) => {
+                line("listener", &[fd, device, inode])
+            }
+            Some(Listener { fd, file: None }) => line("listener", &[fd]),
+            None => {}
         }
         for Client { fd, input, output, last_words, asked_for_update } in &self.clients {
             let (last_words, asked) = (u8::from(*last_words), u8::from(*asked_for_update));
@@ -294,7 +309,11 @@ impl Handover {
                 self.event = Some(InHand { source, datagram, steps_done, step, failed, since });
             }
             "child" => self.child = Some((values.number()?, values.number()?)),
-            "listener" => self.listener = Some(values.number()?),
+            "listener" => {
+                let fd = values.number()?;
+                let file = values.number().zip(values.number());
+                self.listener = Some(Listener { fd, file });
+            }
             "client" => {
                 let fd = values.number()?;
                 let (last_words, asked_for_update) = (values.flag()?, values.flag()?);
@@ -463,8 +482,9 @@ mod tests {
             sources in prop::collection::vec(0..i32::MAX, 0..3),
             (event, child) in (in_hand(), any::<(i32, i32)>()),
             clients in prop::collection::vec(client(), 0..3),
-            (listener, output, open_files, log_level)
-                in any::<(Option<i32>, Option<(i32, Vec<u8>)>, Option<(u64, u64)>, Option<bool>)>(),
+            listener in any::<Option<(i32, Option<(u64, u64)>)>>(),
+            (output, open_files, log_level)
+                in any::<(Option<(i32, Vec<u8>)>, Option<(u64, u64)>, Option<bool>)>(),
             (state_file, inventory, last, held_back)
                 in any::<(Option<i32>, Option<i32>, Option<u64>, Option<(usize, Vec<u8>)>)>(),
             recovery in time(),
@@ -487,7 +507,7 @@ mod tests {
                 sources,
                 event: (state != State::Reading).then_some(event),
                 child: matches!(state, State::Running { .. }).then_some(child),
-                listener,
+                listener: listener.map(|(fd, file)| Listener { fd, file }),
                 clients,
                 log_level: log_level.map(|_| "debug".into()),
                 open_files,

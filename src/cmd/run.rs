@@ -616,8 +616,8 @@ fn control(
             result => result.map(Some),
         };
     };
-    let server = sys::adopt(listener)
-        .and_then(|listener| Server::from_listener(listener.into(), address, mode))
+    let server = sys::adopt(listener.fd)
+        .and_then(|fd| Server::from_listener(fd.into(), listener.file, address, mode))
         .map_err(|e| Fatal::system("go on with the control socket", e));
     or_without(true, server)
 }

@@ -8,7 +8,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 use std::io::{self, Read, Write};
-use std::os::fd::{AsFd, AsRawFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::net as std_net;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -72,6 +72,8 @@ pub struct Server {
     active: VecDeque<Id>,
     /// No client has to be reminded before that.
     reminder: Option<Time>,
+    /// Somebody could not be accepted; when to try again.
+    accept_again: Option<Time>,
     /// Who has gone, or was sent away, while a request waited.
     lost: Vec<Id>,
     /// The limit of open files that was there before it was raised for clients.
@@ -171,24 +173,26 @@ impl Server {
             }
             Fatal::system(format_args!("listen on control socket {address}"), error)
         })?;
-        Self::from_listener(listener, address, mode)
+        let file = match &address {
+            Address::Abstract(_) => None,
+            Address::Path(path) => identity(path),
+        };
+        Self::from_listener(listener, file, address, mode)
             .map_err(|error| Fatal::system("listen on control socket", error))
     }
 
-    /// Goes on with a socket that was bound to this address and listens.
+    /// Goes on with a socket that was bound to this address and listens; `file` is
+    /// the device and the inode of its file, if it has one.
     ///
     /// # Errors
     /// Those of fcntl(2).
     pub fn from_listener(
         listener: std_net::UnixListener,
+        file: Option<(u64, u64)>,
         address: Address,
         mode: Mode,
     ) -> io::Result<Self> {
         listener.set_nonblocking(true)?;
-        let file = match &address {
-            Address::Abstract(_) => None,
-            Address::Path(path) => identity(path),
-        };
         Ok(Self {
             listener: UnixListener::from_std(listener),
             address,
@@ -201,6 +205,7 @@ impl Server {
             accepting: true,
             active: VecDeque::new(),
             reminder: None,
+            accept_again: None,
             lost: Vec::new(),
             open_files: None,
             limiter: Limiter::default(),
@@ -259,6 +264,11 @@ impl Server {
         updating
     }
 
+    /// The listening socket, for the plugd after this one.
+    pub fn listener(&self) -> handover::Listener {
+        handover::Listener { fd: self.listener.as_raw_fd(), file: self.file }
+    }
+
     /// The clients, for the plugd after this one, which they are told nothing
     /// of; `updating` are those that asked for it.
     pub fn hand_over(&self, updating: &[Id]) -> Vec<handover::Client> {
@@ -299,15 +309,17 @@ impl Server {
 
     /// When to call [`Server::remind`], at the latest.
     pub fn deadline(&self) -> Option<Time> {
-        self.reminder
+        self.reminder.into_iter().chain(self.accept_again).min()
     }
 
     /// Sends away who was silent or deaf for too long, and looks who waits.
     pub fn remind(&mut self, now: Time) {
+        if self.accept_again.is_some_and(|at| at <= now) {
+            self.accepting = true;
+        }
         if self.reminder.is_none_or(|at| at > now) {
             return;
         }
-        self.accepting = true;
         let late = |client: &Client| client.asking.is_none() && client.deadline <= now;
         let late: Vec<Id> =
             self.clients.iter().filter(|(_, c)| late(c)).map(|(id, _)| *id).collect();
@@ -433,6 +445,9 @@ impl Server {
 
     /// A turn of the loop: accepts those who wait for it.
     pub fn accept(&mut self, registry: &Registry, now: Time) {
+        if self.accepting {
+            self.accept_again = None;
+        }
         for _ in 0..PER_TURN {
             if !self.accepting {
                 return;
@@ -448,8 +463,7 @@ impl Server {
                     // For want of descriptors or memory. Who waits there is
                     // not reported again.
                     self.accepting = false;
-                    let at = now + ACCEPT_PAUSE;
-                    self.reminder = Some(self.reminder.map_or(at, |reminder| reminder.min(at)));
+                    self.accept_again = Some(now + ACCEPT_PAUSE);
                     self.complain(now, "accept a client of the control socket", &error);
                 }
             }
@@ -629,12 +643,6 @@ impl Client {
             self.deadline = now + SILENCE;
         }
         true
-    }
-}
-
-impl AsRawFd for Server {
-    fn as_raw_fd(&self) -> RawFd {
-        self.listener.as_raw_fd()
     }
 }
 

@@ -316,6 +316,8 @@ impl Reply {
         let name = self.outcome.name();
         match (reader, self.outcome) {
             (Reader::Program, _) => format!("{PREFIX} {name} {}\n{text}", text.len()),
+            // The end of the connection alone might be plugd's own.
+            (Reader::Person, Outcome::Ok) if text.is_empty() => "ok\n".into(),
             (Reader::Person, Outcome::Ok) => text,
             (Reader::Person, Outcome::No | Outcome::Usage | Outcome::Denied) => {
                 format!("error: {name}: {text}")
@@ -456,7 +458,7 @@ mod tests {
     #[test]
     fn replies_suit_their_reader() {
         for (reply, person, program) in [
-            (Reply::ok(""), "", "plugd/1 ok 0\n"),
+            (Reply::ok(""), "ok\n", "plugd/1 ok 0\n"),
             (Reply::ok("a"), "a\n", "plugd/1 ok 2\na\n"),
             (Reply::ok("a\nb\n"), "a\nb\n", "plugd/1 ok 4\na\nb\n"),
             (Reply::no("é"), "error: no: é\n", "plugd/1 no 3\né\n"),

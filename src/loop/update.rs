@@ -318,7 +318,7 @@ impl Daemon {
             sources: open().map(|watched| watched.source.as_raw_fd()).collect(),
             event,
             child: self.child.as_ref().map(|child| (child.as_raw_fd(), child.pid())),
-            listener: control.map(AsRawFd::as_raw_fd),
+            listener: control.map(Server::listener),
             clients: control.map(|c| c.hand_over(&self.update.clients)).unwrap_or_default(),
             log_level: chosen.then(|| level.into()),
             open_files: control.and_then(Server::open_files),

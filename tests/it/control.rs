@@ -318,12 +318,25 @@ fn a_line_from_a_shell_is_answered_in_text() {
     assert!(host.ask("status\n").starts_with("state    idle\n"));
     assert!(host.ask("status").starts_with("state    idle\n"), "without a newline");
     assert!(host.ask("status --openmetrics\r\n").ends_with("# EOF\n"));
-    assert_eq!(host.ask("settle\n"), "");
+    assert_eq!(host.ask("settle\n"), "ok\n");
     assert_eq!(host.ask("settle --timeout 0 x\n"), "error: usage: unexpected 'x'\n");
     assert_eq!(host.ask("\x1b[1mstatus\0\n").lines().count(), 1);
     assert!(host.ask("garbage\n").starts_with("error: usage: there is no command 'garbage'"));
     assert_eq!(host.ask("\n"), "error: usage: the command is missing\n");
     assert_eq!(host.ask(""), "");
+}
+
+/// To a script, the end of the daemon must not look like success.
+#[test]
+fn who_waits_for_a_daemon_that_ends_is_told_nothing() {
+    let host = Host::start(&[], HOLD);
+    host.event(1);
+    host.daemon.wait_for_lines("out", 1);
+    let mut stream = host.connect();
+    stream.write_all(b"settle\n").unwrap();
+    assert!(host.ask("status\n").starts_with("state    running"));
+    host.daemon.signal(Signal::KILL);
+    assert_eq!(read_all(&mut stream), "");
 }
 
 #[test]
@@ -458,6 +471,31 @@ fn a_thousand_idle_clients_and_a_busy_daemon() {
     host.daemon.sleeps();
 }
 
+/// Whoever could not be accepted for want of descriptors is not forgotten, though all
+/// others go.
+#[test]
+fn who_waits_to_be_accepted_is_accepted_in_the_end() {
+    let address = format!("@plugd-test-{}-{}", std::process::id(), unique());
+    let (_events, receiver) = unix::pair(SocketType::SEQPACKET);
+    let mut plugd = Plugd::new().args(["run", "--fd", "3", "--control", &address]).fd(receiver, 3);
+    // Descriptors that plugd does not know to be taken.
+    for fd in 10..40 {
+        plugd = plugd.fd(std::fs::File::open("/dev/null").unwrap(), fd);
+    }
+    let daemon = plugd.prelude("ulimit -n 50").sh("true").start();
+    eventually("it listens", || connect(&address));
+    let mut clients = Vec::new();
+    eventually("it runs out of descriptors", || {
+        clients.push(connect(&address).unwrap());
+        (!daemon.logged("cannot accept a client of the control socket").is_empty()).then_some(())
+    });
+    let mut waiting = connect(&address).unwrap();
+    waiting.write_all(b"log-level\n").unwrap();
+    // Nothing is left to remind it of.
+    drop(clients);
+    assert_eq!(read_all(&mut waiting), "info\n");
+}
+
 /// Under load: ten clients ask all the time while events come.
 #[test]
 fn status_is_prompt_under_full_load() {
@@ -571,7 +609,7 @@ fn only_some_of_other_users_may_wait() {
         let own = ask(b"settle\n");
         daemon.release("gate");
         for mut stream in strangers.into_iter().chain([own]) {
-            assert_eq!(read_all(&mut stream), "");
+            assert_eq!(read_all(&mut stream), "ok\n");
         }
     });
 }
@@ -838,26 +876,34 @@ fn wait_for_no_time_tells_what_is_there() {
 fn wait_by_variables_gets_by_with_room_for_one_client() {
     ns::inside_with_sysfs(|| {
         let plugd = Plugd::new().args(["run", "--"]).prelude("ulimit -n 40");
-        let _daemon = plugd.sh("true").start();
+        let daemon = plugd.sh("true").start();
         eventually("it listens", || connect("@plugd"));
         let mut others = Vec::new();
         let mut full = || {
             let mut other = connect("@plugd").unwrap();
-            other.write_all(b"plugd/1 wait A=1\nplugd/1 status\n").unwrap();
-            other.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
-            let answered = other.read(&mut [0; 100]);
+            let _ = other.write_all(b"plugd/1 wait A=1\n");
+            other.set_nonblocking(true).unwrap();
             others.push(other);
-            answered.is_ok()
+            eventually("it is accepted or refused", || {
+                let refused = others.last_mut().unwrap().read(&mut [0; 100]).is_ok();
+                (refused || clients(&daemon) == others.len()).then_some(refused)
+            })
         };
         while !full() {}
         // The last one was refused.
         others.truncate(others.len() - 2);
-        eventually("there is room", || (say("@plugd", &["status"]).code == Some(0)).then_some(()));
+        let only = |others: &[UnixStream]| {
+            eventually("there is room for one", || {
+                (clients(&daemon) == others.len()).then_some(())
+            });
+        };
         let wait = ["wait", "INTERFACE=lo", "--timeout"];
         for timeout in ["0", "2"] {
+            only(&others);
             let said = say("@plugd", &[&wait[..], &[timeout]].concat());
             assert_eq!(said.code, Some(0), "{said:?}");
         }
+        only(&others);
         let waiting = begin("@plugd", &[&wait[..], &["1000"]].concat());
         // It looks again for room.
         others.pop();

@@ -288,7 +288,7 @@ fn clients_that_say_no_more_are_answered_when_it_is_time() {
         for (request, stream) in &mut clients {
             let mut text = String::new();
             stream.read_to_string(&mut text).unwrap();
-            let expected = if request.starts_with("plugd/1") { "plugd/1 ok 0\n" } else { "" };
+            let expected = if request.starts_with("plugd/1") { "plugd/1 ok 0\n" } else { "ok\n" };
             assert_eq!(text, expected, "{request:?}");
         }
     });
@@ -487,6 +487,36 @@ fn an_address_that_is_taken_meanwhile_ends_nothing() {
         daemon.wait_for_logs("updated from version", 2);
         let said = Plugd::new().args(["status", "--json"]).finish();
         assert!(said.stdout.contains(&format!("\"pid\":{}", daemon.pid())), "{said:?}");
+    });
+}
+
+/// Somebody has removed the file, and another plugd made one there.
+#[test]
+fn anothers_control_socket_is_left_alone() {
+    ns::alone(|| {
+        let copy = Copy::new();
+        let socket = copy.dir.path().join("socket");
+        let start = || {
+            let (events, receiver) = unix::pair(SocketType::SEQPACKET);
+            let plugd = Plugd::new().program(&copy.file).args(["run", "--fd", "3", "--control"]);
+            (plugd.args([&socket]).fd(receiver, 3).sh("true").start(), events)
+        };
+        let (mut first, _events) = start();
+        eventually("it listens", || UnixStream::connect(&socket).ok());
+        fs::remove_file(&socket).unwrap();
+        let (mut second, _others) = start();
+        eventually("it listens", || UnixStream::connect(&socket).ok());
+        for daemon in [&first, &second] {
+            daemon.signal(Signal::USR2);
+            daemon.wait_for_log("updated from version");
+        }
+        first.signal(Signal::TERM);
+        assert_eq!(first.wait_exit().code(), Some(0));
+        assert!(UnixStream::connect(&socket).is_ok(), "it has removed another one's");
+        // But its own it removes.
+        second.signal(Signal::TERM);
+        assert_eq!(second.wait_exit().code(), Some(0));
+        assert!(!socket.exists());
     });
 }
 
