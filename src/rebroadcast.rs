@@ -18,6 +18,7 @@ use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType};
 use crate::counters::Limiter;
 use crate::error::{Fatal, reason};
 use crate::machine::Time;
+use crate::units::Seconds;
 
 /// Where all events go that were acted on.
 #[derive(Debug)]
@@ -86,7 +87,7 @@ impl Outlets {
                 return;
             }
             Ok(0) if self.deadline.is_some_and(|at| at <= now) => {
-                format!("its reader has made no room for {} s", self.patience.as_secs_f64())
+                format!("its reader has made no room for {} s", Seconds(self.patience))
             }
             Ok(written) => {
                 let until = self.deadline.filter(|_| written == 0);

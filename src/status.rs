@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use crate::counters::{Counters, Dropped};
 use crate::uevent::Uevent;
+use crate::units::Seconds;
 
 /// How things are at this moment.
 #[derive(Debug)]
@@ -333,16 +334,6 @@ impl fmt::Display for Size {
             bytes @ ..10_485_760 => write!(f, "{} KiB", bytes >> 10),
             bytes => write!(f, "{} MiB", bytes >> 20),
         }
-    }
-}
-
-/// A time in seconds, to the millisecond. Not as a floating-point number, whose
-/// formatting would be a sixtieth of the program.
-struct Seconds(Duration);
-
-impl fmt::Display for Seconds {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}.{:03}", self.0.as_secs(), self.0.subsec_millis())
     }
 }
 

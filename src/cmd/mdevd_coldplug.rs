@@ -17,6 +17,7 @@ use crate::logging;
 use crate::netlink::{DATAGRAM_MAX, KERNEL_GROUP, Received, Source};
 use crate::sysfs::Sysfs;
 use crate::uevent::{Header, Uevent, stream};
+use crate::units::Seconds;
 
 use super::mdevd::carries_stream;
 use super::options::{self, BYTES, GROUPS, SECONDS};
@@ -235,7 +236,7 @@ fn trigger_and_wait(
         }
         let silent_for = silent_since.elapsed();
         if let Some(timeout) = timeout.filter(|timeout| silent_for >= *timeout) {
-            let seconds = timeout.as_secs_f64();
+            let seconds = Seconds(timeout);
             return Err(Fatal::System {
                 what: "the last event has not come back".into(),
                 error: io::Error::other(format!(

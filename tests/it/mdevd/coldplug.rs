@@ -164,7 +164,7 @@ fn a_manager_that_is_not_there_is_not_awaited_for_ever() {
         let finished = coldplug().args(["-O", "4", "--timeout", "0.5"]).finish();
         assert_eq!(finished.code, Some(111));
         let told =
-            "mdevd-coldplug: fatal: the last event has not come back: nothing has, for 0.5 s";
+            "mdevd-coldplug: fatal: the last event has not come back: nothing has, for 0.500 s";
         assert!(finished.stderr.starts_with(told), "{finished:?}");
     });
 }

@@ -295,7 +295,7 @@ fn a_reader_that_never_reads_is_left() {
         let (daemon, reader, _) = behind(&world, &["--timeout", "0.3"]);
         let inode = daemon.netlink().1;
         Injector::new().paced((1..=200).map(event), inode);
-        daemon.wait_for_log("cannot write an event: its reader has made no room for 0.3 s");
+        daemon.wait_for_log("cannot write an event: its reader has made no room for 0.300 s");
         // What it has got, and then the end.
         let written = written(reader);
         assert_eq!(written, (1..=written.len()).collect::<Vec<_>>());
