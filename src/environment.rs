@@ -89,8 +89,22 @@ const PROTECTED: [&[u8]; 59] = [
 /// What every child's environment is made from.
 #[derive(Debug)]
 pub struct Base {
-    /// `KEY=VALUE`, sorted by key, each key once.
-    variables: Vec<CString>,
+    /// Sorted by key, each key once.
+    variables: Vec<Variable>,
+}
+
+/// A variable that all children get.
+#[derive(Debug)]
+struct Variable {
+    /// `KEY=VALUE`.
+    whole: CString,
+    key_length: usize,
+}
+
+impl Variable {
+    fn key(&self) -> &[u8] {
+        &self.whole.as_bytes()[..self.key_length]
+    }
 }
 
 impl Base {
@@ -112,8 +126,8 @@ impl Base {
     fn set_if_unset(&mut self, key: &[u8], value: &[u8]) {
         // A variable of an environment has no NUL in it.
         let Ok(whole) = CString::new([key, b"=", value].concat()) else { return };
-        if let Err(place) = self.variables.binary_search_by(|v| key_of(v).cmp(key)) {
-            self.variables.insert(place, whole);
+        if let Err(place) = self.variables.binary_search_by(|v| v.key().cmp(key)) {
+            self.variables.insert(place, Variable { whole, key_length: key.len() });
         }
     }
 
@@ -121,26 +135,31 @@ impl Base {
     /// of the base with the same key, and the last of an event's duplicates counts.
     pub fn with_event<'a>(&'a self, event: &Uevent<'a>) -> Environment<'a> {
         let mut withheld = Vec::new();
-        // The usual event's variables find room without growing it.
+        // The usual event's variables find room without growing them.
+        let mut own: Vec<(&[u8], &CStr)> = Vec::with_capacity(32);
         let mut variables: Vec<&CStr> = Vec::with_capacity(self.variables.len() + 32);
-        variables.extend(self.variables.iter().map(CString::as_c_str));
         for field in event.fields() {
             let key = field.key();
             if is_shell_name(key) && !is_function(field.value()) && !is_protected(key) {
-                variables.push(field.whole());
+                own.push((key, field.whole()));
             } else {
-                withheld.push(field.key());
+                withheld.push(key);
             }
         }
         // Stable, so that of equal keys the last one given comes last.
-        variables.sort_by(|a, b| key_of(a).cmp(key_of(b)));
-        variables.dedup_by(|later, kept| {
-            let same = key_of(later) == key_of(kept);
-            if same {
-                *kept = *later;
+        own.sort_by_key(|&(key, _)| key);
+        let mut base = self.variables.iter().peekable();
+        for (index, &(key, whole)) in own.iter().enumerate() {
+            if own.get(index + 1).is_some_and(|&(next, _)| next == key) {
+                continue;
             }
-            same
-        });
+            while let Some(before) = base.next_if(|variable| variable.key() < key) {
+                variables.push(&before.whole);
+            }
+            base.next_if(|variable| variable.key() == key);
+            variables.push(whole);
+        }
+        variables.extend(base.map(|variable| variable.whole.as_c_str()));
         Environment { variables, withheld }
     }
 }
@@ -160,13 +179,6 @@ pub struct Environment<'a> {
     pub withheld: Vec<&'a [u8]>,
 }
 
-fn key_of(variable: &CStr) -> &[u8] {
-    let bytes = variable.to_bytes();
-    // From the second byte on: libc too takes a leading `=` for part of a name.
-    let equals = bytes.iter().skip(1).position(|&b| b == b'=').map_or(bytes.len(), |i| i + 1);
-    &bytes[..equals]
-}
-
 /// Whether bash before 4.3 patch 25 would run it, by any name (CVE-2014-6271).
 fn is_function(value: &CStr) -> bool {
     value.to_bytes().starts_with(b"() {")
@@ -179,7 +191,9 @@ fn is_shell_name(key: &[u8]) -> bool {
 }
 
 fn matches_any(patterns: &[&[u8]], key: &[u8]) -> bool {
-    patterns.iter().any(|pattern| match pattern.strip_suffix(b"*") {
+    // The first byte tells most of them apart.
+    let mut near = patterns.iter().filter(|pattern| pattern.first() == key.first());
+    near.any(|pattern| match pattern.strip_suffix(b"*") {
         Some(prefix) => key.starts_with(prefix),
         None => key == *pattern,
     })
