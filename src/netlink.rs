@@ -379,7 +379,7 @@ fn set_receive_buffer(fd: &OwnedFd, asked: Option<usize>) -> io::Result<BufferSi
     Ok(BufferSize { asked, got, unprivileged: unprivileged.map(|(_, error)| error.into()) })
 }
 
-/// The users of this process's user namespace: all, if the kernel has no such
+/// The users of this process's user namespace: unknown, if the kernel has no such
 /// thing or /proc is not mounted.
 fn own_user_ids() -> UserIds {
     let overflow = fs::read_to_string("/proc/sys/kernel/overflowuid");
