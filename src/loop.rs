@@ -281,7 +281,7 @@ impl Daemon {
     /// # Errors
     /// Those of write(2) on the notification descriptor.
     pub fn announce(&mut self) -> io::Result<()> {
-        self.notifier.ready("reading events")
+        self.notifier.ready(orders::activity(self.machine.is_paused()))
     }
 
     /// Acts on one event after the other, as `engine` says, until it is asked

@@ -263,6 +263,6 @@ impl Daemon {
     }
 }
 
-fn activity(paused: bool) -> &'static str {
+pub(super) fn activity(paused: bool) -> &'static str {
     if paused { "paused" } else { "reading events" }
 }
