@@ -871,6 +871,34 @@ fn wait_for_no_time_tells_what_is_there() {
     });
 }
 
+/// What tells an event from others tells no device: only an event is waited for.
+#[test]
+fn wait_for_an_event_is_not_ended_by_a_device() {
+    ns::inside_with_sysfs(|| {
+        let _daemon = Plugd::new().args(["run", "--"]).sh("true").start();
+        eventually("it listens", || connect("@plugd"));
+        let injector = Injector::new();
+        for (args, event) in [
+            (&["--removed", "ACTION=remove"][..], Some(("remove", "A=1"))),
+            (&["ACTION=add"], Some(("add", "A=1"))),
+            (&["SYNTH_UUID=x"], Some(("change", "SYNTH_UUID=x"))),
+            (&["--removed", "SEQNUM=0"], None),
+            (&["--removed", "DEVPATH_OLD=/x"], None),
+        ] {
+            let wait = [&["wait", "INTERFACE=lo"], args].concat();
+            let short = [&wait[..], &["--timeout", "0.2"]].concat();
+            assert_eq!(say("@plugd", &short).code, Some(1), "{args:?}");
+            let Some((action, field)) = event else { continue };
+            let mut waiting = begin("@plugd", &wait);
+            let status = eventually("it ends", || {
+                injector.event(action, "/x", &["INTERFACE=lo", field]);
+                waiting.try_wait().unwrap()
+            });
+            assert_eq!(status.code(), Some(0), "{args:?}");
+        }
+    });
+}
+
 /// The command needs two connections, one to wait on, and one to know when to look.
 #[test]
 fn wait_by_variables_gets_by_with_room_for_one_client() {
