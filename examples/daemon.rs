@@ -41,7 +41,9 @@ fn run() -> Result<(), Fatal> {
 
     // Here it would open its sockets and read its configuration.
 
-    // From here on there are two processes, and this is the new one.
+    // From here on there are two processes, and this is the new one. If it is
+    // killed, or aborts, before it is ready, the other one tells so on stderr, as
+    // there is no logger here, and exits with 111.
     let mut running = standby.start()?;
 
     let (mut terminated, on_signal) =

@@ -3,22 +3,23 @@
 //! Owns the root, and knows which directories below it this process made:
 //! those it removes when they are left empty. Nothing in a directory itself
 //! tells that on all file systems that may be a /dev, so it is remembered, by
-//! device and inode number, which a directory made later by somebody else has
-//! not. A daemon that was started anew has forgotten it; then an empty
-//! directory stays, which harms less than to remove one that an administrator
-//! made.
+//! its path and all that tells it from one that somebody makes there later. The
+//! inode number alone does not: ext4 gives it again at once. A daemon that was
+//! started anew, or updated, has forgotten it; then an empty directory stays,
+//! which harms less than to remove one that an administrator made.
 //!
 //! Somebody may tamper with the tree meanwhile. Therefore the owner and the
 //! mode are set on a node that is held by a descriptor (with O_PATH, which
 //! does not open the device) and was looked at through it.
 
-use std::collections::BTreeSet;
+use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use rustix::fs::{
-    AtFlags, Dev, FileType, Mode, OFlags, Stat, chownat, fstat, major, makedev, minor, mkdirat,
-    mknodat, readlinkat_raw, renameat, stat, statat, symlinkat, unlinkat,
+    AtFlags, Dev, FileType, Mode, OFlags, Stat, StatxFlags, chownat, fstat, major, makedev, minor,
+    mkdirat, mknodat, readlinkat_raw, renameat, stat, statat, statx, symlinkat, unlinkat,
 };
 use rustix::io::Errno;
 use rustix::process::{Gid, Uid, geteuid, getpid};
@@ -36,8 +37,8 @@ const MODE_BITS: u32 = 0o7777;
 /// How often to begin again when somebody else changes the same name.
 const ATTEMPTS: u32 = 32;
 
-/// How many directories are remembered at most. They are forgotten when they
-/// are removed, but not if somebody else does that.
+/// How many directories are remembered at most. Those that somebody else removes
+/// are forgotten when there would be more.
 const DIRECTORIES_MAX: usize = 4096;
 
 /// How a node or link came to be as asked.
@@ -166,12 +167,50 @@ fn leads_to(directory: BorrowedFd<'_>, name: &[u8], target: &[u8]) -> Result<boo
     Ok(found == target)
 }
 
+/// What tells a directory from all others that have its path at other times.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Identity {
+    file_system: Dev,
+    inode: u64,
+    /// When it was made, in seconds and nanoseconds, where the file system and the
+    /// kernel (Linux 4.11) tell, as ext4 does and newer tmpfs.
+    born: Option<(i64, u32)>,
+    /// Who has taken it over has it as he likes.
+    owner: u32,
+    mode: u32,
+}
+
+impl Identity {
+    /// Of a file in this directory, or with no name, of the directory.
+    fn of(directory: BorrowedFd<'_>, name: &[u8]) -> Result<Self, Errno> {
+        let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::EMPTY_PATH;
+        match statx(directory, name, flags, StatxFlags::BASIC_STATS | StatxFlags::BTIME) {
+            Ok(found) => Ok(Self {
+                file_system: makedev(found.stx_dev_major, found.stx_dev_minor),
+                inode: found.stx_ino,
+                born: (found.stx_mask & StatxFlags::BTIME.bits() != 0)
+                    .then_some((found.stx_btime.tv_sec, found.stx_btime.tv_nsec)),
+                owner: found.stx_uid,
+                mode: found.stx_mode.into(),
+            }),
+            // A sandbox that does not know the call may say EPERM.
+            Err(Errno::NOSYS | Errno::PERM) => {
+                let found = statat(directory, name, flags)?;
+                let Stat { st_dev, st_ino, st_uid, st_mode, .. } = found;
+                let (file_system, inode, owner, mode) = (st_dev, st_ino, st_uid, st_mode);
+                Ok(Self { file_system, inode, born: None, owner, mode })
+            }
+            Err(error) => Err(error),
+        }
+    }
+}
+
 /// A /dev root.
 #[derive(Debug)]
 pub struct DevRoot {
     below: Beneath,
-    /// Device and inode numbers of the directories made.
-    made: BTreeSet<(Dev, u64)>,
+    /// The directories made, by their paths, with one `/` between two names.
+    made: BTreeMap<Box<[u8]>, Identity>,
 }
 
 impl DevRoot {
@@ -189,7 +228,7 @@ impl DevRoot {
     }
 
     fn with(below: Beneath) -> Self {
-        Self { below, made: BTreeSet::new() }
+        Self { below, made: BTreeMap::new() }
     }
 
     /// Sees to it that a device node exists, with this owner and mode, and
@@ -314,17 +353,24 @@ impl DevRoot {
     }
 
     /// Removes the directories that `path` is in, from the innermost on, while
-    /// they are ours and empty. That is all it is: an attempt.
-    fn remove_directories(&mut self, mut path: &[u8]) {
-        while let (false, (Some(parent), _)) = (self.made.is_empty(), split(path)) {
-            let Ok((directory, name)) = self.below.directory_of(parent) else { return };
-            let Ok(stat) = statat(&directory, name, AtFlags::SYMLINK_NOFOLLOW) else { return };
-            let key = (stat.st_dev, stat.st_ino);
-            if !self.made.contains(&key) || unlinkat(&directory, name, AtFlags::REMOVEDIR).is_err()
-            {
-                return;
+    /// they are ours and empty, or gone. That is all it is: an attempt.
+    fn remove_directories(&mut self, path: &[u8]) {
+        if self.made.is_empty() {
+            return;
+        }
+        let path = plain(path);
+        let mut path = &*path;
+        while let (Some(parent), _) = split(path) {
+            let Some(ours) = self.made.get(parent) else { return };
+            match remove_directory(&self.below, parent, ours) {
+                Ok(Removed::Removed | Removed::Absent) => {}
+                Ok(Removed::NotOurs) => {
+                    self.made.remove(parent);
+                    return;
+                }
+                Err(_) => return,
             }
-            self.made.remove(&key);
+            self.made.remove(parent);
             path = parent;
         }
     }
@@ -341,24 +387,59 @@ impl DevRoot {
     }
 
     fn make_directories(&mut self, path: &[u8]) -> Result<Directory<'_>, Why> {
-        let mut directory = self.below.root();
-        for name in path.split(|&b| b == b'/').filter(|name| !name.is_empty()) {
-            let next = open_or_make_directory(directory.as_fd(), name, |key| {
-                if self.made.len() < DIRECTORIES_MAX {
-                    self.made.insert(key);
+        let Self { below, made } = self;
+        let path = plain(path);
+        let ends = (0..path.len()).filter(|&at| path[at] == b'/').chain([path.len()]);
+        let (mut directory, mut start) = (below.root(), 0);
+        for end in ends {
+            let next = open_or_make_directory(directory.as_fd(), &path[start..end], |identity| {
+                if made.len() >= DIRECTORIES_MAX {
+                    made.retain(|path, ours| is_there(below, path, ours));
+                }
+                if made.len() < DIRECTORIES_MAX {
+                    made.insert(path[..end].into(), identity);
                 }
             })?;
             directory = Directory::Below(next);
+            start = end + 1;
         }
         Ok(directory)
     }
+}
+
+/// The same path with one `/` between two names.
+fn plain(path: &[u8]) -> Cow<'_, [u8]> {
+    if !path.windows(2).any(|pair| pair == b"//") {
+        return path.into();
+    }
+    let names: Vec<_> = path.split(|&b| b == b'/').filter(|name| !name.is_empty()).collect();
+    names.join(&b'/').into()
+}
+
+fn remove_directory(below: &Beneath, path: &[u8], ours: &Identity) -> Result<Removed, Errno> {
+    let remove = || {
+        let (parent, name) = below.directory_of(path)?;
+        if Identity::of(parent.as_fd(), name)? != *ours {
+            return Ok(Removed::NotOurs);
+        }
+        unlinkat(&parent, name, AtFlags::REMOVEDIR).map(|()| Removed::Removed)
+    };
+    match remove() {
+        Err(Errno::NOENT) => Ok(Removed::Absent),
+        result => result,
+    }
+}
+
+fn is_there(below: &Beneath, path: &[u8], ours: &Identity) -> bool {
+    let found = below.directory_of(path);
+    found.and_then(|(parent, name)| Identity::of(parent.as_fd(), name)) == Ok(*ours)
 }
 
 /// Opens a directory; one that it has to make is told to `remember`.
 fn open_or_make_directory(
     parent: BorrowedFd<'_>,
     name: &[u8],
-    remember: impl FnOnce((Dev, u64)),
+    remember: impl FnOnce(Identity),
 ) -> Result<OwnedFd, Why> {
     match open_here(parent, name, LOOK_UP) {
         Err(Errno::NOENT) => {}
@@ -376,7 +457,7 @@ fn open_or_make_directory(
         if stat.st_mode & DIRECTORY_MODE != DIRECTORY_MODE {
             chmod(directory.as_fd(), stat.st_mode & MODE_BITS | DIRECTORY_MODE)?;
         }
-        remember((stat.st_dev, stat.st_ino));
+        remember(Identity::of(directory.as_fd(), b"")?);
     }
     Ok(directory)
 }

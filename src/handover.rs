@@ -56,8 +56,8 @@ pub struct Handover {
     pub log_level: Option<String>,
     /// The limit of open files (soft, hard) that children get.
     pub open_files: Option<(u64, u64)>,
-    /// Where events are written that were acted on.
-    pub output: Option<RawFd>,
+    /// Where events are written that were acted on, and what there was no room for.
+    pub output: Option<(RawFd, Vec<u8>)>,
     /// What is known of devices: the state file, mapped and locked.
     pub state_file: Option<RawFd>,
     /// Or a file in memory, to be read.
@@ -81,6 +81,8 @@ pub struct InHand {
     pub datagram: Vec<u8>,
     /// How many of its steps have been carried out.
     pub steps_done: usize,
+    /// The text of the one that is being carried out: the rules may be others now.
+    pub step: String,
     /// One of them failed.
     pub failed: bool,
     /// When it was read.
@@ -122,7 +124,8 @@ impl Handover {
         let clients = self.clients.iter().map(|client| client.fd);
         let child = self.child.map(|(pidfd, _)| pidfd);
         let listener = self.listener.map(|listener| listener.fd);
-        let few = child.into_iter().chain(listener).chain(self.output);
+        let output = self.output.as_ref().map(|(fd, _)| *fd);
+        let few = child.into_iter().chain(listener).chain(output);
         let few = few.chain(self.state_file).chain(self.inventory);
         self.sources.iter().copied().chain(few).chain(clients)
     }
@@ -162,10 +165,10 @@ impl Handover {
         line("lost", &[overruns, foreign, truncated, malformed]);
         line("replays", &[stale, scans, removed, added, changed, &recovery.as_nanos()]);
         self.sources.iter().for_each(|fd| line("source", &[fd]));
-        if let Some(InHand { source, datagram, steps_done, failed, since }) = &self.event {
-            let failed = u8::from(*failed);
-            let source = or_dash(*source);
-            line("event", &[&source, steps_done, &failed, &since.as_nanos(), &hex(datagram)]);
+        if let Some(InHand { source, datagram, steps_done, step, failed, since }) = &self.event {
+            let (source, failed, since) = (or_dash(*source), u8::from(*failed), since.as_nanos());
+            let (datagram, step) = (hex(datagram), hex(step.as_bytes()));
+            line("event", &[&source, steps_done, &failed, &since, &datagram, &step]);
         }
         if let Some((pidfd, pid)) = &self.child {
             line("child", &[pidfd, pid]);
@@ -187,11 +190,10 @@ impl Handover {
         if let Some((soft, hard)) = &self.open_files {
             line("open-files", &[soft, hard]);
         }
-        for (key, fd) in [
-            ("output", self.output),
-            ("state-file", self.state_file),
-            ("inventory", self.inventory),
-        ] {
+        if let Some((fd, rest)) = &self.output {
+            line("output", &[fd, &hex(rest)]);
+        }
+        for (key, fd) in [("state-file", self.state_file), ("inventory", self.inventory)] {
             if let Some(fd) = fd {
                 line(key, &[&fd]);
             }
@@ -303,7 +305,8 @@ impl Handover {
                 let (source, steps_done) = (values.optional()?, values.number()?);
                 let (failed, since) = (values.flag()?, values.time()?);
                 let datagram = values.bytes()?;
-                self.event = Some(InHand { source, datagram, steps_done, failed, since });
+                let step = String::from_utf8(values.bytes()?).ok()?;
+                self.event = Some(InHand { source, datagram, steps_done, step, failed, since });
             }
             "child" => self.child = Some((values.number()?, values.number()?)),
             "listener" => {
@@ -319,7 +322,7 @@ impl Handover {
                 self.clients.push(client);
             }
             "log-level" => self.log_level = Some(values.word()?.to_owned()),
-            "output" => self.output = Some(values.number()?),
+            "output" => self.output = Some((values.number()?, values.bytes()?)),
             "state-file" => self.state_file = Some(values.number()?),
             "inventory" => self.inventory = Some(values.number()?),
             "trust" => {
@@ -464,9 +467,10 @@ mod tests {
         fn in_hand()(
             (source, steps_done, failed) in any::<(Option<usize>, usize, bool)>(),
             datagram in bytes(),
+            step in any::<String>(),
             since in time(),
         ) -> InHand {
-            InHand { source, datagram, steps_done, failed, since }
+            InHand { source, datagram, steps_done, step, failed, since }
         }
     }
 
@@ -480,7 +484,7 @@ mod tests {
             clients in prop::collection::vec(client(), 0..3),
             listener in any::<Option<(i32, Option<(u64, u64)>)>>(),
             (output, open_files, log_level)
-                in any::<(Option<i32>, Option<(u64, u64)>, Option<bool>)>(),
+                in any::<(Option<(i32, Vec<u8>)>, Option<(u64, u64)>, Option<bool>)>(),
             (state_file, inventory, last, held_back)
                 in any::<(Option<i32>, Option<i32>, Option<u64>, Option<(usize, Vec<u8>)>)>(),
             recovery in time(),
@@ -547,13 +551,15 @@ mod tests {
             "source",
             "source x",
             "event 1 0 0 0 =0",
+            "event 1 0 0 0 =00",
+            "event 1 0 0 0 = =ff",
             "child 3",
             "running no free",
             "running no killed 5",
         ] {
             assert_eq!(with(line), format!("'{line}'"));
         }
-        for line in ["running no killed -", "child 3 4", "event 0 0 0 0 ="] {
+        for line in ["running no killed -", "child 3 4", "event 0 0 0 0 = ="] {
             assert_eq!(with(line), "state, event and child do not go together");
         }
     }

@@ -28,7 +28,7 @@ use crate::engine::{Engine, Hands, Outcome};
 use crate::environment::{self, Environment};
 use crate::error::reason;
 use crate::handover::InHand;
-use crate::inventory::Verdict;
+use crate::inventory::{Trust, Verdict};
 use crate::machine::{Action, Input, Limits, Machine, Reason, State, Time};
 use crate::netlink::{DATAGRAM_MAX, Received, Source};
 use crate::notify::Notifier;
@@ -159,6 +159,8 @@ enum Watch {
     Child,
     /// The new program that was asked for its version.
     Probe,
+    /// Where events are written to.
+    Output,
     Source(usize),
     Control,
 }
@@ -169,7 +171,8 @@ impl Watch {
             Self::Signals => Token(0),
             Self::Child => Token(1),
             Self::Probe => Token(2),
-            Self::Source(index) => Token(index + 3),
+            Self::Output => Token(3),
+            Self::Source(index) => Token(index + 4),
             Self::Control => Token(CONTROL_TOKENS),
         }
     }
@@ -179,8 +182,9 @@ impl Watch {
             Token(0) => Self::Signals,
             Token(1) => Self::Child,
             Token(2) => Self::Probe,
+            Token(3) => Self::Output,
             Token(CONTROL_TOKENS..) => Self::Control,
-            Token(n) => Self::Source(n - 3),
+            Token(n) => Self::Source(n - 4),
         }
     }
 }
@@ -290,7 +294,9 @@ impl Daemon {
     /// # Errors
     /// Those of epoll_wait(2) that mean that the poll itself is broken.
     pub fn run(mut self, engine: &mut Engine) -> io::Result<Counters> {
-        if let Some(InHand { source, datagram, steps_done, failed, since }) = self.resumed.take() {
+        if let Some(InHand { source, datagram, steps_done, step, mut failed, since }) =
+            self.resumed.take()
+        {
             // It was read before: what comes of it if the new version reads it
             // otherwise has no steps left.
             let from = source.and_then(|source| self.sources.get(source));
@@ -300,7 +306,13 @@ impl Daemon {
             let event = &Uevent::parse(&datagram, header).unwrap_or(Uevent::EMPTY);
             let (plan, hands) = engine.plan(event, says_all);
             let mut steps = plan.steps();
-            steps.skip_done(steps_done);
+            if !steps.go_to(steps_done, &step) {
+                failed = true;
+                log::error!(
+                    "{event}: the rules are others now, and have nothing to do with what is \
+                     being done: nothing more is done for it"
+                );
+            }
             let (datagram, refused) = (&datagram[..], None);
             self.go_on(Deed { source, since, datagram, event, steps, failed, refused, hands })?;
         }
@@ -326,11 +338,18 @@ impl Daemon {
             };
             match source.map_or(Verdict::Act, |source| self.judge(source, &event, &mut first)) {
                 verdict @ (Verdict::Act | Verdict::ActAndCompare) => {
-                    if verdict == Verdict::ActAndCompare {
+                    let compares = verdict == Verdict::ActAndCompare;
+                    if compares {
+                        // Nothing was lost before this event itself.
+                        let trust = self.recovery.trust;
                         self.compare_again();
+                        self.recovery.trust = trust;
                     }
                     self.counters.received += u64::from(source.is_some());
                     self.act(engine, source, datagram, &event)?;
+                    if compares {
+                        self.recovery.trust = Trust::Lossy;
+                    }
                 }
                 Verdict::RemoveFirst => {
                     self.recovery.hold_back(source, datagram);
@@ -344,6 +363,7 @@ impl Daemon {
                 }
             }
         }
+        self.finish_writing()?;
         self.leave();
         self.notifier.stopping();
         if let Some(control) = self.control.take() {
@@ -356,7 +376,10 @@ impl Daemon {
     /// else to do; waits for it if need be.
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<Next> {
         loop {
-            while let Some(input) = self.inbox.pop_front() {
+            // What comes after a stop is for whoever waits for something then.
+            while self.machine.state() == State::Reading
+                && let Some(input) = self.inbox.pop_front()
+            {
                 self.machine.step(self.now(), input);
             }
             if self.machine.state() != State::Reading {
@@ -366,6 +389,10 @@ impl Daemon {
                 return Ok(Next::Reload);
             }
             if self.update_if_due(None) {
+                continue;
+            }
+            if self.outlets.awaited().is_some() {
+                self.await_output()?;
                 continue;
             }
             if self.machine.is_paused() {
@@ -404,6 +431,35 @@ impl Daemon {
                 return Ok(Next::Datagram(index, length));
             }
         }
+    }
+
+    /// Lets the reader of what was acted on catch up. Meanwhile nothing is read.
+    fn await_output(&mut self) -> io::Result<()> {
+        self.outlets.catch_up(self.now());
+        let Some(output) = self.outlets.awaited() else { return Ok(()) };
+        self.unwatch_sources();
+        let mut output = SourceFd(&output);
+        let registry = self.poll.registry();
+        let result = registry.register(&mut output, Watch::Output.token(), Interest::WRITABLE);
+        let is_watched = result.is_ok();
+        self.note_watch(result);
+        self.turn(None, None)?;
+        if is_watched {
+            self.poll.registry().deregister(&mut output)?;
+        }
+        Ok(())
+    }
+
+    /// The same at the end, unless a stop is asked for once more.
+    fn finish_writing(&mut self) -> io::Result<()> {
+        while self.outlets.awaited().is_some() {
+            if self.inbox.drain(..).any(|input| input == Input::Stop) {
+                self.outlets.give_up("plugd shall end at once");
+                break;
+            }
+            self.await_output()?;
+        }
+        Ok(())
     }
 
     fn next_ready(&self) -> Option<usize> {
@@ -731,6 +787,8 @@ impl Daemon {
                 Watch::Signals => signalled = true,
                 Watch::Child => child_ended = true,
                 Watch::Probe => self.update.ready = true,
+                // It is tried in any case.
+                Watch::Output => {}
                 Watch::Source(index) => self.sources[index].ready = true,
                 Watch::Control => {
                     if let Some(control) = &mut self.control {
@@ -763,6 +821,7 @@ impl Daemon {
             self.control.as_ref().and_then(Server::deadline),
             self.requests.deadline(),
             self.update.deadline(),
+            self.outlets.deadline(),
             self.recovery.deadline().filter(|_| self.is_reading()),
         ];
         let deadline = deadlines.into_iter().flatten().min();
@@ -773,7 +832,9 @@ impl Daemon {
 
     /// Whether no event is in hand, and the next one may be read.
     fn is_reading(&self) -> bool {
-        self.machine.state() == State::Reading && !self.machine.is_paused()
+        self.machine.state() == State::Reading
+            && !self.machine.is_paused()
+            && self.outlets.awaited().is_none()
     }
 
     fn reap_child(&mut self) {

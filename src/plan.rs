@@ -87,9 +87,14 @@ impl<'e> Steps<'e> {
         self.next
     }
 
-    /// Goes past so many steps, as far as there are.
-    pub fn skip_done(&mut self, count: usize) {
-        self.next += count;
+    /// Goes to the step that reads so: to that of this index, if it does, else to the
+    /// first one. If there is none, to the end, and says `false`.
+    pub fn go_to(&mut self, index: usize, text: &str) -> bool {
+        let reads_so = |index| self.plan.step(index).is_some_and(|step| step.to_string() == text);
+        let count = (0..).take_while(|&index| self.plan.step(index).is_some()).count();
+        let found = if reads_so(index) { Some(index) } else { (0..count).find(|&i| reads_so(i)) };
+        self.next = found.unwrap_or(count);
+        found.is_some()
     }
 }
 

@@ -4,9 +4,12 @@
 
 use std::ffi::OsString;
 use std::fmt;
-use std::fs;
-use std::io;
+use std::fs::{self, File};
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
+
+use rustix::fs::{FileType, Mode, OFlags, Stat, fstat, makedev, open};
+use rustix::io::Errno;
 
 use crate::account::Accounts;
 use crate::error::{Fatal, reason};
@@ -14,6 +17,9 @@ use crate::rules::parse::{self, Rule, Source};
 
 /// Where the rules are unless told otherwise.
 pub const DEFAULT: &str = "/etc/mdev.conf";
+
+/// A file of more bytes is taken for a mistake. The largest one known has 20 KiB.
+const SIZE_MAX: usize = 16 << 20;
 
 /// Why there are no rules.
 #[derive(Debug)]
@@ -57,26 +63,54 @@ fn shown(path: &Path) -> impl fmt::Display {
 
 /// Reads `file`, then those of its directory of more: the same path with `.d`
 /// after it, each file that ends in `.conf`, in the order of their names.
-/// `None`: there is neither. Without a directory, `file` is all there is.
+/// `None`: there is neither. Without a directory, `file` is all there is. What is
+/// right, but likely not meant so, is added to `doubts`.
 ///
 /// # Errors
 /// If one of them cannot be read, or is wrong: then with all that is wrong.
-pub fn load(file: &Path, accounts: &Accounts) -> Result<Option<Vec<Rule>>, Error> {
+pub fn load(
+    file: &Path,
+    accounts: &Accounts,
+    doubts: &mut Vec<parse::Error>,
+) -> Result<Option<Vec<Rule>>, Error> {
     let mut files = Vec::new();
-    match fs::read(file) {
+    match read(file) {
         Ok(text) => files.push((file.display().to_string(), text)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         Err(error) => return Err(Error::Read(file.to_owned(), error)),
     }
     for path in more_files(file)? {
-        let text = fs::read(&path).map_err(|error| Error::Read(path.clone(), error))?;
+        let text = read(&path).map_err(|error| Error::Read(path.clone(), error))?;
         files.push((path.display().to_string(), text));
     }
     if files.is_empty() {
         return Ok(None);
     }
     let sources: Vec<_> = files.iter().map(|(name, text)| Source { name, text }).collect();
-    parse::parse(&sources, accounts).map(Some).map_err(Error::Mistakes)
+    parse::parse_and_doubt(&sources, accounts, doubts).map(Some).map_err(Error::Mistakes)
+}
+
+/// Reads a file, without waiting for anybody as with a FIFO, and not for ever as
+/// with /dev/zero.
+fn read(path: &Path) -> io::Result<Vec<u8>> {
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let file = File::from(open(path, flags, Mode::empty())?);
+    let status = fstat(&file)?;
+    match FileType::from_raw_mode(status.st_mode) {
+        FileType::RegularFile => {}
+        FileType::Directory => return Err(Errno::ISDIR.into()),
+        _ if is_null(&status) => {}
+        _ => return Err(io::Error::other("not a regular file")),
+    }
+    let mut text = Vec::new();
+    file.take(SIZE_MAX as u64 + 1).read_to_end(&mut text)?;
+    if text.len() > SIZE_MAX { Err(Errno::FBIG.into()) } else { Ok(text) }
+}
+
+/// /dev/null, a link to which is how a file is masked.
+fn is_null(status: &Stat) -> bool {
+    FileType::from_raw_mode(status.st_mode) == FileType::CharacterDevice
+        && status.st_rdev == makedev(1, 3)
 }
 
 /// The names of the files in the directory beside `file`, sorted.
@@ -107,9 +141,13 @@ fn more_files(file: &Path) -> Result<Vec<PathBuf>, Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::io::Write;
+    use std::os::unix::fs::symlink;
+
+    use rustix::fs::{CWD, mkfifoat};
 
     fn loaded(directory: &Path) -> Result<Option<Vec<String>>, String> {
-        let rules = load(&directory.join("mdev.conf"), &Accounts::default());
+        let rules = load(&directory.join("mdev.conf"), &Accounts::default(), &mut Vec::new());
         let name = |rule: Rule| {
             let file = Path::new(&*rule.origin.file).file_name().unwrap_or_default();
             format!("{}:{}", file.display(), rule.origin.line)
@@ -165,5 +203,40 @@ mod tests {
         fs::create_dir(directory.path().join("mdev.conf")).unwrap();
         let text = loaded(directory.path()).unwrap_err();
         assert!(text.starts_with("cannot read ") && text.contains("mdev.conf: Is a dir"), "{text}");
+    }
+
+    /// It would be waited for a writer, or read for ever.
+    #[test]
+    fn what_is_no_regular_file_is_refused_at_once() {
+        let directory = tempfile::tempdir().unwrap();
+        let (file, more) =
+            (directory.path().join("mdev.conf"), directory.path().join("mdev.conf.d"));
+        fs::create_dir(&more).unwrap();
+        for file in [&file, &more.join("x.conf")] {
+            for target in [None, Some("/dev/zero")] {
+                match target {
+                    None => mkfifoat(CWD, file, Mode::RUSR | Mode::WUSR).unwrap(),
+                    Some(target) => symlink(target, file).unwrap(),
+                }
+                let text = loaded(directory.path()).unwrap_err();
+                assert!(text.ends_with(".conf: not a regular file"), "{text}");
+                fs::remove_file(file).unwrap();
+            }
+            // But so a file is masked.
+            symlink("/dev/null", file).unwrap();
+            assert_eq!(loaded(directory.path()), Ok(Some(Vec::new())));
+        }
+    }
+
+    #[test]
+    fn a_file_may_be_large_but_not_too_large() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("mdev.conf");
+        let comment = [&[b'#'; 1023][..], b"\n"].concat();
+        fs::write(&file, comment.repeat(SIZE_MAX / 1024)).unwrap();
+        assert_eq!(loaded(directory.path()), Ok(Some(Vec::new())));
+        File::options().append(true).open(&file).unwrap().write_all(b"\n").unwrap();
+        let text = loaded(directory.path()).unwrap_err();
+        assert!(text.ends_with("mdev.conf: File too large"), "{text}");
     }
 }

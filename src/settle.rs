@@ -12,8 +12,10 @@
 //! stood. Every socket that is read has to pass one of the two.
 //!
 //! Events that the kernel dropped are not in that order. They are made up for by a
-//! comparison of what is there with what is known: one that began after the request
-//! came, or one that had all in it, as nothing was dropped since it began.
+//! comparison of what is there with what is known: one that had all in it, as nothing
+//! was dropped since it was due; or one that began after the request came, when no
+//! event from before was queued any more, or none that one dropped later should have
+//! followed. What such an event has brought could be gone already.
 #![forbid(unsafe_code)]
 
 use crate::machine::Time;
@@ -127,8 +129,8 @@ struct Request<I> {
     /// The sockets that may still hold events from before.
     unsettled: Vec<usize>,
     loss: Loss,
-    /// How many comparisons had begun when the request came.
-    begun: u64,
+    /// The first comparison that finds all that was dropped before.
+    finder: Option<u64>,
     deadline: Time,
     met: bool,
     /// Whether the device is there has to be looked up.
@@ -175,21 +177,20 @@ impl<I: Copy + PartialEq> Requests<I> {
     /// `last` is the number that the kernel gave out last, read after the
     /// request came; `sockets` are all that may bring events. None of them may
     /// be held to be empty any more because it was before. `lossy`: events may
-    /// have been dropped that are not made up for. `begun` is how many comparisons
-    /// have begun.
+    /// have been dropped that are not made up for.
     pub fn add(
         &mut self,
         id: I,
         want: Want,
         last: Option<u64>,
         sockets: impl Iterator<Item = usize>,
-        (lossy, begun): (bool, u64),
+        lossy: bool,
         deadline: Time,
     ) {
         let unsettled: Vec<usize> = sockets.collect();
-        let loss = if lossy { Loss::Possible } else { Loss::None };
+        let (loss, finder) = (if lossy { Loss::Possible } else { Loss::None }, None);
         let request =
-            Request { id, want, last, unsettled, loss, begun, deadline, met: false, look: false };
+            Request { id, want, last, unsettled, loss, finder, deadline, met: false, look: false };
         let look = request.is_settled();
         self.requests.push(Request { look, ..request });
     }
@@ -201,11 +202,21 @@ impl<I: Copy + PartialEq> Requests<I> {
         }
     }
 
-    /// What was dropped is made up for, by the comparison of this number, counted
-    /// from 1. `all`: nothing was dropped since it began.
+    /// The comparison of this number begins, counted from 1. `gapless`: nothing was
+    /// dropped since the events came that are queued.
+    pub fn begun(&mut self, number: u64, gapless: bool) {
+        for request in &mut self.requests {
+            if gapless || request.unsettled.is_empty() {
+                request.finder.get_or_insert(number);
+            }
+        }
+    }
+
+    /// What was dropped is made up for, by the comparison of this number. `all`:
+    /// nothing was dropped since it was due.
     pub fn made_up(&mut self, number: u64, all: bool) {
         for request in &mut self.requests {
-            if all || number > request.begun {
+            if all || request.finder.is_some_and(|finder| number >= finder) {
                 request.loss = Loss::MadeUp;
                 request.look = request.is_settled();
             }

@@ -5,6 +5,7 @@
 //! is done inside a handler but writing the record.
 
 use std::io;
+use std::ops::RangeInclusive;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use rustix::io::Errno;
@@ -155,10 +156,31 @@ pub fn name(signal: i32) -> Option<&'static str> {
     NAMES.iter().find_map(|&(number, name)| (number == signal).then_some(name))
 }
 
+/// The real-time signals that programs may use, by their numbers in the kernel
+/// (signal(7)): from 32, of which glibc and musl keep two to themselves, musl 34
+/// as well. Their own SIGRTMIN differs, but that of kill(1) is this everywhere.
+pub const REAL_TIME: RangeInclusive<i32> = 34..=64;
+
 /// The number of the signal of this name, with or without SIG before it.
+/// Real-time signals are RTMIN, RTMIN+n, RTMAX and RTMAX-n.
 pub fn number(text: &str) -> Option<i32> {
     let short = text.strip_prefix("SIG").unwrap_or(text);
-    NAMES.iter().find_map(|&(number, name)| (&name[3..] == short).then_some(number))
+    let named = NAMES.iter().find_map(|&(number, name)| (&name[3..] == short).then_some(number));
+    named.or_else(|| real_time(short))
+}
+
+fn real_time(text: &str) -> Option<i32> {
+    let (first, last) = (*REAL_TIME.start(), *REAL_TIME.end());
+    let distance = |text: &str, sign| match text.strip_prefix(sign) {
+        Some(digits) => crate::account::number(digits.as_bytes())?.try_into().ok(),
+        None => text.is_empty().then_some(0_i32),
+    };
+    let number = match (text.strip_prefix("RTMIN"), text.strip_prefix("RTMAX")) {
+        (Some(rest), _) => first.checked_add(distance(rest, '+')?)?,
+        (_, Some(rest)) => last.checked_sub(distance(rest, '-')?)?,
+        (None, None) => return None,
+    };
+    REAL_TIME.contains(&number).then_some(number)
 }
 
 #[cfg(test)]
@@ -172,7 +194,36 @@ mod tests {
             assert_eq!(number(text), Some(signal));
             assert_eq!(number(&text[3..]), Some(signal));
         }
-        for none in ["", "SIG", "term", "SIGSIGTERM", "15", "TERM "] {
+        for (text, expected) in [
+            ("RTMIN", 34),
+            ("SIGRTMIN", 34),
+            ("RTMIN+0", 34),
+            ("SIGRTMIN+1", 35),
+            ("RTMIN+30", 64),
+            ("RTMAX", 64),
+            ("SIGRTMAX-1", 63),
+            ("RTMAX-30", 34),
+        ] {
+            assert_eq!(number(text), Some(expected), "{text}");
+        }
+        for none in [
+            "",
+            "SIG",
+            "term",
+            "SIGSIGTERM",
+            "15",
+            "TERM ",
+            "RTMIN+31",
+            "RTMIN-1",
+            "RTMAX-31",
+            "RTMAX+1",
+            "RTMIN+",
+            "RTMIN+x",
+            "RTMIN+-1",
+            "RTMIN1",
+            "RTMIN+4294967295",
+            "RT",
+        ] {
             assert_eq!(number(none), None, "{none}");
         }
         assert_eq!(name(0), None);

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use crate::counters::{Counters, Dropped};
 use crate::uevent::Uevent;
+use crate::units::Seconds;
 
 /// How things are at this moment.
 #[derive(Debug)]
@@ -43,6 +44,8 @@ pub struct Status<'a> {
 pub enum Activity<'a> {
     /// Nothing.
     Idle,
+    /// What was acted on is being written, and there is no room for it.
+    Writing,
     /// An event's steps, without a program at this moment.
     Acting(InHand<'a>),
     /// An event's program runs.
@@ -90,16 +93,17 @@ pub struct Engine {
     pub file: Vec<u8>,
 }
 
-const STATES: [&str; 5] = ["idle", "running", "retrying", "paused", "stopping"];
+const STATES: [&str; 6] = ["idle", "running", "retrying", "writing", "paused", "stopping"];
 
 impl Status<'_> {
     /// The state in a word, the first of those that apply: stopping; running,
-    /// which includes steps that run no program, or retrying; paused; idle.
+    /// which includes steps that run no program, retrying or writing; paused; idle.
     pub fn state(&self) -> &'static str {
         match self.activity {
             _ if self.stopping => "stopping",
             Activity::Running { .. } | Activity::Acting(_) => "running",
             Activity::Retrying { .. } => "retrying",
+            Activity::Writing => "writing",
             Activity::Idle if self.paused => "paused",
             Activity::Idle => "idle",
         }
@@ -107,7 +111,7 @@ impl Status<'_> {
 
     fn in_hand(&self) -> Option<InHand<'_>> {
         match self.activity {
-            Activity::Idle => None,
+            Activity::Idle | Activity::Writing => None,
             Activity::Acting(event)
             | Activity::Running { event, .. }
             | Activity::Retrying { event, .. } => Some(event),
@@ -127,7 +131,10 @@ impl Status<'_> {
             self.counters;
         let pid = match self.activity {
             Activity::Running { pid, .. } => Some(pid),
-            Activity::Idle | Activity::Acting(_) | Activity::Retrying { .. } => None,
+            Activity::Idle
+            | Activity::Writing
+            | Activity::Acting(_)
+            | Activity::Retrying { .. } => None,
         };
         let mut json = object(|json| {
             json.text("state", self.state());
@@ -267,6 +274,7 @@ impl fmt::Display for Status<'_> {
         write!(f, "state    {}", self.state())?;
         match self.activity {
             Activity::Idle => {}
+            Activity::Writing => f.write_str(": the reader of --output-fd makes no room")?,
             Activity::Acting(event) => write!(f, ": {event}")?,
             Activity::Running { pid, event } => write!(f, ": pid {pid}, {event}")?,
             Activity::Retrying { pause, event } => write!(
@@ -326,16 +334,6 @@ impl fmt::Display for Size {
             bytes @ ..10_485_760 => write!(f, "{} KiB", bytes >> 10),
             bytes => write!(f, "{} MiB", bytes >> 20),
         }
-    }
-}
-
-/// A time in seconds, to the millisecond. Not as a floating-point number, whose
-/// formatting would be a sixtieth of the program.
-struct Seconds(Duration);
-
-impl fmt::Display for Seconds {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}.{:03}", self.0.as_secs(), self.0.subsec_millis())
     }
 }
 

@@ -145,12 +145,24 @@ pub fn fork() -> io::Result<Fork> {
     // SAFETY: there is no other thread that could hold a lock which the child
     // would wait for.
     match unsafe { libc::fork() } {
-        0 => Ok(Fork::Child),
-        pid => match Pid::from_raw(pid).filter(|_| pid > 0) {
-            Some(pid) => Ok(Fork::Parent(pid)),
-            None => Err(io::Error::last_os_error()),
-        },
+        -1 => Err(io::Error::last_os_error()),
+        pid => Ok(Pid::from_raw(pid).map_or(Fork::Child, Fork::Parent)),
     }
+}
+
+/// Sends a signal of any number to a process. (rustix sends only those that have
+/// names.)
+///
+/// # Errors
+/// Those of pidfd_send_signal(2).
+pub(crate) fn pidfd_send_signal(process: BorrowedFd<'_>, signal: c_int) -> rustix::io::Result<()> {
+    let no_info: *const libc::siginfo_t = ptr::null();
+    // SAFETY: a descriptor that is open, plain integers; without information about
+    // it, the signal is that of kill(2).
+    let result = unsafe {
+        libc::syscall(libc::SYS_pidfd_send_signal, process.as_raw_fd(), signal, no_info, 0_u32)
+    };
+    if result == 0 { Ok(()) } else { Err(last_errno()) }
 }
 
 /// Sets the mode of a file that is open in any way, with O_PATH too.

@@ -152,6 +152,13 @@ impl Sysfs {
         append_file(&file, &mut text).ok()?;
         std::str::from_utf8(&text).ok()?.trim_end().parse().ok()
     }
+
+    /// The number of the network interface at this path.
+    pub fn interface(&self, devpath: &[u8]) -> Option<u32> {
+        let mut text = Vec::new();
+        self.read(devpath, "ifindex", &mut text).ok()?;
+        std::str::from_utf8(&text).ok()?.trim_end().parse().ok()
+    }
 }
 
 /// All devices that there were, parents before their children; those made of

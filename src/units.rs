@@ -3,6 +3,7 @@
 //! Pure.
 #![forbid(unsafe_code)]
 
+use std::fmt;
 use std::time::Duration;
 
 /// What [`seconds`] reads.
@@ -23,6 +24,17 @@ pub fn seconds(text: &str) -> Option<Duration> {
 /// Reads a number that is nothing but digits.
 pub fn digits<T: std::str::FromStr>(text: &str) -> Option<T> {
     if text.bytes().all(|b| b.is_ascii_digit()) { text.parse().ok() } else { None }
+}
+
+/// A time in seconds, to the millisecond. Not as a floating-point number, whose
+/// formatting would be a sixtieth of the program.
+#[derive(Debug, Clone, Copy)]
+pub struct Seconds(pub Duration);
+
+impl fmt::Display for Seconds {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{:03}", self.0.as_secs(), self.0.subsec_millis())
+    }
 }
 
 #[cfg(test)]

@@ -6,6 +6,17 @@ _plugd_options() {
     sed -nE 's/^ +((-[A-Za-z]), )?(-[A-Za-z]|--[a-z][a-z-]*)(=[^ ]+| ([^ ]+))?( .*)?$/\2 \3 \5/p'
 }
 
+# Offers what compgen says, a line each.
+_plugd_offer() {
+    mapfile -t COMPREPLY < <(compgen "$@")
+}
+
+# The same for names of files: quoted as they need it, and a slash after directories.
+_plugd_offer_files() {
+    _plugd_offer "$@"
+    compopt -o filenames
+}
+
 _plugd() {
     local program=${COMP_WORDS[0]} current=${COMP_WORDS[COMP_CWORD]} help short long value
     local previous=${COMP_WORDS[COMP_CWORD - 1]} command
@@ -14,7 +25,7 @@ _plugd() {
         command=${COMP_WORDS[1]}
         if [ "$COMP_CWORD" -eq 1 ]; then
             help=$("$program" --help 2>/dev/null | sed -nE 's/^  ([a-z][a-z-]*).*/\1/p')
-            COMPREPLY=($(compgen -W "$help --help --version" -- "$current"))
+            _plugd_offer -W "$help --help --version" -- "$current"
             return
         fi
     fi
@@ -28,28 +39,34 @@ _plugd() {
         if [ "$previous" = "$long" ] || [ "$previous" = "$short" ]; then
             case $value in
             DIR | SYS | DEV | FIRMWARE)
-                COMPREPLY=($(compgen -d -- "$current"))
+                _plugd_offer_files -d -- "$current"
                 return
                 ;;
             FILE | PATH | CONF | ADDRESS)
-                COMPREPLY=($(compgen -f -- "$current"))
+                _plugd_offer_files -f -- "$current"
                 return
                 ;;
-            stdin | netlink) COMPREPLY=($(compgen -W 'stdin netlink' -- "$current")) && return ;;
-            stdout | kernel) COMPREPLY=($(compgen -W 'stdout kernel' -- "$current")) && return ;;
+            stdin | netlink)
+                _plugd_offer -W 'stdin netlink' -- "$current"
+                return
+                ;;
+            stdout | kernel)
+                _plugd_offer -W 'stdout kernel' -- "$current"
+                return
+                ;;
             [A-Z]*) return ;;
             esac
         fi
     done < <(_plugd_options <<<"$help")
     case $current in
     -*)
-        COMPREPLY=($(compgen -W "$(_plugd_options <<<"$help" | sed -E 's/[^ -][^ ]*$//')" -- "$current"))
+        _plugd_offer -W "$(_plugd_options <<<"$help" | sed -E 's/[^ -][^ ]*$//')" -- "$current"
         ;;
     *)
         case $command in
-        run | listen) COMPREPLY=($(compgen -c -- "$current") $(compgen -f -- "$current")) ;;
-        log-level) COMPREPLY=($(compgen -W 'error warning info debug trace' -- "$current")) ;;
-        *) COMPREPLY=($(compgen -f -- "$current")) ;;
+        run | listen) _plugd_offer_files -c -f -- "$current" ;;
+        log-level) _plugd_offer -W 'error warning info debug trace' -- "$current" ;;
+        *) _plugd_offer_files -f -- "$current" ;;
         esac
         ;;
     esac

@@ -9,13 +9,15 @@ use libfuzzer_sys::fuzz_target;
 use plugd::rules::ere::{Captures, Ere, Scratch};
 use plugd::rules::matcher::{Scope, Set};
 
-/// The search takes polynomial time: longer ones would only be slow.
-const LONGEST: usize = 64;
+/// A longer expression, or its counts, would only be slow.
+const LONGEST: usize = 256;
+/// The time is proportional to it.
+const LONGEST_TEXT: usize = 4096;
 
 fuzz_target!(|input: &[u8]| {
     let nul = input.iter().position(|&b| b == 0).unwrap_or(input.len());
     let (pattern, text) = (&input[..nul], input.get(nul + 1..).unwrap_or_default());
-    if pattern.len() > LONGEST || text.len() > LONGEST {
+    if pattern.len() > LONGEST || text.len() > LONGEST_TEXT {
         return;
     }
     let ere = match Ere::parse(pattern) {

@@ -6,10 +6,10 @@ use lexopt::Arg::{Long, Short, Value};
 
 use crate::account::Accounts;
 use crate::error::Fatal;
-use crate::rule_files;
 use crate::rules::matcher::Matcher;
+use crate::{logging, rule_files};
 
-use super::{Command, Request};
+use super::{Command, Request, rules};
 
 pub(super) const COMMAND: Command = Command {
     name: "check",
@@ -25,7 +25,8 @@ const HELP: &str = "\
 FILE is /etc/mdev.conf unless another one is given; the files *.conf in the
 directory beside it, FILE.d, belong to it. Each mistake is told with its file,
 line and column, and what was expected there. The daemon would refuse the files
-for any of them.
+for any of them. What is right, but can never work, is told as a warning, and is
+no mistake.
 
 Options:
   -h, --help     print this
@@ -39,7 +40,7 @@ Examples:
       plugd check ./mdev.conf && cp mdev.conf /etc/ && pkill -HUP plugd
 ";
 
-fn main(mut parser: lexopt::Parser, _: &'static str) -> Result<Request, Fatal> {
+fn main(mut parser: lexopt::Parser, log_name: &'static str) -> Result<Request, Fatal> {
     let mut file = None;
     while let Some(argument) = parser.next()? {
         match argument {
@@ -50,7 +51,8 @@ fn main(mut parser: lexopt::Parser, _: &'static str) -> Result<Request, Fatal> {
         }
     }
     let file = file.unwrap_or_else(|| rule_files::DEFAULT.into());
-    match rule_files::load(&file, &accounts()?)? {
+    logging::start(log_name, 0);
+    match rules::load(&file)? {
         Some(rules) => match Matcher::new(&rules) {
             Ok(_) => Ok(Request::Done),
             Err(too_large) => Err(Fatal::Configuration(too_large.to_string())),

@@ -6,12 +6,10 @@ use std::path::PathBuf;
 use std::process;
 
 use lexopt::Arg::{Long, Short, Value};
-use rustix::process::Signal;
 
-use crate::daemon::control::{Control, Outcome};
+use crate::daemon::control::{Control, Outcome, Signal};
 use crate::error::Fatal;
 use crate::logging::escaped;
-use crate::signals;
 
 use super::options::{self, SECONDS};
 use super::{Command, Request, complain};
@@ -48,7 +46,8 @@ Options:
       --pid-file PATH       the daemon's PID file
       --guard-file PATH     what to lock during the action, so that there is one
                             at a time [PATH of the PID file, .pid turned to .lock]
-      --signal SIGNAL       by name or number [TERM to stop, HUP to reload]
+      --signal SIGNAL       by name or number, also RTMIN+n and RTMAX-n (34 to 64)
+                            [TERM to stop, HUP to reload]
       --timeout SECONDS     give up after that; a start is ended then [never]
       --kill-after SECONDS  stop: SIGKILL that long after the signal [never];
                             a start given up: after SIGTERM [5]
@@ -186,5 +185,5 @@ fn parse(mut parser: lexopt::Parser) -> Result<Result<Options, Request>, Fatal> 
 }
 
 fn read_signal(text: &str) -> Option<Signal> {
-    Signal::from_named_raw(signals::number(text).or_else(|| options::digits(text))?)
+    Signal::from_name(text).or_else(|| options::digits(text).and_then(Signal::from_number))
 }

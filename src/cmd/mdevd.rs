@@ -49,13 +49,15 @@ Where the rules are and what they act on, all absolute paths:
   -d DEV                 where device nodes go [/dev]
   -s SYS                 where sysfs is [/sys]
   -F FIRMWARE            where firmware comes from [/lib/firmware]
-  -n                     print what would be done, and do nothing
+  -n                     print what would be done, and do nothing: -o and -O get
+                         nothing, and for -C /sys is read
   -N                     only tell what is wrong with the rules
 
 What it tells:
   -D FD                  a newline there when all is ready; then it is closed
   -o FD                  there each event that was acted on, as --input takes it.
-                         It is closed if its reader does not keep up
+                         While its reader makes no room for them nothing is read;
+                         after 180 s it is closed
   -O GROUPS              each event that was acted on to these netlink groups
   -v VERBOSITY           0: only what ends it; 1: what is wrong [1]; 2: what is
                          worth knowing; 3: every event; 4: everything
@@ -123,6 +125,11 @@ fn main(parser: lexopt::Parser, log_name: &'static str) -> Result<Request, Fatal
     if asked.coldplug {
         options.recovery.coldplug = Some(Coldplug::Kernel);
         options.recovery.state = State::None;
+    }
+    if asked.dry_run {
+        options.make_dry();
+        // Its reader takes all of them for acted on.
+        options.output_fd = None;
     }
     let counters = run::serve(&options, &mut engine, vec![source], prepared, None)?;
     if asked.input == Input::Stdin && counters.dropped[Dropped::Malformed as usize] > 0 {

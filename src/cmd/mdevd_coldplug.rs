@@ -2,11 +2,12 @@
 //! its interface: events for all devices are written to the standard output,
 //! or the kernel is told to send them.
 
-use std::io::{BufWriter, Write, stderr, stdout};
+use std::io::{self, BufWriter, Write, stderr, stdout};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use lexopt::Arg::{Long, Short};
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::fstat;
 use rustix::io::{Errno, retry_on_intr};
 
@@ -16,9 +17,10 @@ use crate::logging;
 use crate::netlink::{DATAGRAM_MAX, KERNEL_GROUP, Received, Source};
 use crate::sysfs::Sysfs;
 use crate::uevent::{Header, Uevent, stream};
+use crate::units::Seconds;
 
 use super::mdevd::carries_stream;
-use super::options::{self, BYTES, GROUPS};
+use super::options::{self, BYTES, GROUPS, SECONDS};
 use super::rules::open_sysfs;
 use super::{Command, Request, run};
 
@@ -27,7 +29,8 @@ pub(super) const COMMAND: Command = Command {
     alias: None,
     peer: true,
     summary: "Makes events for the devices that are there already.",
-    usage: "mdevd-coldplug [--output stdout|kernel] [-v VERBOSITY] [-s SYS] [-O GROUPS] [-b SIZE]",
+    usage: "mdevd-coldplug [--output stdout|kernel] [-v VERBOSITY] [-s SYS] [-O GROUPS] [-b SIZE] \
+            [--timeout SECONDS]",
     help: HELP,
     main,
 };
@@ -47,12 +50,15 @@ Options:
                        netlink groups, to which mdevd -O sends what it has
                        acted on
   -b SIZE              how much may wait there in the kernel, in bytes [128M]
+      --timeout SECONDS  how long nothing may come back by them, 0 for as long
+                       as it takes [200]
   -v VERBOSITY         0: only what ends it; 1: what is wrong [1]; 2: what is
                        worth knowing; 3: every device
   -h, --help           print this
   -V, --version        print the version
 
-Exit codes: 0 done, 100 wrong usage, 111 a system call failed.
+Exit codes: 0 done, 100 wrong usage, 111 a system call failed, or nothing came
+back.
 
 Examples:
   Have the devices that are there acted on, once, without a daemon:
@@ -60,6 +66,13 @@ Examples:
   Wait until a daemon started as mdevd -O 4 has acted on them all:
       mdevd-coldplug -O 4
 ";
+
+/// How long nothing may come back: longer than a manager's command may take by
+/// default, which is 180 s and 5 s more to end.
+const TIMEOUT: Duration = Duration::from_secs(200);
+
+/// How long nothing may come back before the last event is made again; that doubles.
+const FIRST_PAUSE: Duration = Duration::from_secs(2);
 
 /// Where the events go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -71,6 +84,7 @@ enum Output {
 fn main(mut parser: lexopt::Parser, log_name: &'static str) -> Result<Request, Fatal> {
     let (mut output, mut verbosity, mut groups, mut size) = (None, None, None, None);
     let mut sys = PathBuf::from("/sys");
+    let mut timeout = None;
     while let Some(argument) = parser.next()? {
         match argument {
             Long("output") => {
@@ -87,14 +101,19 @@ fn main(mut parser: lexopt::Parser, log_name: &'static str) -> Result<Request, F
                 groups = Some(options::value(&mut parser, "-O", GROUPS, options::digits::<u32>)?);
             }
             Short('b') => size = Some(options::value(&mut parser, "-b", BYTES, options::bytes)?),
+            Long("timeout") => {
+                timeout =
+                    Some(options::value(&mut parser, "--timeout", SECONDS, options::seconds)?);
+            }
             Short('h') | Long("help") => return Ok(Request::Help),
             Short('V') | Long("version") => return Ok(Request::Version),
             argument => return Err(argument.unexpected().into()),
         }
     }
-    let is_new = groups.is_some() || size.is_some() || verbosity.is_some();
-    if output == Some(Output::Stdout) && (groups.is_some() || size.is_some()) {
-        return Err(Fatal::Usage("-O and -b are for events from the kernel".into()));
+    let of_kernel = groups.is_some() || size.is_some() || timeout.is_some();
+    let is_new = of_kernel || verbosity.is_some();
+    if output == Some(Output::Stdout) && of_kernel {
+        return Err(Fatal::Usage("-O, -b and --timeout are for events from the kernel".into()));
     }
     logging::start(log_name, verbosity.unwrap_or(options::of_skarnet(1)));
     match output {
@@ -102,7 +121,15 @@ fn main(mut parser: lexopt::Parser, log_name: &'static str) -> Result<Request, F
         None if !is_new && carries_stream(stdout()) && !is_log() => write_all(&sys)?,
         Some(Output::Kernel) | None => match groups.unwrap_or_default() & !KERNEL_GROUP {
             0 => trigger_all(&sys, |_| {})?,
-            groups => trigger_and_wait(&sys, groups, size)?,
+            groups => {
+                let timeout = timeout.unwrap_or(TIMEOUT);
+                trigger_and_wait(
+                    &sys,
+                    groups,
+                    size,
+                    Some(timeout).filter(|time| *time != Duration::ZERO),
+                )?;
+            }
         },
     }
     Ok(Request::Done)
@@ -182,8 +209,14 @@ fn each_device(
     Ok(())
 }
 
-/// The same as [`trigger_all`]; then waits until the last event was acted on.
-fn trigger_and_wait(sys: &Path, groups: u32, size: Option<usize>) -> Result<(), Fatal> {
+/// The same as [`trigger_all`]; then waits until the last event was acted on, but
+/// no longer than `timeout` while nothing at all comes back.
+fn trigger_and_wait(
+    sys: &Path,
+    groups: u32,
+    size: Option<usize>,
+    timeout: Option<Duration>,
+) -> Result<(), Fatal> {
     let size = size.unwrap_or(run::RECEIVE_BUFFER);
     let (kernel, _) = Source::open_kernel(size)?;
     let (manager, _) = Source::open_groups(groups, size)?;
@@ -192,22 +225,42 @@ fn trigger_and_wait(sys: &Path, groups: u32, size: Option<usize>) -> Result<(), 
         Watch { kernel, manager, buffer, last: Vec::new(), awaited: None, missed: false };
     trigger_all(sys, |devpath| watch.triggered(devpath))?;
     let root = open_sysfs(sys)?;
+    let (mut silent_since, mut pause) = (Instant::now(), FIRST_PAUSE);
     loop {
         // What was missed may have been what is awaited: ask again.
         if std::mem::take(&mut watch.missed) {
-            let last = watch.last.clone();
-            match root.trigger(&last, b"add") {
-                Ok(()) => watch.triggered(&last),
-                Err(failed) => log::warn!("{failed}"),
-            }
+            watch.trigger_again(&root, |_, now| now);
         }
         if watch.awaited.is_none() {
             return Ok(());
         }
+        let silent_for = silent_since.elapsed();
+        if let Some(timeout) = timeout.filter(|timeout| silent_for >= *timeout) {
+            let seconds = Seconds(timeout);
+            return Err(Fatal::System {
+                what: "the last event has not come back".into(),
+                error: io::Error::other(format!(
+                    "nothing has, for {seconds} s; does a device manager send there what it has \
+                     acted on?"
+                )),
+            });
+        }
+        // The manager may have missed it, or not have been there.
+        if silent_for >= pause {
+            log::info!("nothing has come back for {} s: asking again", pause.as_secs());
+            // Then, the first time will do.
+            watch.trigger_again(&root, |before, _| before);
+            pause = pause * 2 + FIRST_PAUSE;
+        }
+        let until = timeout.map_or(pause, |timeout| timeout.min(pause));
+        let time = Timespec::try_from(until.saturating_sub(silent_for)).unwrap_or_default();
         let mut polled = [PollFd::new(&watch.manager, PollFlags::IN)];
-        retry_on_intr(|| poll(&mut polled, None))
+        let count = retry_on_intr(|| poll(&mut polled, Some(&time)))
             .map_err(|e| Fatal::system("wait for an event", e))?;
-        watch.take_answers();
+        if count > 0 {
+            (silent_since, pause) = (Instant::now(), FIRST_PAUSE);
+            watch.take_answers();
+        }
     }
 }
 
@@ -216,39 +269,69 @@ struct Watch {
     kernel: Source,
     manager: Source,
     buffer: Vec<u8>,
-    /// The device that was triggered last.
+    /// The device whose event came here last.
     last: Vec<u8>,
-    /// The SEQNUM of the last event that the kernel has sent for one; what was
-    /// sent before it is acted on before it. For devices of other network
-    /// namespaces the kernel sends none here.
-    awaited: Option<Vec<u8>>,
+    /// The SEQNUM of that event; what was sent before it is acted on before it.
+    awaited: Option<u64>,
     /// Something was lost.
     missed: bool,
 }
 
 impl Watch {
-    /// To be called after each trigger. The kernel has sent the event then; and
-    /// answers must not pile up.
+    /// To be called after each trigger. Answers must not pile up.
     fn triggered(&mut self, devpath: &[u8]) {
-        self.last = devpath.to_vec();
-        let Self { kernel, buffer, awaited, missed, .. } = self;
-        receive_all(kernel, buffer, missed, |event| {
-            let value = |key: &[u8]| event.last(key).map(|value| value.to_bytes());
-            if value(b"DEVPATH") == Some(devpath) && value(b"ACTION") == Some(b"add") {
-                *awaited = value(b"SEQNUM").map(<[u8]>::to_vec);
-            }
-        });
+        let number = self.number_of(devpath);
+        if number.is_some() || self.missed {
+            self.last = devpath.to_vec();
+            self.awaited = number.or(self.awaited);
+        }
         self.take_answers();
     }
 
+    /// The SEQNUM of the event that the kernel has just sent for this device. For
+    /// those of other network namespaces, and in user namespaces also for devices
+    /// that are in none, it sends none here.
+    fn number_of(&mut self, devpath: &[u8]) -> Option<u64> {
+        let Self { kernel, buffer, missed, .. } = self;
+        let mut found = None;
+        receive_all(kernel, buffer, missed, |event| {
+            let value = |key: &[u8]| event.last(key).map(|value| value.to_bytes());
+            if value(b"DEVPATH") == Some(devpath) && value(b"ACTION") == Some(b"add") {
+                found = number(event);
+            }
+        });
+        found
+    }
+
+    /// Has the last event made once more. `which` is awaited then: the one before, or
+    /// this one.
+    fn trigger_again(&mut self, sys: &Sysfs, which: impl Fn(u64, u64) -> u64) {
+        let last = self.last.clone();
+        if let Err(failed) = sys.trigger(&last, b"add") {
+            log::warn!("{failed}");
+            return;
+        }
+        self.awaited = match (self.awaited, self.number_of(&last)) {
+            (Some(before), Some(now)) => Some(which(before, now)),
+            (before, now) => before.or(now),
+        };
+        self.take_answers();
+    }
+
+    /// The manager acts on one event after the other: a later one will do as well,
+    /// for it may have missed the one that is awaited.
     fn take_answers(&mut self) {
         let Self { manager, buffer, awaited, missed, .. } = self;
         receive_all(manager, buffer, missed, |event| {
-            if event.last(b"SEQNUM").map(|value| value.to_bytes()) == awaited.as_deref() {
+            if number(event) >= *awaited {
                 *awaited = None;
             }
         });
     }
+}
+
+fn number(event: &Uevent<'_>) -> Option<u64> {
+    std::str::from_utf8(event.last(b"SEQNUM")?.to_bytes()).ok()?.parse().ok()
 }
 
 /// Shows `see` all events that are there.

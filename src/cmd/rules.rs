@@ -2,6 +2,7 @@
 //! the engine made from them.
 
 use std::ffi::OsStr;
+use std::fmt;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf, absolute};
@@ -13,6 +14,7 @@ use crate::engine::{Engine, Hands, Ruled};
 use crate::environment::{Base, DEFAULT_PATH};
 use crate::error::Fatal;
 use crate::rule_files;
+use crate::rules::parse::Rule;
 use crate::rules::{self, Settings};
 use crate::sysfs::Sysfs;
 
@@ -69,7 +71,9 @@ pub(super) fn engine(
     clean_environment: bool,
 ) -> Result<Engine, Fatal> {
     let sysfs = open_sysfs(&files.sys)?;
-    let rules = read(files, clean_environment)?;
+    let found = load(&files.conf)?;
+    let mut had_files = found.is_some();
+    let rules = make(found, files, clean_environment)?;
     let files = files.clone();
     let hands = if dry_run {
         Hands::DryRun
@@ -78,7 +82,17 @@ pub(super) fn engine(
         let sys = open_sysfs(&files.sys)?;
         Hands::Files { dev, sys, firmware: files.firmware.clone() }
     };
-    let reload = move || read(&files, clean_environment).map_err(|fatal| fatal.to_string());
+    let reload = move || {
+        let found = load(&files.conf).map_err(|fatal| fatal.to_string())?;
+        // Somebody replaces it just now, or the file system is gone that it was on.
+        if found.is_none() && had_files {
+            return Err(format!("there is no {} any more", shown(&files.conf)));
+        }
+        let has_files = found.is_some();
+        let rules = make(found, &files, clean_environment).map_err(|fatal| fatal.to_string())?;
+        had_files = has_files;
+        Ok(rules)
+    };
     Ok(Engine::Rules(Box::new(Ruled { rules, reload: Box::new(reload), sysfs, hands })))
 }
 
@@ -99,17 +113,37 @@ impl From<Failed> for Fatal {
 }
 
 fn cannot_open(path: &Path, error: impl Into<std::io::Error>) -> Fatal {
-    Fatal::system(
-        format_args!("open {}", path.as_os_str().as_encoded_bytes().escape_ascii()),
-        error,
-    )
+    Fatal::system(format_args!("open {}", shown(path)), error)
+}
+
+fn shown(path: &Path) -> impl fmt::Display {
+    path.as_os_str().as_encoded_bytes().escape_ascii()
 }
 
 /// Reads the rules.
 pub(super) fn read(files: &Files, clean_environment: bool) -> Result<rules::Engine, Fatal> {
-    let found = rule_files::load(&files.conf, &accounts()?)?;
+    make(load(&files.conf)?, files, clean_environment)
+}
+
+/// Reads the files of rules, if there are any, and warns of what is right in them
+/// and likely not meant so.
+pub(super) fn load(conf: &Path) -> Result<Option<Vec<Rule>>, Fatal> {
+    let mut doubts = Vec::new();
+    let found = rule_files::load(conf, &accounts()?, &mut doubts)?;
+    for doubt in doubts {
+        doubt.to_string().lines().for_each(|line| log::warn!("{line}"));
+    }
+    Ok(found)
+}
+
+/// Makes an engine of the rules that were found.
+fn make(
+    found: Option<Vec<Rule>>,
+    files: &Files,
+    clean_environment: bool,
+) -> Result<rules::Engine, Fatal> {
     if found.is_none() {
-        let path = files.conf.as_os_str().as_encoded_bytes().escape_ascii();
+        let path = shown(&files.conf);
         log::warn!("there is no {path}: nodes are made as root's with mode 0660, nothing else");
     }
     let path = std::env::var_os("PATH");

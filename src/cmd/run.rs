@@ -92,7 +92,9 @@ Where the rules are and what they act on (without PROG):
                                   made as root's with mode 0660, nothing else
       --dev DIR                   where device nodes go [/dev]
       --firmware DIR              where firmware comes from [/lib/firmware]
-  -n, --dry-run                   print what would be done, and do nothing
+  -n, --dry-run                   print what would be done, and do nothing: nothing
+                                  is rebroadcast, and the kernel not asked to tell
+                                  of devices; --output-fd gets what was printed for
 
 How programs run:
       --timeout SECONDS           how long it may take, 0 for as long as it
@@ -105,7 +107,8 @@ How programs run:
 
 Where events go to that were acted on, in the kernel's format:
       --output-fd N               to this file descriptor, with a NUL more after
-                                  each. It is closed if its reader does not keep up
+                                  each. Nothing is read while it is full; it is closed
+                                  if that lasts as long as --timeout
       --rebroadcast GROUPS        to the netlink groups of this mask, of which 4 is
                                   what libudev-zero listens to
 How to talk to it:
@@ -160,6 +163,9 @@ Examples:
 
 /// The size of the receive buffer to ask for, in bytes.
 pub(super) const RECEIVE_BUFFER: usize = 128 << 20;
+
+/// How long the reader of --output-fd may keep plugd waiting if programs may for ever.
+const OUTPUT_PATIENCE: Duration = Duration::from_secs(30);
 
 /// What the command line asks for.
 #[derive(Debug)]
@@ -225,6 +231,18 @@ impl Options {
             recovery: RecoveryOptions::default(),
             sys: "/sys".into(),
             work,
+        }
+    }
+
+    /// For a dry run: no device is made to send an event, nobody is told of one who
+    /// would take it for acted on, and none is remembered.
+    pub(super) fn make_dry(&mut self) {
+        self.rebroadcast = 0;
+        if self.recovery.coldplug == Some(Coldplug::Kernel) {
+            self.recovery.coldplug = Some(Coldplug::Scan);
+        }
+        if self.recovery.state == State::Default {
+            self.recovery.state = State::None;
         }
     }
 }
@@ -361,8 +379,8 @@ fn parse(mut parser: lexopt::Parser) -> Result<Result<Options, Request>, Fatal> 
     options.relative_paths = given != (true, options.control.clone());
     options.sys = files.sys.clone();
     options.work = program.unwrap_or(Work::Rules { files, dry_run });
-    if dry_run && options.recovery.state == State::Default {
-        options.recovery.state = State::None;
+    if matches!(options.work, Work::Rules { dry_run: true, .. }) {
+        options.make_dry();
     }
     Ok(Ok(options))
 }
@@ -434,16 +452,17 @@ fn or_without<T>(resumed: bool, result: Result<T, Fatal>) -> Result<Option<T>, F
     }
 }
 
-/// Where events go that were acted on. `output` is the descriptor to write them to.
+/// Where events go that were acted on. `output` is the descriptor to write them to,
+/// and what has to be written before.
 fn outlets(
     options: &Options,
-    output: Option<RawFd>,
+    output: Option<(RawFd, Vec<u8>)>,
     sources: &[Source],
     resumed: bool,
 ) -> Result<Outlets, Fatal> {
-    let output = output.map(|fd| {
+    let output = output.map(|(fd, rest)| {
         let file = inherited(fd)?;
-        Output::new(file).map_err(|e| Fatal::system(format_args!("write to {fd}"), e))
+        Output::new(file, rest).map_err(|e| Fatal::system(format_args!("write to {fd}"), e))
     });
     let loops = sources.iter().fold(KERNEL_GROUP, |groups, source| groups | source.groups());
     let ignored = options.rebroadcast & loops;
@@ -457,7 +476,9 @@ fn outlets(
     let multicast = (groups != 0).then(|| Multicast::open(groups));
     let output = output.map(|output| or_without(resumed, output)).transpose()?.flatten();
     let multicast = multicast.map(|open| or_without(resumed, open)).transpose()?.flatten();
-    Ok(Outlets::new(output, multicast))
+    // Its reader may take as long as a program.
+    let patience = options.limits.timeout.unwrap_or(OUTPUT_PATIENCE);
+    Ok(Outlets::new(output, multicast, patience))
 }
 
 /// A descriptor that the user says is there.
@@ -476,8 +497,8 @@ pub(super) fn serve(
     handover: Option<Handover>,
 ) -> Result<Counters, Fatal> {
     let output = match &handover {
-        Some(handover) => handover.output,
-        None => options.output_fd,
+        Some(handover) => handover.output.clone(),
+        None => options.output_fd.map(|fd| (fd, Vec::new())),
     };
     let resumed = handover.is_some();
     let outlets = outlets(options, output, &sources, resumed)?;

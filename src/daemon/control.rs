@@ -4,31 +4,47 @@
 //! Whoever controls a daemon locks its *guard file*, so that of all who do only
 //! one acts at a time. A process is signalled only if it is the daemon for
 //! sure: its process id is turned into a pidfd, which cannot come to mean
-//! another process; then the PID file must still be locked with the same id in
-//! it, and that process must have the file open, as far as /proc can be read.
+//! another process; that process must hold the lock of the PID file, as far as
+//! /proc can be read; then the file must still be locked with the same id in it.
+//! Who could write an id there must be allowed to signal that process: a file of
+//! another user (other than root) is good for that user's processes only.
+//!
+//! ```no_run
+//! use plugd::daemon::control::{Control, Outcome, Signal};
+//!
+//! # fn main() -> Result<(), plugd::error::Fatal> {
+//! let control = Control::new("/run/example.pid").expect("it ends in .pid");
+//! let mut daemon = std::process::Command::new("/usr/sbin/exampled");
+//! assert_eq!(control.start(&mut daemon)?, Outcome::Done);
+//! assert_eq!(control.start(&mut daemon)?, Outcome::NothingToDo);
+//! assert_eq!(control.stop(Signal::TERM)?, Outcome::Done);
+//! # Ok(())
+//! # }
+//! ```
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fs::{CWD, FlockOperation, Mode, OFlags, flock, fstat, openat};
+use rustix::fs::{FlockOperation, Mode, OFlags, Stat, flock, fstat, openat};
 use rustix::io::Errno;
-use rustix::process::{
-    Pid, PidfdFlags, Signal, geteuid, kill_process_group, pidfd_open, pidfd_send_signal,
-};
+use rustix::process::{Pid, PidfdFlags, kill_process_group, pidfd_open};
 
 use crate::error::Fatal;
+use crate::signals;
 use crate::sys;
 
-use super::pid_file::{self, State, why_unsafe};
+use super::pid_file::{self, FileId, Sight, State};
+use super::place::{self, Own};
 
 /// How often to look at a lock: the kernel has no way to wait for one until a
 /// certain time.
@@ -61,6 +77,35 @@ impl Outcome {
             Self::NotRunning => 101,
             Self::Stale => 103,
         }
+    }
+}
+
+/// A signal that a daemon can be sent: none that the C library keeps to itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Signal(i32);
+
+impl Signal {
+    /// To read the configuration again, usually.
+    pub const HUP: Self = Self(libc::SIGHUP);
+    /// To end at once; it cannot be handled.
+    pub const KILL: Self = Self(libc::SIGKILL);
+    /// To end.
+    pub const TERM: Self = Self(libc::SIGTERM);
+
+    /// The signal of this name, with or without SIG before it. Real-time signals
+    /// are RTMIN, RTMIN+n, RTMAX and RTMAX-n, where RTMIN is 34 and RTMAX 64.
+    pub fn from_name(name: &str) -> Option<Self> {
+        signals::number(name).map(Self)
+    }
+
+    /// The signal of this number, from 1 to 31 or from 34 to 64.
+    pub fn from_number(number: i32) -> Option<Self> {
+        let is_one = (1..=31).contains(&number) || signals::REAL_TIME.contains(&number);
+        is_one.then_some(Self(number))
+    }
+
+    fn send(self, process: &OwnedFd) -> rustix::io::Result<()> {
+        sys::pidfd_send_signal(process.as_fd(), self.0)
     }
 }
 
@@ -123,7 +168,7 @@ impl Control {
         let deadline = self.deadline();
         let _guard = self.guard(deadline)?;
         let before = self.look()?;
-        match before {
+        match before.state {
             State::NotRunning | State::Stale => {}
             State::Running(_) => return Ok(Outcome::NothingToDo),
             State::Starting => return Err(self.starting()),
@@ -138,7 +183,7 @@ impl Control {
         let status = wait(&mut child, deadline)
             .map_err(|e| Fatal::system(format_args!("wait for {program}"), e))?;
         let Some(status) = status else {
-            let left = self.abandon(&mut child).err();
+            let left = self.abandon(&mut child, &before).err();
             let left = left.map_or_else(String::new, |error| format!("; and {error}"));
             return Err(self.too_late(&format!("start {program}"), &left));
         };
@@ -146,7 +191,7 @@ impl Control {
             let error = io::Error::other(format!("it ended with {status}"));
             return Err(Fatal::system(format_args!("start {program}"), error));
         }
-        match (self.look()?, before) {
+        match (self.look()?.state, before.state) {
             (State::Running(_), State::Stale) => Ok(Outcome::Stale),
             (State::Running(_), _) => Ok(Outcome::Done),
             (State::Starting, _) => Err(self.starting()),
@@ -177,7 +222,7 @@ impl Control {
         let deadline = self.deadline();
         let _guard = self.guard(deadline)?;
         let (state, Some(process)) = self.find(deadline)? else { return Ok(Outcome::NotRunning) };
-        match pidfd_send_signal(process, signal) {
+        match signal.send(&process) {
             Err(Errno::SRCH) => Ok(Outcome::NotRunning),
             result => result.map(|()| Outcome::Done).map_err(|e| cannot_signal(state, e)),
         }
@@ -189,7 +234,7 @@ impl Control {
     /// If the guard or the PID file cannot be used.
     pub fn check(&self) -> Result<Outcome, Fatal> {
         let _guard = self.guard(self.deadline())?;
-        match self.look()? {
+        match self.look()?.state {
             State::NotRunning => Ok(Outcome::NotRunning),
             State::Stale => Ok(Outcome::Stale),
             State::Running(_) => Ok(Outcome::Done),
@@ -201,8 +246,8 @@ impl Control {
         Deadline(self.timeout.and_then(|timeout| Instant::now().checked_add(timeout)))
     }
 
-    fn look(&self) -> Result<State, Fatal> {
-        pid_file::look(&self.pid_file).map_err(|e| self.cannot_use(e))
+    fn look(&self) -> Result<Sight, Fatal> {
+        pid_file::examine(&self.pid_file).map_err(|e| self.cannot_use(e))
     }
 
     fn cannot_use(&self, error: io::Error) -> Fatal {
@@ -214,38 +259,58 @@ impl Control {
     }
 
     fn guard(&self, deadline: Deadline) -> Result<Guard, Fatal> {
-        let cannot = |e: io::Error| {
-            Fatal::system(format_args!("lock guard file {}", self.guard_file.display()), e)
-        };
+        let cannot = |error| self.cannot_lock_guard(error);
+        loop {
+            let (file, status) = self.open_guard().map_err(cannot)?;
+            self.lock_guard(&file, deadline)?;
+            // Whoever comes next may lock another file, if somebody has cleaned up.
+            if place::is_still_there(&self.guard_file, &status).map_err(cannot)? {
+                return Ok(Guard { _file: file });
+            }
+            if deadline.left() == Some(Duration::ZERO) {
+                return Err(self.too_late("act: the guard file is being replaced", ""));
+            }
+        }
+    }
+
+    fn open_guard(&self) -> io::Result<(File, Stat)> {
         let flags = OFlags::RDWR
             | OFlags::CREATE
             | OFlags::CLOEXEC
             | OFlags::NOFOLLOW
             | OFlags::NOCTTY
             | OFlags::NONBLOCK;
+        let (directory, name) = place::directory_of(&self.guard_file)?;
         // Nobody else's: whoever could open it could lock it for ever.
-        let file = openat(CWD, &self.guard_file, flags, Mode::RUSR | Mode::WUSR)
-            .map_err(|e| cannot(e.into()))?;
-        let status = fstat(&file).map_err(|e| cannot(e.into()))?;
-        if let Some(why) = why_unsafe(&status, geteuid().as_raw()) {
-            return Err(cannot(io::Error::other(why)));
+        let file = openat(&directory, name, flags, Mode::RUSR | Mode::WUSR)?;
+        let status = fstat(&file)?;
+        match Own::now().why_no_guard(&status) {
+            None => Ok((file.into(), status)),
+            Some(why) => Err(io::Error::other(why)),
         }
+    }
+
+    fn lock_guard(&self, file: &File, deadline: Deadline) -> Result<(), Fatal> {
         let wait = match deadline {
             Deadline(None) => FlockOperation::LockExclusive,
             Deadline(Some(_)) => FlockOperation::NonBlockingLockExclusive,
         };
         loop {
-            match rustix::io::retry_on_intr(|| flock(&file, wait)) {
-                Ok(()) => return Ok(Guard { _file: file.into() }),
+            match rustix::io::retry_on_intr(|| flock(file, wait)) {
+                Ok(()) => return Ok(()),
                 Err(Errno::WOULDBLOCK) if deadline.left() != Some(Duration::ZERO) => {
                     thread::sleep(deadline.at_most(INTERVAL));
                 }
                 Err(Errno::WOULDBLOCK) => {
                     return Err(self.too_late("act: another action is under way", ""));
                 }
-                Err(error) => return Err(cannot(error.into())),
+                Err(error) => return Err(self.cannot_lock_guard(error.into())),
             }
         }
+    }
+
+    fn cannot_lock_guard(&self, error: io::Error) -> Fatal {
+        Fatal::system(format_args!("lock guard file {}", self.guard_file.display()), error)
     }
 
     fn too_late(&self, what: &str, more: &str) -> Fatal {
@@ -257,42 +322,40 @@ impl Control {
     /// The state and, if there is one, the daemon's process. If one is being
     /// started, that is waited for.
     fn find(&self, deadline: Deadline) -> Result<(State, Option<OwnedFd>), Fatal> {
-        let mut state = self.look()?;
+        let mut sight = self.look()?;
         loop {
-            let pid = match state {
-                State::Running(Some(pid)) => pid,
-                State::NotRunning | State::Stale | State::Running(None) => {
-                    return Ok((state, None));
-                }
-                State::Starting if deadline.left() == Some(Duration::ZERO) => {
+            let state = sight.state;
+            let (pid, file) = match (state, sight.file) {
+                (State::Running(Some(pid)), Some(file)) => (pid, file),
+                (State::Starting, _) if deadline.left() == Some(Duration::ZERO) => {
                     return Err(self.starting());
                 }
-                State::Starting => {
+                (State::Starting, _) => {
                     thread::sleep(deadline.at_most(INTERVAL));
-                    state = self.look()?;
+                    sight = self.look()?;
                     continue;
+                }
+                (State::NotRunning | State::Stale | State::Running(_), _) => {
+                    return Ok((state, None));
                 }
             };
             let process = pidfd_open(pid, PidfdFlags::empty());
-            let plausible = process.is_ok() && has_open(pid, &self.pid_file);
+            let doubt = process.is_ok().then(|| why_another(pid, file)).flatten();
             // If nothing has changed, the daemon lived all the time with this
             // id, and so it was its own that was opened.
             let again = self.look()?;
-            if again != state {
-                state = again;
+            if again != sight {
+                sight = again;
                 continue;
             }
-            return match process {
-                Ok(process) if plausible => Ok((state, Some(process))),
+            return match (process, doubt) {
+                (Ok(process), None) => Ok((state, Some(process))),
                 // It is just ending: its files are closed first.
-                Ok(process) if is_readable(&process, INTERVAL) => Ok((state, None)),
-                Ok(_) => {
-                    let error = io::Error::other("it does not have the PID file open");
-                    Err(cannot_signal(state, error))
-                }
+                (Ok(process), _) if is_readable(&process, INTERVAL) => Ok((state, None)),
+                (Ok(_), Some(why)) => Err(cannot_signal(state, io::Error::other(why))),
                 // Whoever holds the lock is somebody else, and not to be found.
-                Err(Errno::SRCH) => Ok((state, None)),
-                Err(error) => Err(cannot_signal(state, error)),
+                (Err(Errno::SRCH), _) => Ok((state, None)),
+                (Err(error), _) => Err(cannot_signal(state, error)),
             };
         }
     }
@@ -311,7 +374,7 @@ impl Control {
         if let (State::Running(Some(pid)), State::Stale) = (state, after) {
             // It could not do so itself if it was killed. If we may not either,
             // the file stays stale.
-            let _ = pid_file::clear(&self.pid_file, Some(pid));
+            let _ = pid_file::clear(&self.pid_file, format!("{pid}\n").as_bytes());
         }
         Ok(Outcome::Done)
     }
@@ -325,7 +388,7 @@ impl Control {
     ) -> Result<State, Fatal> {
         let mut kill_at = how.kill_after.and_then(|after| Instant::now().checked_add(after));
         loop {
-            match (self.look()?, before) {
+            match (self.look()?.state, before) {
                 (after @ (State::NotRunning | State::Stale), _) => return Ok(after),
                 (State::Running(Some(now)), State::Running(old)) if old != Some(now) => {
                     let text = format!("another one was started meanwhile, process {now}");
@@ -353,11 +416,12 @@ impl Control {
         }
     }
 
-    /// Ends what `start` has begun in vain, and empties the PID file.
-    fn abandon(&self, child: &mut Child) -> Result<(), Fatal> {
+    /// Ends what `start` has begun in vain, and empties the PID file if that has
+    /// written there: it is another one than before, or has another text.
+    fn abandon(&self, child: &mut Child, before: &Sight) -> Result<(), Fatal> {
         // Nobody else can have this id before it was waited for. A command that
         // has left its group is killed all the same.
-        let _ = kill_process_group(Pid::from_child(child), Signal::KILL);
+        let _ = kill_process_group(Pid::from_child(child), rustix::process::Signal::KILL);
         child
             .kill()
             .and_then(|()| child.wait())
@@ -370,7 +434,10 @@ impl Control {
         })?;
         // Whoever was killed could not do so: the daemon, in the foreground or in
         // the background, or one that had no process id yet.
-        let _ = pid_file::clear(&self.pid_file, None);
+        let now = self.look()?;
+        if now.state == State::Stale && now != *before {
+            let _ = pid_file::clear(&self.pid_file, &now.text);
+        }
         Ok(())
     }
 }
@@ -388,7 +455,7 @@ impl Deadline {
 
 /// A process that has just gone needs no signal any more.
 fn signal(process: &OwnedFd, signal: Signal, state: State) -> Result<(), Fatal> {
-    match pidfd_send_signal(process, signal) {
+    match signal.send(process) {
         Ok(()) | Err(Errno::SRCH) => Ok(()),
         Err(error) => Err(cannot_signal(state, error)),
     }
@@ -403,16 +470,62 @@ fn cannot_signal(state: State, error: impl Into<io::Error>) -> Fatal {
     }
 }
 
-/// Whether that process has this file open. Where that cannot be known, true.
-fn has_open(pid: Pid, path: &Path) -> bool {
-    let (Ok(file), Ok(fds)) = (rustix::fs::stat(path), fs::read_dir(format!("/proc/{pid}/fd")))
-    else {
-        return true;
+/// Why this process may be another one than the daemon of this PID file.
+fn why_another(pid: Pid, file: FileId) -> Option<&'static str> {
+    let trusted = Own::now().trusts_user(file.owner);
+    match holds_lock(pid, file) {
+        Some(false) => Some("it does not hold the lock of the PID file"),
+        // Whose file it is could have written anything, and handed the lock to
+        // anybody.
+        Some(true) if !trusted && real_user(pid) != Some(file.owner) => {
+            Some("the PID file belongs to another user, and the process does not")
+        }
+        None if !trusted => Some("the PID file belongs to another user"),
+        _ => None,
+    }
+}
+
+/// Whether that process has this file open for writing, with an exclusive lock.
+/// `None` if that cannot be known.
+fn holds_lock(pid: Pid, file: FileId) -> Option<bool> {
+    for fd in fs::read_dir(format!("/proc/{pid}/fd")).ok()? {
+        let Ok(fd) = fd else { return None };
+        let is_it = |other: fs::Metadata| (other.dev(), other.ino()) == (file.device, file.inode);
+        if !fs::metadata(fd.path()).is_ok_and(is_it) {
+            continue;
+        }
+        let name = fd.file_name();
+        match fs::read_to_string(format!("/proc/{pid}/fdinfo/{}", name.display())) {
+            Ok(info) if is_written_and_locked(&info) => return Some(true),
+            Ok(_) => {}
+            // Closed meanwhile.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(_) => return None,
+        }
+    }
+    Some(false)
+}
+
+/// What /proc/PID/fdinfo/FD tells (proc_pid_fdinfo(5)). Anybody can lock a file
+/// that he can only read.
+fn is_written_and_locked(info: &str) -> bool {
+    let field = |name| info.lines().filter_map(move |line: &str| line.strip_prefix(name));
+    let writable = |flags: &str| {
+        // O_RDONLY, O_WRONLY, O_RDWR.
+        u32::from_str_radix(flags.trim(), 8).is_ok_and(|flags| matches!(flags & 3, 1 | 2))
     };
-    fds.flatten().any(|fd| {
-        rustix::fs::stat(fd.path())
-            .is_ok_and(|other| (other.st_dev, other.st_ino) == (file.st_dev, file.st_ino))
-    })
+    let locked = |lock: &str| {
+        let mut words = lock.split_whitespace().skip(1);
+        words.next() == Some("FLOCK") && words.nth(1) == Some("WRITE")
+    };
+    field("flags:").any(writable) && field("lock:").any(locked)
+}
+
+/// The user who has started that process, and may signal it (kill(2)).
+fn real_user(pid: Pid) -> Option<u32> {
+    let status = fs::read(format!("/proc/{pid}/status")).ok()?;
+    let ids = status.split(|&byte| byte == b'\n').find_map(|line| line.strip_prefix(b"Uid:"))?;
+    std::str::from_utf8(ids).ok()?.split_whitespace().next()?.parse().ok()
 }
 
 /// Waits for the end of a child; `None` if it is too late.
@@ -437,4 +550,48 @@ fn is_readable(pidfd: &OwnedFd, pause: Duration) -> bool {
         tv_nsec: pause.subsec_nanos().into(),
     };
     matches!(poll(&mut [PollFd::new(pidfd, PollFlags::IN)], Some(&timeout)), Ok(1..))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn signals_that_a_daemon_can_be_sent() {
+        for number in (1..=31).chain(34..=64) {
+            assert_eq!(Signal::from_number(number), Some(Signal(number)));
+        }
+        for none in [i32::MIN, -1, 0, 32, 33, 65, i32::MAX] {
+            assert_eq!(Signal::from_number(none), None, "{none}");
+        }
+        for signal in [Signal::HUP, Signal::KILL, Signal::TERM] {
+            assert_eq!(Signal::from_number(signal.0), Some(signal));
+        }
+        assert_eq!(Signal::from_name("SIGRTMIN+1"), Some(Signal(35)));
+    }
+
+    #[test]
+    fn who_holds_a_lock_is_told_by_the_kernel() {
+        for (info, expected) in [
+            ("flags:\t0100002\nlock:\t1: FLOCK  ADVISORY  WRITE 9 fe:00:1 0 EOF\n", true),
+            ("flags:\t0102001\nlock:\t1: FLOCK  ADVISORY  WRITE 0 fe:00:1 0 EOF\n", true),
+            ("flags:\t0100000\nlock:\t1: FLOCK  ADVISORY  WRITE 9 fe:00:1 0 EOF\n", false),
+            ("flags:\t0100002\nlock:\t1: FLOCK  ADVISORY  READ  9 fe:00:1 0 EOF\n", false),
+            ("flags:\t0100002\nlock:\t1: POSIX  ADVISORY  WRITE 9 fe:00:1 0 EOF\n", false),
+            ("flags:\t0100002\n", false),
+            ("", false),
+        ] {
+            assert_eq!(is_written_and_locked(info), expected, "{info}");
+        }
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let own = rustix::process::getpid();
+        let status = file.as_file().metadata().unwrap();
+        let id = FileId { device: status.dev(), inode: status.ino(), owner: status.uid() };
+        assert_eq!(holds_lock(own, id), Some(false));
+        flock(file.as_file(), FlockOperation::LockShared).unwrap();
+        assert_eq!(holds_lock(own, id), Some(false));
+        flock(file.as_file(), FlockOperation::LockExclusive).unwrap();
+        assert_eq!(holds_lock(own, id), Some(true));
+        assert_eq!(real_user(own), Some(rustix::process::getuid().as_raw()));
+    }
 }

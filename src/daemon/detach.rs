@@ -6,6 +6,7 @@
 
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
 
 use rustix::fs::Mode;
 use rustix::process::{
@@ -13,7 +14,8 @@ use rustix::process::{
     waitpid,
 };
 
-use crate::error::Fatal;
+use crate::error::{Fatal, reason};
+use crate::logging::escaped;
 use crate::sys::{self, Fork};
 
 use super::open_null;
@@ -69,7 +71,7 @@ fn await_daemon(pid: Pid, mut channel: UnixStream, mut pid_file: Option<&mut Pid
             }
         }
         Err(error) => {
-            log::error!("{error}");
+            tell(&error.to_string());
             // The daemon sees that nothing comes, and exits.
             drop(channel);
         }
@@ -79,7 +81,7 @@ fn await_daemon(pid: Pid, mut channel: UnixStream, mut pid_file: Option<&mut Pid
     if let Some(file) = pid_file
         && let Err(error) = file.clear()
     {
-        log::error!("{error}");
+        tell(&error.to_string());
     }
     match rustix::io::retry_on_intr(|| waitpid(Some(pid), WaitOptions::empty())) {
         Ok(Some((_, status))) => match (status.exit_status(), status.terminating_signal()) {
@@ -87,14 +89,26 @@ fn await_daemon(pid: Pid, mut channel: UnixStream, mut pid_file: Option<&mut Pid
             (None, Some(signal)) => {
                 let signal = crate::signals::name(signal)
                     .map_or_else(|| format!("signal {signal}"), str::to_owned);
-                log::error!("the daemon was killed by {signal} before it was ready");
+                tell(&format!("the daemon was killed by {signal} before it was ready"));
             }
-            _ => log::error!("the daemon ended before it was ready"),
+            _ => tell("the daemon ended before it was ready"),
         },
         Ok(None) => {}
-        Err(error) => log::error!("cannot wait for the daemon: {error}"),
+        Err(error) => tell(&format!("cannot wait for the daemon: {}", reason(&error.into()))),
     }
     EXIT_FAILED
+}
+
+/// To stderr, if the program does not log errors: nobody else will tell.
+fn tell(text: &str) {
+    if log::log_enabled!(log::Level::Error) {
+        log::error!("{text}");
+        return;
+    }
+    let program = std::env::args_os().next().map(PathBuf::from);
+    let name = program.as_deref().and_then(Path::file_name).unwrap_or_default();
+    let line = escaped(&format!("{}: error: {text}", name.display())) + "\n";
+    let _ = io::stderr().write_all(line.as_bytes());
 }
 
 fn read_byte(mut channel: &UnixStream) -> io::Result<()> {

@@ -20,7 +20,7 @@
 //!    dropped, the PID file is emptied.
 //!
 //! [`control`] is the other side: it starts and stops daemons, and looks after
-//! them.
+//! them. `examples/daemon.rs` is a daemon, `examples/control.rs` controls it.
 //!
 //! ```no_run
 //! use plugd::daemon::Settings;
@@ -47,6 +47,12 @@ pub mod control;
 mod detach;
 mod identity;
 pub mod pid_file;
+mod place;
+
+// What the functions here take and return, so that nobody needs to depend on the
+// same version of that crate.
+#[doc(no_inline)]
+pub use rustix::process::Pid;
 
 use std::ffi::OsString;
 use std::fs::{File, OpenOptions};
@@ -132,7 +138,10 @@ impl Standby {
     /// Makes this process the daemon; or, if it shall be detached, a new one,
     /// which alone returns. The parent stays until the daemon is ready and
     /// exits with 0 then; with the daemon's exit status, if that exits before;
-    /// with 111 if it is killed. The parent drops nothing.
+    /// with 111 if it is killed, or exits with 0. Then the parent tells so, as an
+    /// error to the log ([`log`]), or to stderr if there is no logger that takes
+    /// errors. What else fails in the daemon that has to tell itself, on the
+    /// stderr that both have. The parent drops nothing.
     ///
     /// What a process does not hand on to a new one (fork(2)) should be made
     /// after this: signal handlers that know the process id, locks of fcntl(2),

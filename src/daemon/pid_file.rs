@@ -7,18 +7,18 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
 
-use rustix::fs::{
-    AtFlags, CWD, FileType, FlockOperation, Mode, OFlags, Stat, flock, fstat, openat, statat,
-};
+use rustix::fs::{CWD, FlockOperation, Mode, OFlags, flock, fstat, openat};
 use rustix::io::Errno;
-use rustix::process::{Pid, geteuid, test_kill_process};
+use rustix::process::{Pid, test_kill_process};
 
 use crate::error::Fatal;
+
+use super::place::{self, Own};
 
 /// The text before there is a process id; LibUCW's.
 const STARTING: &[u8] = b"(starting)\n";
@@ -40,31 +40,63 @@ pub enum State {
     Running(Option<Pid>),
 }
 
+/// What was seen of a PID file at one moment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Sight {
+    pub(super) state: State,
+    /// `None`: there is none.
+    pub(super) file: Option<FileId>,
+    /// The beginning, of at most `TEXT_MAX` bytes.
+    pub(super) text: Vec<u8>,
+}
+
+/// Which file it is, and whose.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct FileId {
+    pub(super) device: u64,
+    pub(super) inode: u64,
+    pub(super) owner: u32,
+}
+
 /// Looks at a PID file. For a moment this may take a shared lock.
 ///
 /// # Errors
-/// If the file cannot be read or is no regular file; if it is longer than any
-/// PID file; if it is locked and the text is no process id and a newline.
+/// If the file cannot be read; if others could have their text in it: through a
+/// link, something that is no regular file, or one that others can write, or a
+/// group that is neither root's nor the own one; if it is longer than any PID file; if it is locked and the text is no process id
+/// and a newline.
 pub fn look(path: &Path) -> io::Result<State> {
+    Ok(examine(path)?.state)
+}
+
+/// The same, and which file it was.
+pub(super) fn examine(path: &Path) -> io::Result<Sight> {
     let flags =
         OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NOCTTY | OFlags::NONBLOCK;
     let file = match openat(CWD, path, flags, Mode::empty()) {
-        Err(Errno::NOENT) => return Ok(State::NotRunning),
+        Err(Errno::NOENT) => {
+            return Ok(Sight { state: State::NotRunning, file: None, text: Vec::new() });
+        }
         Err(Errno::LOOP) => return Err(io::Error::other("it is a symbolic link")),
         result => File::from(result?),
     };
-    if !is_regular(&fstat(&file)?) {
-        return Err(io::Error::other("it is no regular file"));
+    if let Some(why) = Own::now().why_shared(&fstat(&file)?) {
+        return Err(io::Error::other(why));
     }
+    let status = file.metadata()?;
+    let id = FileId { device: status.dev(), inode: status.ino(), owner: status.uid() };
     let locked =
         match rustix::io::retry_on_intr(|| flock(&file, FlockOperation::NonBlockingLockShared)) {
             Ok(()) => false,
             Err(Errno::WOULDBLOCK) => true,
             Err(error) => return Err(error.into()),
         };
-    let mut buffer = [0; TEXT_MAX];
-    let length = read_up_to(&file, &mut buffer)?;
-    match (&buffer[..length], locked) {
+    let text = text(&file)?;
+    Ok(Sight { state: state(&text, locked)?, file: Some(id), text })
+}
+
+fn state(text: &[u8], locked: bool) -> io::Result<State> {
+    match (text, locked) {
         (text, true) if is_starting(text) => Ok(State::Starting),
         (text, _) if text.len() == TEXT_MAX => {
             Err(io::Error::other("it is too long to be a PID file"))
@@ -88,23 +120,19 @@ fn is_starting(text: &[u8]) -> bool {
         || text.len() == STARTING.len() && text.iter().zip(STARTING).all(by_id)
 }
 
-/// Empties a stale PID file, if this process id is still in it; `None`: whatever
-/// is in it.
-pub(super) fn clear(path: &Path, pid: Option<Pid>) -> io::Result<()> {
+/// Empties a stale PID file, if this is still in it and it is not a trap.
+pub(super) fn clear(path: &Path, stale: &[u8]) -> io::Result<()> {
     let file = File::from(openat(CWD, path, open_flags() - OFlags::CREATE, Mode::empty())?);
+    if let Some(why) = Own::now().why_no_pid_file(&fstat(&file)?) {
+        return Err(io::Error::other(why));
+    }
     flock(&file, FlockOperation::NonBlockingLockExclusive)?;
-    let mut buffer = [0; TEXT_MAX];
-    let length = read_up_to(&file, &mut buffer)?;
-    let is_meant = pid.is_none_or(|pid| process_id(&buffer[..length]) == Some(pid));
-    if is_meant { file.set_len(0) } else { Ok(()) }
+    if text(&file)? == stale { file.set_len(0) } else { Ok(()) }
 }
 
 /// Whether it has the process id of a process that there is.
 fn is_of_living(file: &File) -> io::Result<bool> {
-    let mut buffer = [0; TEXT_MAX];
-    let length = read_up_to(file, &mut buffer)?;
-    let pid = process_id(&buffer[..length]);
-    Ok(pid.is_some_and(|pid| test_kill_process(pid) != Err(Errno::SRCH)))
+    Ok(process_id(&text(file)?).is_some_and(|pid| test_kill_process(pid) != Err(Errno::SRCH)))
 }
 
 fn process_id(text: &[u8]) -> Option<Pid> {
@@ -112,8 +140,9 @@ fn process_id(text: &[u8]) -> Option<Pid> {
     Pid::from_raw(number.try_into().ok()?)
 }
 
-/// Like read(2), but goes on after a short read.
-fn read_up_to(file: &File, buffer: &mut [u8]) -> io::Result<usize> {
+/// The beginning of a file: at most `TEXT_MAX` bytes.
+fn text(file: &File) -> io::Result<Vec<u8>> {
+    let mut buffer = [0; TEXT_MAX];
     let mut length = 0;
     while length < buffer.len() {
         match file.read_at(&mut buffer[length..], length as u64) {
@@ -123,7 +152,7 @@ fn read_up_to(file: &File, buffer: &mut [u8]) -> io::Result<usize> {
             Err(error) => return Err(error),
         }
     }
-    Ok(length)
+    Ok(buffer[..length].to_vec())
 }
 
 fn open_flags() -> OFlags {
@@ -134,10 +163,6 @@ fn open_flags() -> OFlags {
         | OFlags::NOFOLLOW
         | OFlags::NOCTTY
         | OFlags::NONBLOCK
-}
-
-fn is_regular(status: &Stat) -> bool {
-    FileType::from_raw_mode(status.st_mode) == FileType::RegularFile
 }
 
 /// A PID file, locked. Dropped, it is emptied and, unless a forked process has
@@ -156,8 +181,10 @@ impl PidFile {
     /// [`io::ErrorKind::ResourceBusy`], with its id in the text. If writing
     /// there could be turned against us: through a link, to something that is
     /// no regular file, that belongs to another user (except root) or can be
-    /// written by others; or in a directory that others can write, without the
-    /// sticky bit. Those of the system calls.
+    /// written by others; in a directory that belongs to another user, or that
+    /// others can write, without the sticky bit; by way of another user's
+    /// symbolic link. Others are also all groups but root's and the own one.
+    /// Those of the system calls.
     pub fn lock(path: &Path) -> Result<Self, Fatal> {
         let file = lock(path)
             .map_err(|e| Fatal::system(format_args!("lock PID file {}", path.display()), e))?;
@@ -201,52 +228,21 @@ impl Drop for PidFile {
 }
 
 fn lock(path: &Path) -> io::Result<File> {
-    let name = path.file_name().ok_or(Errno::ISDIR)?;
-    let directory = match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    };
-    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let directory = openat(CWD, directory, flags, Mode::empty())?;
-    let mode = Mode::from_raw_mode(fstat(&directory)?.st_mode);
-    if mode.contains(Mode::WOTH) && !mode.contains(Mode::SVTX) {
-        return Err(io::Error::other("others can write its directory, which is not sticky"));
-    }
     loop {
+        let (directory, name) = place::directory_of(path)?;
         let mode = Mode::RUSR | Mode::WUSR | Mode::RGRP | Mode::ROTH;
         let file = match openat(&directory, name, open_flags(), mode) {
             Err(Errno::LOOP) => return Err(io::Error::other("it is a symbolic link")),
             result => File::from(result?),
         };
         let status = fstat(&file)?;
-        if let Some(why) = why_unsafe(&status, geteuid().as_raw()) {
+        if let Some(why) = Own::now().why_no_pid_file(&status) {
             return Err(io::Error::other(why));
         }
         lock_exclusive(&file, path)?;
-        // It is of no use to have locked what has been removed or replaced since.
-        match statat(&directory, name, AtFlags::SYMLINK_NOFOLLOW) {
-            Ok(now) if (now.st_dev, now.st_ino) == (status.st_dev, status.st_ino) => {
-                return Ok(file);
-            }
-            Ok(_) | Err(Errno::NOENT) => {}
-            Err(error) => return Err(error.into()),
+        if place::is_still_there(path, &status)? {
+            return Ok(file);
         }
-    }
-}
-
-/// Why a file of this kind is no place for a PID file, or a guard file, of the
-/// user `own`.
-pub(super) fn why_unsafe(status: &Stat, own: u32) -> Option<&'static str> {
-    if !is_regular(status) {
-        Some("it is no regular file")
-    } else if status.st_nlink > 1 {
-        Some("it is a link, or has one")
-    } else if status.st_uid != 0 && status.st_uid != own {
-        Some("it belongs to another user")
-    } else if Mode::from_raw_mode(status.st_mode).contains(Mode::WOTH) {
-        Some("others can write it")
-    } else {
-        None
     }
 }
 
@@ -402,21 +398,25 @@ mod tests {
     fn only_a_stale_file_is_cleared() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("x.pid");
-        let pid = Pid::from_raw(42).unwrap();
         fs::write(&path, "43\n").unwrap();
-        clear(&path, Some(pid)).unwrap();
+        clear(&path, b"42\n").unwrap();
         assert_eq!(state(&path), Ok(State::Stale));
-        fs::write(&path, "42\n").unwrap();
-        clear(&path, Some(pid)).unwrap();
-        assert_eq!(state(&path), Ok(State::NotRunning));
-        fs::write(&path, "(starting)\n").unwrap();
-        clear(&path, None).unwrap();
-        assert_eq!(state(&path), Ok(State::NotRunning));
+        clear(&path, b"4").unwrap();
+        assert_eq!(state(&path), Ok(State::Stale));
+        for text in ["42\n", "(starting)\n"] {
+            fs::write(&path, text).unwrap();
+            clear(&path, text.as_bytes()).unwrap();
+            assert_eq!(state(&path), Ok(State::NotRunning));
+        }
         let mut file = PidFile::lock(&path).unwrap();
-        file.write(pid).unwrap();
-        assert!(clear(&path, Some(pid)).is_err());
-        assert!(clear(&path, None).is_err());
-        assert_eq!(state(&path), Ok(State::Running(Some(pid))));
+        file.write(Pid::from_raw(42).unwrap()).unwrap();
+        clear(&path, b"42\n").unwrap_err();
+        drop(file);
+
+        fs::write(&path, "42\n").unwrap();
+        fs::hard_link(&path, dir.path().join("other")).unwrap();
+        clear(&path, b"42\n").unwrap_err();
+        assert_eq!(fs::read(&path).unwrap(), b"42\n");
     }
 
     #[test]
@@ -457,18 +457,5 @@ mod tests {
         refused("others can write its directory, which is not sticky");
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o1777)).unwrap();
         PidFile::lock(&path).unwrap();
-    }
-
-    #[test]
-    fn the_file_of_another_user_is_refused() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("x.pid");
-        fs::write(&path, "").unwrap();
-        let mut status = rustix::fs::stat(&path).unwrap();
-        assert_eq!(why_unsafe(&status, status.st_uid), None);
-        status.st_uid = 7;
-        assert_eq!(why_unsafe(&status, 8), Some("it belongs to another user"));
-        status.st_uid = 0;
-        assert_eq!(why_unsafe(&status, 8), None);
     }
 }

@@ -219,13 +219,80 @@ fn a_node_that_was_removed_already_still_takes_its_directory_along() {
 }
 
 #[test]
+fn directories_that_were_removed_already_still_take_theirs_along() {
+    let mut world = World::new();
+    for name in ["sub/deep/er/x", "sub/deep/y", "other/a/x"] {
+        world.make(name, 0o600).unwrap();
+    }
+    fs::remove_dir_all(world.at("sub/deep")).unwrap();
+    assert_eq!(world.remove("sub/deep/er/x"), Ok(Removed::Absent));
+    assert_eq!(world.tree(), ["other", "other/a", "other/a/x"]);
+    // One that is not ours has taken the place of the lowest.
+    fs::remove_dir_all(world.at("other/a")).unwrap();
+    fs::write(world.at("other/a"), "").unwrap();
+    world.remove("other/a/x").unwrap_err();
+    fs::remove_file(world.at("other/a")).unwrap();
+    assert_eq!(world.remove("other/a/x"), Ok(Removed::Absent));
+    assert_eq!(world.tree(), [""; 0]);
+    assert!(world.dev.made.is_empty());
+}
+
+/// An inode number may be given again, as ext4 does at once; and who changes our
+/// directory has taken it over.
+#[test]
+fn a_directory_that_only_has_the_inode_number_of_ours_stays() {
+    let mut world = World::new();
+    let again = |world: &mut World, change: &dyn Fn(&Path)| {
+        world.make("a/x", 0o600).unwrap();
+        fs::remove_dir_all(world.at("a")).unwrap();
+        fs::create_dir(world.at("a")).unwrap();
+        fs::set_permissions(world.at("a"), fs::Permissions::from_mode(DIRECTORY_MODE)).unwrap();
+        change(&world.at("a"));
+        let inode = fs::metadata(world.at("a")).unwrap().ino();
+        world.dev.made.get_mut(&b"a"[..]).unwrap().inode = inode;
+        assert_eq!(world.remove("a/x"), Ok(Removed::Absent));
+        assert!(world.dev.made.is_empty());
+        let stays = world.at("a").exists();
+        let _ = fs::remove_dir(world.at("a"));
+        stays
+    };
+    world.make("a/x", 0o600).unwrap();
+    if world.dev.made[&b"a"[..]].born.is_some() {
+        assert!(again(&mut world, &|_| {}));
+    } else {
+        assert!(!again(&mut world, &|_| {}), "nothing tells it apart");
+    }
+    assert!(again(&mut world, &|path| {
+        fs::set_permissions(path, fs::Permissions::from_mode(0o700)).unwrap();
+    }));
+    if geteuid().is_root() {
+        assert!(again(&mut world, &|path| {
+            std::os::unix::fs::chown(path, Some(1), None).unwrap();
+        }));
+    }
+}
+
+#[test]
 fn no_more_directories_are_remembered_than_allowed() {
     let mut world = World::new();
-    world.dev.made = (0..DIRECTORIES_MAX as u64).map(|inode| (Dev::MAX, inode)).collect();
     world.make("a/b", 0o600).unwrap();
+    let identity = world.dev.made[&b"a"[..]];
+    // Of all these but one nothing is there any more.
+    for number in 1..DIRECTORIES_MAX {
+        world.dev.made.insert(format!("gone{number}").as_bytes().into(), identity);
+    }
+    world.make("c/d", 0o600).unwrap();
+    let paths: Vec<_> = world.dev.made.keys().cloned().collect();
+    assert_eq!(paths, [b"a"[..].into(), b"c"[..].into()]);
+    // And now they are.
+    for number in 2..DIRECTORIES_MAX {
+        world.make(&format!("there{number}/x"), 0o600).unwrap();
+    }
+    world.make("e/f", 0o600).unwrap();
     assert_eq!(world.dev.made.len(), DIRECTORIES_MAX);
+    world.remove("e/f").unwrap();
     world.remove("a/b").unwrap();
-    assert_eq!(world.tree(), ["a"]);
+    assert!(world.at("e").exists() && !world.at("a").exists());
 }
 
 #[test]

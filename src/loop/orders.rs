@@ -200,11 +200,11 @@ impl Daemon {
     fn begin_waiting(&mut self, id: Id, want: Want, timeout: Duration) {
         let last = std::fs::read_to_string("/sys/kernel/uevent_seqnum");
         let last = last.ok().and_then(|text| text.trim_end().parse().ok());
-        let loss = (self.is_lossy(), self.counters.scans);
+        let lossy = self.is_lossy();
         self.hurry();
         let open = self.sources.iter().enumerate().filter(|(_, watched)| !watched.ended);
         let deadline = self.now().saturating_add(timeout);
-        self.requests.add(id, want, last, open.map(|(index, _)| index), loss, deadline);
+        self.requests.add(id, want, last, open.map(|(index, _)| index), lossy, deadline);
         // Something may be there that the poll has not reported yet.
         self.mark_sources_ready();
     }
@@ -228,6 +228,7 @@ impl Daemon {
         let event =
             deed.map(|deed| InHand { event: deed.event, since: now.saturating_sub(deed.since) });
         let activity = match (event, self.machine.state(), &self.child) {
+            (None, ..) if self.outlets.awaited().is_some() => Activity::Writing,
             (None, ..) => Activity::Idle,
             (Some(event), State::Retrying { until, .. }, _) => {
                 Activity::Retrying { pause: until.saturating_sub(now), event }

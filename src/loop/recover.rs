@@ -42,8 +42,9 @@ const LEAST_COST: u64 = 512;
 /// No event of the kernel's takes more.
 const GREATEST_COST: u64 = 4608;
 
-/// The kernel sends the last event of a device before it takes it out of sysfs
-/// (device_del in drivers/base/core.c), which does not take as long.
+/// The kernel takes a device out of the lists, sends its last event, and then takes
+/// it out of sysfs (device_del in drivers/base/core.c): what is listed has an event
+/// to come, and what is not, but is there, is gone before so long.
 const DOUBT: Duration = Duration::from_secs(1);
 
 /// How many devices may wait for their incarnation to be looked up, and for how long
@@ -102,6 +103,8 @@ pub(super) struct Recovery {
     overtaken: bool,
     /// How far the daemon before this one had come.
     before: Progress,
+    /// Until then, what moves may have been about to when it was listed.
+    in_doubt: Time,
     /// The greatest SEQNUM of an event that was acted on.
     greatest: u64,
     /// The queue was not empty since events were lost: the kernel may have dropped
@@ -260,6 +263,7 @@ impl Recovery {
             changes_missed: false,
             overtaken: false,
             before,
+            in_doubt: Time::ZERO,
             greatest: match before {
                 Progress::Through(number) => number,
                 Progress::Unknown | Progress::Left => 0,
@@ -451,6 +455,7 @@ impl Daemon {
         if !self.sources[source].is_kernels || !self.recovery.judges {
             return Verdict::Act;
         }
+        let now = self.started.elapsed();
         let recovery = &mut self.recovery;
         match recovery.inventory.judge(event, recovery.trust) {
             Verdict::StaleIfListed => {
@@ -481,7 +486,7 @@ impl Daemon {
             }
             // What is below it may not have been found, on its way.
             Verdict::Act
-                if !matches!(recovery.phase, Phase::Quiet)
+                if now < recovery.in_doubt
                     && recovery.trust != Trust::Lossy
                     && event.last(b"ACTION") == Some(c"move") =>
             {
@@ -666,6 +671,8 @@ impl Daemon {
         }
         self.recovery.inventory.set_progress(Progress::Unknown);
         self.recovery.overtaken = true;
+        // As long as this goes on; and for a while longer.
+        self.recovery.in_doubt = Time::MAX;
         let mut by_path: Vec<u32> =
             (0..listing.len()).filter_map(|index| index.try_into().ok()).collect();
         by_path.sort_unstable_by(|&a, &b| listing.path(a as usize).cmp(listing.path(b as usize)));
@@ -697,6 +704,7 @@ impl Daemon {
     /// cannot be done, it is tried again later.
     fn list(&mut self, cause: Cause) -> Option<(Sysfs, Listing, Option<u64>)> {
         self.counters.scans += 1;
+        let gapless = self.queue().1 == self.recovery.baseline;
         let root = &self.recovery.sys;
         let listed = Sysfs::open(root)
             .map_err(|error| Failed::new("open", root.as_os_str().as_encoded_bytes(), error))
@@ -705,6 +713,7 @@ impl Daemon {
         match listed {
             Ok((last, listing, sys)) => {
                 self.recovery.unreadable = false;
+                self.requests.begun(self.counters.scans, gapless);
                 listing.failed.iter().for_each(|failed| log::warn!("{failed}"));
                 Some((sys, listing, last))
             }
@@ -757,7 +766,7 @@ impl Daemon {
                 self.recovery.phase = Phase::Replaying(replay);
                 return Recovered::Proceed;
             }
-            Stage::Verify(next) if next >= replay.listing.len() + replay.lingering.len() => {
+            Stage::Verify(next) if next >= replay.lingering.len() => {
                 self.end_replay(replay);
                 return Recovered::Again;
             }
@@ -855,7 +864,7 @@ impl Daemon {
     fn is_missing(&self, sys: &Sysfs, path: &[u8], identity: &[u8]) -> bool {
         match recovery::interface(identity) {
             Some(interface) => !self.has_interface(interface),
-            None => sys.is_gone(path) && !self.is_of_interface(path),
+            None => sys.is_gone(path) && !self.is_of_unseen_interface(sys, path),
         }
     }
 
@@ -880,13 +889,15 @@ impl Daemon {
         }
     }
 
-    /// Whether this is something below a network interface that is there, but
-    /// perhaps in no /sys that can be seen.
-    fn is_of_interface(&self, path: &[u8]) -> bool {
+    /// Whether this is something below a network interface that is there, but not in
+    /// this /sys.
+    fn is_of_unseen_interface(&self, sys: &Sysfs, path: &[u8]) -> bool {
         let ends = path.iter().enumerate().filter(|&(_, &byte)| byte == b'/');
         ends.filter_map(|(end, _)| self.recovery.inventory.get(&path[..end]))
-            .filter_map(|device| recovery::interface(device.identity))
-            .any(|interface| self.has_interface(interface))
+            .filter_map(|device| Some((device.path, recovery::interface(device.identity)?)))
+            .any(|(path, interface)| {
+                self.has_interface(interface) && sys.interface(path) != Some(interface.1)
+            })
     }
 
     fn next_removal(&mut self, replay: &mut Replay) -> bool {
@@ -995,15 +1006,11 @@ impl Daemon {
     }
 
     fn verify(&mut self, replay: &mut Replay, next: usize) -> bool {
-        let listed = replay.listing.len();
-        let end = (next + AT_ONCE).min(listed + replay.lingering.len());
-        for position in next..end {
+        let count = replay.lingering.len();
+        for position in next..count {
             replay.stage = Stage::Verify(position);
             // Children before their parents.
-            let path = match position.checked_sub(replay.lingering.len()) {
-                None => &*replay.lingering[replay.lingering.len() - 1 - position],
-                Some(after) => replay.listing.path(listed - 1 - after),
-            };
+            let path = &*replay.lingering[count - 1 - position];
             if let Some(known) = self.recovery.inventory.get(path)
                 && self.is_missing(&replay.sys, path, known.identity)
             {
@@ -1018,12 +1025,13 @@ impl Daemon {
                 return false;
             }
         }
-        replay.stage = Stage::Verify(end);
+        replay.stage = Stage::Verify(count);
         false
     }
 
     fn end_replay(&mut self, mut replay: Box<Replay>) {
         let now = self.now();
+        self.recovery.in_doubt = now + DOUBT;
         let in_doubt = *replay.in_doubt.get_or_insert_with(|| {
             let ([removed, added, changed], took) =
                 (replay.tally, now.saturating_sub(replay.began));
@@ -1039,7 +1047,10 @@ impl Daemon {
             now + DOUBT
         });
         self.end_recovery(replay.number, replay.last);
-        if matches!(self.recovery.phase, Phase::Quiet) && now < in_doubt {
+        if matches!(self.recovery.phase, Phase::Quiet)
+            && !replay.lingering.is_empty()
+            && now < in_doubt
+        {
             self.recovery.phase = Phase::Doubting { replay, until: in_doubt };
         }
     }

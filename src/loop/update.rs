@@ -31,7 +31,6 @@ use crate::error::{Fatal, reason};
 use crate::handover::{self, Handover, InHand, Unreadable};
 use crate::logging;
 use crate::machine::{State, Stop, Time};
-use crate::rebroadcast::Output;
 use crate::state_file::Store;
 use crate::sys;
 
@@ -305,6 +304,7 @@ impl Daemon {
             source: deed.source.map(open_before),
             datagram: deed.datagram.to_vec(),
             steps_done: deed.steps.done(),
+            step: deed.step().map(|step| step.to_string()).unwrap_or_default(),
             failed: deed.failed,
             since: deed.since,
         });
@@ -322,7 +322,7 @@ impl Daemon {
             clients: control.map(|c| c.hand_over(&self.update.clients)).unwrap_or_default(),
             log_level: chosen.then(|| level.into()),
             open_files: control.and_then(Server::open_files),
-            output: self.outlets.output.as_ref().and_then(Output::between_events),
+            output: self.outlets.output.as_ref().map(|o| (o.as_raw_fd(), o.rest().to_vec())),
             state_file: match self.recovery.inventory.storage() {
                 Store::File(file) => Some(file.as_raw_fd()),
                 Store::Memory(_) => None,

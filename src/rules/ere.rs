@@ -3,14 +3,17 @@
 //! Pure. [`Ere`] owns the parsed expression. Whether something matches is found
 //! by the regex crate's automata, which [`Ere::hir`] translates to; they are
 //! linear in the text and take many expressions in one pass. Where the groups
-//! lie is found here, for a match is the longest of the leftmost, which no
-//! translation can express: of alternatives the first that makes it so counts,
-//! and of repetitions as many as there can be. That is where both glibc and
-//! musl have the groups, wherever they agree.
+//! lie is found in `groups`, for a match is the longest of the leftmost, which
+//! no translation can express: of alternatives the first that makes it so
+//! counts, and of repetitions as many as there can be. That is where both glibc
+//! and musl have the groups, wherever they agree.
 #![forbid(unsafe_code)]
+
+mod groups;
 
 use std::fmt;
 
+pub use groups::Scratch;
 use regex_syntax::hir::{Class, ClassBytes, ClassBytesRange, Hir, Look, Repetition};
 
 /// Groups can lie this deep in each other.
@@ -192,20 +195,6 @@ impl Ere {
     pub fn matches_all(&self) -> bool {
         self.node.surely_matches_all()
     }
-
-    /// Matches all of `text`, and finds the groups.
-    pub fn captures_whole(&self, text: &[u8], scratch: &mut Scratch) -> Option<Captures> {
-        let mut search = Search::new(text, scratch);
-        let end = search.reaches(&self.node, 0, text.len());
-        end.then(|| search.groups_of(&self.node, 0, text.len()))
-    }
-
-    /// Finds the longest of the leftmost matches in `text`, and its groups.
-    pub fn captures_within(&self, text: &[u8], scratch: &mut Scratch) -> Option<Captures> {
-        let mut search = Search::new(text, scratch);
-        let (start, end) = search.leftmost_longest(&self.node)?;
-        Some(search.groups_of(&self.node, start, end))
-    }
 }
 
 impl Node {
@@ -227,45 +216,31 @@ impl Node {
         }
     }
 
-    /// How many bytes and assertions it has, its repetitions written out.
+    /// How many bytes, assertions and repetitions it has, the counts written out.
     fn size(&self) -> usize {
         let sum = |nodes: &[Self]| {
-            nodes.iter().fold(0, |sum: usize, node| sum.saturating_add(node.size() + 1))
+            nodes.iter().fold(0, |sum: usize, node| sum.saturating_add(node.size()))
         };
         match self {
             Self::Empty | Self::Byte(_) | Self::Class(_) | Self::Look(_) => 1,
             Self::Concat(nodes) | Self::Alternatives(nodes) => sum(nodes),
             Self::Repeat { node, min, max } => {
                 let times = max.unwrap_or(*min).max(1) as usize;
-                node.size().saturating_mul(times).min(LARGEST + 1)
+                node.size().saturating_mul(times).saturating_add(1)
             }
             Self::Group { node, .. } => node.size(),
         }
     }
 
-    /// The one length of what it matches.
-    fn width(&self) -> Option<usize> {
+    /// Whether it can match nothing at all, at some place.
+    fn may_match_empty(&self) -> bool {
         match self {
-            Self::Empty | Self::Look(_) => Some(0),
-            Self::Byte(_) | Self::Class(_) => Some(1),
-            Self::Concat(nodes) => nodes.iter().map(Self::width).sum(),
-            Self::Alternatives(nodes) => {
-                let width = nodes.first()?.width();
-                width.filter(|_| nodes.iter().all(|node| node.width() == width))
-            }
-            Self::Repeat { node, min, max } => {
-                (*max == Some(*min)).then(|| node.width()).flatten().map(|w| w * *min as usize)
-            }
-            Self::Group { node, .. } => node.width(),
-        }
-    }
-
-    fn has_groups(&self) -> bool {
-        match self {
-            Self::Empty | Self::Byte(_) | Self::Class(_) | Self::Look(_) => false,
-            Self::Concat(nodes) | Self::Alternatives(nodes) => nodes.iter().any(Self::has_groups),
-            Self::Repeat { node, .. } => node.has_groups(),
-            Self::Group { .. } => true,
+            Self::Empty | Self::Look(_) => true,
+            Self::Byte(_) | Self::Class(_) => false,
+            Self::Concat(nodes) => nodes.iter().all(Self::may_match_empty),
+            Self::Alternatives(nodes) => nodes.iter().any(Self::may_match_empty),
+            Self::Repeat { node, min, .. } => *min == 0 || node.may_match_empty(),
+            Self::Group { node, .. } => node.may_match_empty(),
         }
     }
 
@@ -587,326 +562,6 @@ fn class(name: &[u8]) -> Option<ByteSet> {
         _ => return None,
     };
     Some(ByteSet::from_predicate(predicate))
-}
-
-/// Memory that the search for groups uses again and again.
-#[derive(Debug, Default)]
-pub struct Scratch {
-    spare: Vec<Vec<u64>>,
-}
-
-/// A search for groups in one text, by sets of positions: where a part can end
-/// if it begins at one of these, and where it can begin if it ends at one of
-/// those. Every set is found in time polynomial in text and expression.
-struct Search<'t, 's> {
-    text: &'t [u8],
-    scratch: &'s mut Scratch,
-    captures: Captures,
-}
-
-/// Positions in a text, both ends included.
-type Positions = Vec<u64>;
-
-fn contains(positions: &[u64], at: usize) -> bool {
-    positions[at / 64] >> (at % 64) & 1 == 1
-}
-
-fn insert(positions: &mut [u64], at: usize) {
-    positions[at / 64] |= 1 << (at % 64);
-}
-
-fn each(positions: &[u64]) -> impl Iterator<Item = usize> {
-    positions.iter().enumerate().flat_map(|(index, &word)| {
-        let mut word = word;
-        std::iter::from_fn(move || {
-            let bit = word.trailing_zeros() as usize;
-            word &= word.checked_sub(1)?;
-            Some(index * 64 + bit)
-        })
-    })
-}
-
-fn last_common(a: &[u64], b: &[u64]) -> Option<usize> {
-    let common = a.iter().zip(b).map(|(a, b)| a & b).enumerate();
-    let (index, word) = common.rev().find(|(_, word)| *word != 0)?;
-    Some(index * 64 + 63 - word.leading_zeros() as usize)
-}
-
-#[derive(Clone, Copy)]
-enum Direction {
-    Forward,
-    Backward,
-}
-
-impl<'t, 's> Search<'t, 's> {
-    fn new(text: &'t [u8], scratch: &'s mut Scratch) -> Self {
-        Self { text, scratch, captures: Captures::default() }
-    }
-
-    fn none(&mut self) -> Positions {
-        let mut positions = self.scratch.spare.pop().unwrap_or_default();
-        positions.clear();
-        positions.resize(self.text.len() / 64 + 1, 0);
-        positions
-    }
-
-    fn only(&mut self, at: usize) -> Positions {
-        let mut positions = self.none();
-        insert(&mut positions, at);
-        positions
-    }
-
-    fn copy(&mut self, positions: &[u64]) -> Positions {
-        let mut copy = self.none();
-        copy.copy_from_slice(positions);
-        copy
-    }
-
-    fn done_with(&mut self, positions: Positions) {
-        self.scratch.spare.push(positions);
-    }
-
-    /// Where `node` can end if it begins at one of `from`, or the reverse.
-    fn reach(&mut self, node: &Node, from: &[u64], direction: Direction) -> Positions {
-        match node {
-            Node::Empty => self.copy(from),
-            Node::Byte(byte) => self.step(from, direction, |b| b == *byte),
-            Node::Class(set) => self.step(from, direction, |b| set.contains(b)),
-            Node::Look(look) => {
-                let mut reached = self.none();
-                for at in each(from).filter(|&at| holds(*look, self.text, at)) {
-                    insert(&mut reached, at);
-                }
-                reached
-            }
-            Node::Concat(nodes) => {
-                let mut at = self.copy(from);
-                let mut one = |search: &mut Self, node| {
-                    let next = search.reach(node, &at, direction);
-                    search.done_with(std::mem::replace(&mut at, next));
-                };
-                match direction {
-                    Direction::Forward => nodes.iter().for_each(|node| one(self, node)),
-                    Direction::Backward => nodes.iter().rev().for_each(|node| one(self, node)),
-                }
-                at
-            }
-            Node::Alternatives(nodes) => {
-                let mut reached = self.none();
-                for node in nodes {
-                    let more = self.reach(node, from, direction);
-                    reached.iter_mut().zip(&more).for_each(|(word, more)| *word |= more);
-                    self.done_with(more);
-                }
-                reached
-            }
-            Node::Repeat { node, min, max } => self.reach_again(node, *min, *max, from, direction),
-            Node::Group { node, .. } => self.reach(node, from, direction),
-        }
-    }
-
-    fn reach_again(
-        &mut self,
-        node: &Node,
-        min: u32,
-        max: Option<u32>,
-        from: &[u64],
-        direction: Direction,
-    ) -> Positions {
-        let mut latest = self.copy(from);
-        for _ in 0..min {
-            let next = self.reach(node, &latest, direction);
-            let before = std::mem::replace(&mut latest, next);
-            let settled = before == latest;
-            self.done_with(before);
-            if settled {
-                break;
-            }
-        }
-        let mut reached = self.copy(&latest);
-        let mut times = min;
-        while max.is_none_or(|max| times < max) {
-            let mut next = self.reach(node, &latest, direction);
-            next.iter_mut().zip(&reached).for_each(|(word, known)| *word &= !known);
-            reached.iter_mut().zip(&next).for_each(|(word, new)| *word |= new);
-            self.done_with(std::mem::replace(&mut latest, next));
-            if latest.iter().all(|&word| word == 0) {
-                break;
-            }
-            times += 1;
-        }
-        self.done_with(latest);
-        reached
-    }
-
-    fn step(
-        &mut self,
-        from: &[u64],
-        direction: Direction,
-        matches: impl Fn(u8) -> bool,
-    ) -> Positions {
-        let mut reached = self.none();
-        for at in each(from) {
-            match direction {
-                Direction::Forward if self.text.get(at).is_some_and(|&b| matches(b)) => {
-                    insert(&mut reached, at + 1);
-                }
-                Direction::Backward if at > 0 && matches(self.text[at - 1]) => {
-                    insert(&mut reached, at - 1);
-                }
-                Direction::Forward | Direction::Backward => {}
-            }
-        }
-        reached
-    }
-
-    fn reaches(&mut self, node: &Node, start: usize, end: usize) -> bool {
-        let from = self.only(start);
-        let reached = self.reach(node, &from, Direction::Forward);
-        let result = contains(&reached, end);
-        self.done_with(from);
-        self.done_with(reached);
-        result
-    }
-
-    fn leftmost_longest(&mut self, node: &Node) -> Option<(usize, usize)> {
-        let mut everywhere = self.none();
-        (0..=self.text.len()).for_each(|at| insert(&mut everywhere, at));
-        let starts = self.reach(node, &everywhere, Direction::Backward);
-        let start = each(&starts).next();
-        self.done_with(starts);
-        let found = start.and_then(|start| {
-            let from = self.only(start);
-            let ends = self.reach(node, &from, Direction::Forward);
-            let end = last_common(&ends, &everywhere);
-            self.done_with(from);
-            self.done_with(ends);
-            Some((start, end?))
-        });
-        self.done_with(everywhere);
-        found
-    }
-
-    fn groups_of(mut self, node: &Node, start: usize, end: usize) -> Captures {
-        self.captures[0] = Some((start, end));
-        let to = self.only(end);
-        self.resolve(node, start, &to);
-        self.done_with(to);
-        self.captures
-    }
-
-    /// Finds the groups of a node that matches from `start` to one of `to`, and
-    /// to which: of alternatives it takes the first that can, and repeats as
-    /// often as it can.
-    fn resolve(&mut self, node: &Node, start: usize, to: &[u64]) -> usize {
-        if let Some(width) = node.width().filter(|_| !node.has_groups()) {
-            return start + width;
-        }
-        match node {
-            Node::Empty | Node::Look(_) => start,
-            Node::Byte(_) | Node::Class(_) => start + 1,
-            Node::Group { index, node } => {
-                let end = self.resolve(node, start, to);
-                if let Some(capture) = self.captures.get_mut(*index) {
-                    *capture = Some((start, end));
-                }
-                end
-            }
-            Node::Alternatives(nodes) => {
-                // As glibc has it, `(|a)` is `(a|)`.
-                let written = nodes.iter().filter(|node| !matches!(node, Node::Empty));
-                let empty = nodes.iter().filter(|node| matches!(node, Node::Empty));
-                let first = written.chain(empty).find(|node| self.reaches_one(node, start, to));
-                first.map_or(start, |node| self.resolve(node, start, to))
-            }
-            Node::Concat(nodes) => self.resolve_concat(nodes, start, to),
-            Node::Repeat { node, min, max } => self.resolve_repeat(node, *min, *max, start, to),
-        }
-    }
-
-    fn reaches_one(&mut self, node: &Node, start: usize, to: &[u64]) -> bool {
-        let from = self.only(start);
-        let ends = self.reach(node, &from, Direction::Forward);
-        let found = last_common(&ends, to).is_some();
-        self.done_with(from);
-        self.done_with(ends);
-        found
-    }
-
-    fn resolve_concat(&mut self, nodes: &[Node], start: usize, to: &[u64]) -> usize {
-        let words = to.len();
-        // Where what comes after each node can begin.
-        let mut after = self.none();
-        after.resize(nodes.len() * words, 0);
-        let mut before = self.copy(to);
-        for (index, node) in nodes.iter().enumerate().rev() {
-            after[index * words..][..words].copy_from_slice(&before);
-            let next = self.reach(node, &before, Direction::Backward);
-            self.done_with(std::mem::replace(&mut before, next));
-        }
-        self.done_with(before);
-        let end = nodes.iter().enumerate().fold(start, |at, (index, node)| {
-            self.resolve(node, at, &after[index * words..][..words])
-        });
-        self.done_with(after);
-        end
-    }
-
-    fn resolve_repeat(
-        &mut self,
-        node: &Node,
-        min: u32,
-        max: Option<u32>,
-        start: usize,
-        to: &[u64],
-    ) -> usize {
-        // The usual `[0-9]*`: as much as there is.
-        if matches!(node, Node::Byte(_) | Node::Class(_)) {
-            let from = self.only(start);
-            let ends = self.reach_again(node, min, max, &from, Direction::Forward);
-            let end = last_common(&ends, to).unwrap_or(start);
-            self.done_with(from);
-            self.done_with(ends);
-            return end;
-        }
-        let (mut at, mut times) = (start, 0);
-        while max.is_none_or(|max| times < max) {
-            // Where the repetitions after this one can begin.
-            let (less, more) = (min.saturating_sub(times + 1), max.map(|max| max - times - 1));
-            let before = self.reach_again(node, less, more, to, Direction::Backward);
-            // An empty one is only made where there is no other, and need be.
-            let mut beyond = self.copy(&before);
-            beyond[at / 64] &= !(1 << (at % 64));
-            let end = if self.reaches_one(node, at, &beyond) {
-                Some(self.resolve(node, at, &beyond))
-            } else if (times == 0 || times < min) && self.reaches_one(node, at, &before) {
-                Some(self.resolve(node, at, &before))
-            } else {
-                None
-            };
-            self.done_with(beyond);
-            self.done_with(before);
-            let Some(end) = end else { break };
-            (at, times) = (end, times + 1);
-        }
-        at
-    }
-}
-
-fn holds(look: Look, text: &[u8], at: usize) -> bool {
-    let is_word = |byte: Option<&u8>| byte.is_some_and(|b| b.is_ascii_alphanumeric() || *b == b'_');
-    let before = is_word(at.checked_sub(1).and_then(|at| text.get(at)));
-    let after = is_word(text.get(at));
-    match look {
-        Look::Start => at == 0,
-        Look::End => at == text.len(),
-        Look::WordAscii => before != after,
-        Look::WordAsciiNegate => before == after,
-        Look::WordStartAscii => !before && after,
-        Look::WordEndAscii => before && !after,
-        // No expression has another.
-        _ => false,
-    }
 }
 
 #[cfg(test)]

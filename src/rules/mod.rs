@@ -487,7 +487,9 @@ impl Facts {
         draft: &mut Draft,
         record: impl Fn(Text, Text) -> Record,
     ) {
-        if settings.root_device == Some(device) && draft.bytes(node) != b"root" {
+        // A character device may have the same numbers.
+        let is_root = self.kind == Kind::Block && settings.root_device == Some(device);
+        if is_root && draft.bytes(node) != b"root" {
             let path = draft.string(b"root");
             draft.push(record(path, node));
         }

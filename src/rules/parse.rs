@@ -159,7 +159,7 @@ pub enum When {
     Always,
 }
 
-/// Something that is wrong in a file.
+/// Something that is wrong in a file, or likely not what is meant.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Error {
     /// The name of the file.
@@ -179,18 +179,26 @@ pub struct Error {
 /// the byte at fault.
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let shown = |bytes: &[u8]| bytes.escape_ascii().to_string().replace("\\t", " ");
         let before = self.text.get(..self.column - 1).unwrap_or(&self.text);
         let (file, line, column) = (&self.file, self.line, self.column);
         writeln!(f, "{file}:{line}:{column}: {}", self.message)?;
-        writeln!(f, "    {}", readable(&shown(&self.text)))?;
-        write!(f, "    {:1$}^", "", readable(&shown(before)).len())
+        writeln!(f, "    {}", readable(&self.text))?;
+        write!(f, "    {:1$}^", "", readable(before).len())
     }
 }
 
-/// A rule is not code: quotes and backslashes can stand for themselves.
-fn readable(escaped: &str) -> String {
-    escaped.replace("\\\\", "\\").replace("\\\"", "\"").replace("\\'", "'")
+/// A rule is not code: quotes and backslashes stand for themselves, and a tab is
+/// as wide as any other blank.
+fn readable(bytes: &[u8]) -> String {
+    let mut text = String::with_capacity(bytes.len());
+    for &byte in bytes {
+        match byte {
+            b'\t' => text.push(' '),
+            b' '..=b'~' => text.push(char::from(byte)),
+            _ => text.extend(std::ascii::escape_default(byte).map(char::from)),
+        }
+    }
+    text
 }
 
 /// Reads files of rules, as if they were one.
@@ -198,18 +206,38 @@ fn readable(escaped: &str) -> String {
 /// # Errors
 /// All that is wrong with them.
 pub fn parse(sources: &[Source<'_>], accounts: &Accounts) -> Result<Vec<Rule>, Vec<Error>> {
+    parse_and_doubt(sources, accounts, &mut Vec::new())
+}
+
+/// The same; what is right, but can never do anything or is likely not meant so, is
+/// added to `doubts`.
+///
+/// # Errors
+/// All that is wrong with them.
+pub fn parse_and_doubt(
+    sources: &[Source<'_>],
+    accounts: &Accounts,
+    doubts: &mut Vec<Error>,
+) -> Result<Vec<Rule>, Vec<Error>> {
     let (mut rules, mut errors) = (Vec::new(), Vec::new());
     for source in sources {
         let file: Arc<str> = source.name.into();
         let mut lines = Lines { text: source.text, at: 0, line: 1 };
         while let Some(line) = lines.next_rule() {
-            let mut reader = Reader { line: &line.text, at: 0, accounts, complaints: Vec::new() };
+            let mut reader = Reader {
+                line: &line.text,
+                at: 0,
+                accounts,
+                complaints: Vec::new(),
+                doubts: Vec::new(),
+            };
             let rule = reader.rule();
-            for (at, message) in reader.complaints {
+            let locate = |(at, message)| {
                 let (line, column, text) = line.locate(at);
-                let (file, text) = (file.clone(), text.into());
-                errors.push(Error { file, line, column, text, message });
-            }
+                Error { file: file.clone(), line, column, text: text.into(), message }
+            };
+            errors.extend(reader.complaints.into_iter().map(locate));
+            doubts.extend(reader.doubts.into_iter().map(locate));
             if let Some(rule) = rule {
                 let Parsed { goes_on, conditions, device, access, place, command } = rule;
                 let text = line.text[..].into();
@@ -332,6 +360,20 @@ struct Parsed {
     command: Option<Command>,
 }
 
+impl Parsed {
+    /// Whether its conditions let an event of this action pass.
+    fn may_act_on(&self, action: &[u8]) -> bool {
+        let of_device = match &self.device {
+            Device::Variable(condition) => Some(condition),
+            Device::Name(_) | Device::Numbers(_) => None,
+        };
+        let mut of_action =
+            self.conditions.iter().chain(of_device).filter(|c| *c.variable == *b"ACTION");
+        let mut scratch = ere::Scratch::default();
+        of_action.all(|condition| condition.ere.captures_within(action, &mut scratch).is_some())
+    }
+}
+
 /// Part of a line.
 #[derive(Clone, Copy)]
 struct Field<'l> {
@@ -363,6 +405,8 @@ struct Reader<'l> {
     accounts: &'l Accounts,
     /// The byte at fault, and what was expected there.
     complaints: Vec<(usize, String)>,
+    /// The byte where something begins that comes to nothing, and why.
+    doubts: Vec<(usize, String)>,
 }
 
 impl<'l> Reader<'l> {
@@ -413,17 +457,56 @@ impl<'l> Reader<'l> {
             return None;
         };
         let mode = self.mode(mode);
+        self.skip_blanks();
+        let place_at = self.at;
         let place = self.place();
+        self.skip_blanks();
+        let command_at = self.at;
         let command = self.command(place == Some(Place::Own));
         let ((owner, group), mode) = (owner?, mode?);
-        Some(Parsed {
+        let rule = Parsed {
             goes_on,
             conditions: conditions?,
             device: device?,
             access: Access { owner, group, mode },
             place: place?,
             command: command?,
-        })
+        };
+        let groups = match &rule.device {
+            Device::Name(_) => Some(groups(what.text)),
+            Device::Variable(condition) => Some(groups(&condition.text)),
+            Device::Numbers(_) => None,
+        };
+        self.doubt_place(&rule, place_at, groups);
+        self.doubt_command(&rule, command_at);
+        Some(rule)
+    }
+
+    /// `groups`: how many the regular expression for the device has, if there is one.
+    fn doubt_place(&mut self, rule: &Parsed, at: usize, groups: Option<usize>) {
+        let (Place::Moved(path) | Place::Linked(path)) = &rule.place else { return };
+        let doubt = match path_doubt(&path.text, groups) {
+            Some((offset, doubt)) => (at + 1 + offset, doubt),
+            None if rule.may_act_on(b"add") && !rule.may_act_on(b"remove") => {
+                let text = "the condition on ACTION keeps this rule from remove events: what it \
+                            makes stays when the device goes; without, @ runs a command only for add";
+                (at, text.to_owned())
+            }
+            None => return,
+        };
+        self.doubts.push(doubt);
+    }
+
+    fn doubt_command(&mut self, rule: &Parsed, at: usize) {
+        let action = match rule.command {
+            Some(Command { when: When::Add, .. }) => "add",
+            Some(Command { when: When::Remove, .. }) => "remove",
+            Some(Command { when: When::Always, .. }) | None => return,
+        };
+        if !rule.may_act_on(action.as_bytes()) {
+            let text = "the condition on ACTION leaves no event for it";
+            self.doubts.push((at, format!("this command is for {action} only, and {text}")));
+        }
     }
 
     /// Takes all `VARIABLE=regex;` from the front of a field.
@@ -553,7 +636,7 @@ impl<'l> Reader<'l> {
             let message = if field.text.is_empty() {
                 format!("expected the name or number of a {what}")
             } else {
-                let name = readable(&field.text.escape_ascii().to_string());
+                let name = readable(field.text);
                 format!("expected a {what} of this machine, or a number: there is no \"{name}\"")
             };
             self.complain(field.at, message);
@@ -640,6 +723,62 @@ impl<'l> Reader<'l> {
             },
         }
     }
+}
+
+/// Where in a path something is that no event makes right, and what.
+fn path_doubt(text: &[u8], groups: Option<usize>) -> Option<(usize, String)> {
+    if text.first() == Some(&b'/') {
+        return Some((0, "a path that begins with / is refused: it is below /dev".into()));
+    }
+    let mut start = 0;
+    for component in text.split(|&b| b == b'/') {
+        if matches!(component, b"." | b"..") {
+            return Some((start, "a path that has . or .. in it is refused".into()));
+        }
+        start += component.len() + 1;
+    }
+    let mut at = 0;
+    while let Some(percent) = text[at..].iter().position(|&b| b == b'%') {
+        at += percent;
+        let digit = match text.get(at + 1) {
+            Some(b'%') => None,
+            Some(digit @ b'0'..=b'9') => Some(usize::from(digit - b'0')),
+            _ => return Some((at, "a path with no digit or % after a % is refused".into())),
+        };
+        let index = digit.filter(|&index| groups.is_none_or(|groups| index > groups));
+        if let Some(index) = index {
+            let text = format!("there is no group {index} in what the device must be: it is empty");
+            return Some((at, text));
+        }
+        at += 2;
+    }
+    None
+}
+
+/// How many groups a regular expression has that is right.
+fn groups(pattern: &[u8]) -> usize {
+    let (mut count, mut at) = (0, 0);
+    while let Some(byte) = pattern.get(at) {
+        match byte {
+            b'\\' => at += 1,
+            b'(' => count += 1,
+            b'[' => {
+                at += if pattern.get(at + 1) == Some(&b'^') { 2 } else { 1 };
+                // Here it stands for itself.
+                at += usize::from(pattern.get(at) == Some(&b']'));
+                while pattern.get(at).is_some_and(|&b| b != b']') {
+                    if let [b'[', kind @ (b':' | b'.' | b'='), rest @ ..] = &pattern[at..] {
+                        let end = rest.windows(2).position(|pair| pair == [*kind, b']']);
+                        at += 3 + end.unwrap_or_default();
+                    }
+                    at += 1;
+                }
+            }
+            _ => {}
+        }
+        at += 1;
+    }
+    count
 }
 
 fn interpreter(byte: u8) -> Option<(When, Interpreter)> {

@@ -172,6 +172,12 @@ fn the_root_device_has_a_link() {
         ["remove link root to sda", "remove node sda, block 8:0"]
     );
     assert_eq!(plan(&mut engine, &format!("ACTION=add {USB}")).len(), 1);
+    // One with the same numbers that is no block device.
+    let character = "DEVPATH=/x SUBSYSTEM=mem DEVNAME=x MAJOR=8 MINOR=0";
+    let steps = plan(&mut engine, &format!("ACTION=add {character}"));
+    assert_eq!(steps, ["make node x, character 8:0, owner 0:0, mode 0660"]);
+    let steps = plan(&mut engine, &format!("ACTION=remove {character}"));
+    assert_eq!(steps, ["remove node x, character 8:0"]);
 }
 
 #[test]

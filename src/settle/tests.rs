@@ -26,7 +26,7 @@ fn answers(requests: &mut Requests<u32>) -> Vec<(u32, Answer)> {
 
 fn one(want: Want, last: Option<u64>, sockets: usize) -> Requests<u32> {
     let mut requests = Requests::default();
-    requests.add(1, want, last, 0..sockets, (false, 0), LATER);
+    requests.add(1, want, last, 0..sockets, false, LATER);
     requests
 }
 
@@ -82,7 +82,7 @@ fn with_no_socket_left_everything_is_settled() {
 fn what_was_dropped_has_to_be_made_up_for() {
     let settled = |lossy, history: &dyn Fn(&mut Requests<u32>)| {
         let mut requests = Requests::default();
-        requests.add(1, Want::Settled, Some(7), 0..1, (lossy, 3), LATER);
+        requests.add(1, Want::Settled, Some(7), 0..1, lossy, LATER);
         history(&mut requests);
         answers(&mut requests) == YES
     };
@@ -92,8 +92,14 @@ fn what_was_dropped_has_to_be_made_up_for() {
     assert!(!settled(false, &|r| (r.lost(), r.found_empty(0)).1));
     assert!(!settled(true, &|r| (r.found_empty(0), r.made_up(3, false)).1), "it began before");
     assert!(settled(true, &|r| (r.found_empty(0), r.made_up(3, true)).1));
-    assert!(settled(true, &|r| (r.found_empty(0), r.made_up(4, false)).1));
-    assert!(settled(true, &|r| (r.made_up(4, false), r.lost(), r.found_empty(0)).2), "later ones");
+    let compared = |r: &mut Requests<u32>, gapless| (r.begun(4, gapless), r.made_up(4, false)).1;
+    assert!(settled(true, &|r| (r.found_empty(0), compared(r, false)).1));
+    assert!(settled(true, &|r| (acted_on(r, 0, "SEQNUM=8"), compared(r, false)).1));
+    assert!(settled(true, &|r| (compared(r, true), r.found_empty(0)).1));
+    assert!(settled(true, &|r| (compared(r, true), r.lost(), r.found_empty(0)).2), "later ones");
+    // An event that is acted on after the comparison, and that a dropped one followed.
+    assert!(!settled(true, &|r| (compared(r, false), r.found_empty(0)).1));
+    assert!(!settled(true, &|r| (r.begun(4, false), r.found_empty(0), r.made_up(4, false)).2));
     assert!(!settled(true, &|r| r.made_up(4, true)), "the socket may have some");
     assert!(settled(true, &|r| (r.made_up(4, true), acted_on(r, 0, "SEQNUM=8")).1));
 }
@@ -114,7 +120,7 @@ fn time_runs_out_at_the_deadline() {
 #[test]
 fn who_has_gone_is_not_answered() {
     let mut requests = one(Want::Settled, None, 1);
-    requests.add(2, Want::Settled, None, 0..1, (false, 0), LATER);
+    requests.add(2, Want::Settled, None, 0..1, false, LATER);
     requests.remove(1);
     requests.found_empty(0);
     assert_eq!(answers(&mut requests), [(2, Answer::Yes)]);
@@ -243,7 +249,7 @@ impl World {
                 let id = u32::try_from(self.asked.len()).unwrap();
                 self.asked.push(there);
                 let last = self.numbered.then_some(self.last);
-                self.requests.add(id, Want::Settled, last, 0..3, (false, 0), LATER);
+                self.requests.add(id, Want::Settled, last, 0..3, false, LATER);
             }
             Happening::Receive(_) => {}
         }

@@ -88,13 +88,16 @@ impl Reader {
     /// The next event, as the bytes of a datagram, which are a [`Uevent`]
     /// whose header is optional. `None` if it is not all there yet.
     ///
-    /// A NUL where an event should begin is passed over: old versions of
-    /// mdevd-coldplug write some.
+    /// NULs after an event are passed over: mdevd-coldplug 0.0.1.0 writes some. At
+    /// the beginning they are an event with nothing in it.
     ///
     /// # Errors
     /// Says what is wrong with the stream.
     #[allow(clippy::should_implement_trait, reason = "it lends what it returns")]
     pub fn next(&mut self) -> Result<Option<&[u8]>, Invalid> {
+        if self.offset == 0 && self.buffer[..self.end].get(self.start) == Some(&0) {
+            return Err(self.invalid(Fault::Malformed(Malformed::Empty)));
+        }
         while self.start < self.end && self.buffer[self.start] == 0 {
             self.consume(1);
         }
@@ -191,8 +194,10 @@ mod tests {
 
     #[test]
     fn nothing_and_superfluous_nuls_are_no_events() {
-        for stream in [&b""[..], b"\0", b"\0\0\0\0\0\0\0\0\0\0\0\0"] {
-            assert_eq!(read(stream, 10, &[3]), (vec![], Ok(())));
+        assert_eq!(read(b"", 10, &[3]), (vec![], Ok(())));
+        for stream in [&b"\0"[..], b"\0\0", b"\0\0\0\0\0\0\0\0\0\0\0\0", b"\0a@/x\0\0"] {
+            let invalid = Invalid { offset: 0, fault: Fault::Malformed(Malformed::Empty) };
+            assert_eq!(read(stream, 10, &[3]), (vec![], Err(invalid)));
         }
         // What mdevd-coldplug 0.0.1.0 makes of a value that ends in a newline.
         let (events, end) = read(b"a@/x\0M=1\0\0\0b@/y\0\0\0\0", 100, &[7]);

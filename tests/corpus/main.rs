@@ -276,6 +276,8 @@ const DIFFERENCES: &[(&str, &str, &str)] = &[
     ("removed twice", "finix", "as with mdevd, + - & run commands with execlineb"),
     ("removed twice", "spectrum-host", "as with mdevd, + - & run commands with execlineb"),
     ("unlink", "majmin-cont", "@major,minor matches remove as well as add"),
+    // Nothing in the corpus shows it; tests/it/rules/commands.rs does.
+    ("umask", "", "commands have the umask of the daemon; mdevd and busybox set it to 0"),
 ];
 
 #[test]

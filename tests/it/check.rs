@@ -25,6 +25,18 @@ fn all_mistakes_are_told() {
     assert_eq!(stderr.matches("expected ").count(), 2, "{stderr}");
 }
 
+#[test]
+fn what_can_never_work_is_no_mistake() {
+    let Finished { code, stderr, .. } = check("null 0:0 666\nzero 0:0 666 =../up\n");
+    assert_eq!(code, Some(0), "{stderr}");
+    let lines: Vec<&str> = stderr.lines().collect();
+    assert!(
+        lines[0].starts_with("plugd: warning: ") && lines[0].contains("mdev.conf:2:15: a path")
+    );
+    assert_eq!(lines[2], "plugd: warning:                   ^");
+    assert_eq!(lines.len(), 3, "{lines:?}");
+}
+
 /// Each by itself is small enough, but all together are more than the daemon takes.
 #[test]
 fn what_is_too_large_all_together_is_told() {

@@ -2,7 +2,9 @@
 //! themselves say.
 
 use std::collections::BTreeSet;
-use std::os::unix::fs::symlink;
+use std::fs;
+use std::io::{Seek, Write};
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::process::Command;
 
 use tempfile::TempDir;
@@ -82,6 +84,76 @@ impl Shell {
         text.lines().map(|line| line.trim().to_owned()).filter(|line| !line.is_empty()).collect()
     }
 
+    /// Files and directories whose names are to be quoted, in ~/names.
+    fn names(&self) {
+        let names = self.programs.path().join("names");
+        fs::create_dir_all(names.join("my dir/sub $1")).unwrap();
+        fs::write(names.join("my dir/f 1.conf"), "").unwrap();
+        fs::write(names.join("it's a file"), "").unwrap();
+    }
+
+    /// Names that are typed at a terminal are completed to what they are. With these
+    /// options it reads ~/.zshrc, in which is `load`. There is no plugd in it after that.
+    fn completes_names(&self, options: &str, load: &str) {
+        if !have("completion at a terminal", "script") {
+            return;
+        }
+        self.names();
+        let home = self.programs.path();
+        // What is typed is run, whatever the shell has made of it, and may be as root:
+        // so by a program that only writes it down.
+        let stand_in = format!(
+            r#"#!/bin/sh
+            case $1:$2 in
+            --help: | *:--help) exec {} "$@" ;;
+            esac
+            printf '<%s>' "$@" >>~/typed
+            echo >>~/typed
+            "#,
+            env!("CARGO_BIN_EXE_plugd")
+        );
+        for name in NAMES.iter().chain(&["plugd"]) {
+            fs::remove_file(home.join(name)).unwrap();
+        }
+        fs::write(home.join("plugd"), stand_in).unwrap();
+        fs::set_permissions(home.join("plugd"), PermissionsExt::from_mode(0o755)).unwrap();
+        // Where zsh looks for it.
+        fs::write(home.join(".zshrc"), format!("{load}\ncd ~/names")).unwrap();
+        let mut lines = tempfile::tempfile().unwrap();
+        let lines_and_words = [
+            // A slash comes after a directory, and no blank.
+            ("run --dev my\ts\tx", "<run><--dev><my dir/sub $1/x>"),
+            ("run --conf my\tf\t", "<run><--conf><my dir/f 1.conf>"),
+            ("run --conf \"my\tf\t", "<run><--conf><my dir/f 1.conf>"),
+            ("run --conf 'my dir/f\t", "<run><--conf><my dir/f 1.conf>"),
+            ("run --conf my\\ dir/f\t", "<run><--conf><my dir/f 1.conf>"),
+            ("check it\t-q", "<check><it's a file><-q>"),
+            ("check it\\'s\\ \t-q", "<check><it's a file><-q>"),
+            ("run my\ts\tx", "<run><my dir/sub $1/x>"),
+            // Words are as they were.
+            ("log-l\tdeb\t-q", "<log-level><debug><-q>"),
+        ];
+        let typed: String =
+            lines_and_words.iter().map(|(line, _)| format!("plugd {line}\n")).collect();
+        writeln!(lines, "{typed}exit").unwrap();
+        lines.rewind().unwrap();
+        let command = format!("{} {options}", self.command.join(" "));
+        let path = std::env::var("PATH").unwrap();
+        let run = Command::new("timeout")
+            .args(["60", "script", "-qec", &command, "/dev/null"])
+            .stdin(lines)
+            .env("PATH", format!("{}:{path}", home.display()))
+            .envs([("HOME", home), ("ZDOTDIR", home)])
+            .envs([("COMPLETIONS", DIRECTORY), ("TERM", "dumb"), ("INPUTRC", "/dev/null")])
+            .env("SHELL", "/bin/sh")
+            .output()
+            .unwrap();
+        let typed = fs::read_to_string(home.join("typed")).unwrap_or_default();
+        let expected: Vec<&str> = lines_and_words.iter().map(|(_, words)| *words).collect();
+        let shown = String::from_utf8_lossy(&run.stdout);
+        assert_eq!(typed.lines().collect::<Vec<_>>(), expected, "{shown}");
+    }
+
     /// What it offers is what there is; `complete` runs it for some words.
     fn offers_what_there_is(&self, complete: impl Fn(&[&str]) -> BTreeSet<String>) {
         let mut expected: BTreeSet<String> = commands().into_iter().collect();
@@ -129,7 +201,9 @@ fn bash() {
         return;
     }
     let shell = Shell::new(&["bash", "--norc"]);
+    // Not to be had but where bash itself calls the function.
     let script = r#". "$COMPLETIONS/plugd.bash"
+        compopt() { :; }
         COMP_WORDS=("$0" "$@") COMP_CWORD=$#
         complete -p "$0" >/dev/null || exit 1
         _plugd
@@ -143,6 +217,9 @@ fn bash() {
     assert_eq!(values(&["plugd", "run", "--timeout", ""]).len(), 0);
     assert!(values(&["plugd", "log-level", ""]).contains("debug"));
     assert!(values(&["plugd", "run", "bas"]).contains("bash"));
+
+    let shell = Shell::new(&["bash", "--noprofile"]);
+    shell.completes_names("--rcfile ~/.zshrc -i", r#". "$COMPLETIONS/plugd.bash""#);
 }
 
 #[test]
@@ -167,6 +244,10 @@ fn zsh() {
     let loaded = r#"fpath=("$COMPLETIONS" $fpath); autoload -Uz compinit
         compinit -u -D; print -- $_comps[plugd] $_comps[mdevd] $_comps[daemon-control]"#;
     assert_eq!(shell.lines(loaded, &[]), BTreeSet::from(["_plugd _plugd _plugd".into()]));
+
+    let shell = Shell::new(&["zsh", "-d"]);
+    let load = r#"fpath=("$COMPLETIONS" $fpath); autoload -Uz compinit; compinit -u -D"#;
+    shell.completes_names("-i", load);
 }
 
 #[test]
@@ -181,4 +262,17 @@ fn fish() {
         lines.iter().map(|line| line.split('\t').next().unwrap().to_owned()).collect()
     };
     shell.offers_what_there_is(complete);
+    shell.names();
+    let complete = |line: &str| {
+        let script = "cd ~/names; source $COMPLETIONS/plugd.fish; complete --escape -C $argv[1]";
+        shell.lines(script, &[&format!("plugd run {line}")])
+    };
+    for (line, expected) in [
+        ("--dev my", r"my\ dir/"),
+        (r"--dev my\ dir/s", r"my\ dir/sub\ \$1/"),
+        ("--conf \"my dir/f", "\"my dir/f 1.conf\""),
+        ("--conf it", r"it\'s\ a\ file"),
+    ] {
+        assert_eq!(complete(line), BTreeSet::from([expected.into()]), "{line}");
+    }
 }

@@ -138,6 +138,41 @@ fn a_failure_after_the_fork_is_told_as_well() {
     }
 }
 
+/// A limit of processes, say.
+#[test]
+fn a_fork_that_fails_is_told() {
+    ns::alone(|| {
+        if strace_is_missing("a_fork_that_fails_is_told") {
+            return;
+        }
+        let place = Place::new();
+        let mut words = traced(&place, "/^(clone3?|fork)$:error=EAGAIN", false);
+        words.extend(place.daemon(&[]));
+        let (code, stderr) = launch(&words);
+        assert_eq!(code, Some(111), "{stderr}");
+        let told = "plugd: fatal: cannot fork: Resource temporarily unavailable\n";
+        assert!(stderr.ends_with(told), "{stderr}");
+        assert_eq!(place.text("x.pid"), "");
+        assert_eq!(place.act("--check", &[]), 101);
+    });
+}
+
+/// The limit of file sizes comes with a signal that ends who does not expect it.
+#[test]
+fn a_pid_file_that_must_not_grow_is_told() {
+    let place = Place::new();
+    let mut command = Command::new("sh");
+    command.args(["-c", "ulimit -f 0; exec \"$@\"", "sh"]).args(place.daemon(&[]));
+    // To a pipe, as files have the limit.
+    let output = command.output().unwrap();
+    assert_eq!(output.status.code(), Some(111), "{output:?}");
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    let file = place.pid_file();
+    let told = format!("plugd: fatal: cannot write PID file {}: File too large\n", file.display());
+    assert!(stderr.ends_with(&told), "{stderr}");
+    assert_eq!(place.act("--check", &[]), 101);
+}
+
 #[test]
 fn there_is_only_one() {
     let place = Place::new();
@@ -458,48 +493,101 @@ fn syslog_takes_over() {
     });
 }
 
-/// Others that manage daemons by PID files: dpkg's and OpenRC's.
+/// A start-stop-daemon that is OpenRC's or, if not, dpkg's, in PATH or one of these
+/// places.
+fn start_stop_daemon(of_openrc: bool, places: &[PathBuf]) -> Option<PathBuf> {
+    let name = "start-stop-daemon";
+    let found = places.iter().filter(|path| path.exists()).cloned().chain(program(name));
+    found.into_iter().find(|tool| {
+        let version = finish(Command::new(tool).arg("--version")).stdout;
+        version.contains("OpenRC") == of_openrc
+    })
+}
+
+/// Others that manage daemons by PID files.
+fn is_managed_by(start_stop_daemon: &Path) {
+    let place = Place::new();
+    let pid_file = place.pid_file();
+    let run = |arguments: &[&str]| {
+        let mut command = Command::new(start_stop_daemon);
+        command.env("RC_SVCNAME", "plugd").args(arguments).arg("--pidfile").arg(&pid_file);
+        finish(&mut command)
+    };
+    let start = || {
+        let mut command = Command::new(start_stop_daemon);
+        let daemon = place.daemon(&[]);
+        command.env("RC_SVCNAME", "plugd").args(["--start", "--exec", PLUGD, "--pidfile"]);
+        finish(command.arg(&pid_file).arg("--").args(&daemon[1..]))
+    };
+    let started = start();
+    assert_eq!(started.code, Some(0), "{started:?}");
+    let pid = place.pid();
+    assert_eq!(place.act("--check", &[]), 0);
+    // Started again, either says that it runs already, in its own way.
+    assert_ne!(start().code, None);
+    assert_eq!(place.pid(), pid);
+    let stopped = run(&["--stop", "--retry", "20"]);
+    assert_eq!(stopped.code, Some(0), "{stopped:?}");
+    assert_eq!(place.act("--check", &[]), 101);
+    assert_eq!(place.holders(), [0_i32; 0]);
+}
+
 #[test]
-fn start_stop_daemon_manages_it() {
-    let openrc = std::env::var_os("OPENRC_START_STOP_DAEMON").map(PathBuf::from);
-    let found: Vec<PathBuf> = program("start-stop-daemon").into_iter().chain(openrc).collect();
-    if found.is_empty() {
-        return skip("tools", "start_stop_daemon_manages_it", "no start-stop-daemon");
+fn start_stop_daemon_of_dpkg_manages_it() {
+    match start_stop_daemon(false, &[]) {
+        Some(tool) => is_managed_by(&tool),
+        None => skip("tools", "start_stop_daemon_of_dpkg_manages_it", "it is not there"),
     }
-    for tool in found {
+}
+
+/// Debian's openrc has none, as dpkg has it already.
+#[test]
+fn start_stop_daemon_of_openrc_manages_it() {
+    let named = std::env::var_os("OPENRC_START_STOP_DAEMON").map(PathBuf::from);
+    let usual = ["/sbin/start-stop-daemon", "/usr/sbin/start-stop-daemon"].map(PathBuf::from);
+    let places: Vec<PathBuf> = named.into_iter().chain(usual).collect();
+    match start_stop_daemon(true, &places) {
+        Some(tool) => is_managed_by(&tool),
+        None => skip(
+            "openrc-start-stop-daemon",
+            "start_stop_daemon_of_openrc_manages_it",
+            "it is not there: name it in OPENRC_START_STOP_DAEMON",
+        ),
+    }
+}
+
+fn example(name: &str, test: &str) -> Option<PathBuf> {
+    let example = Path::new(PLUGD).with_file_name("examples").join(name);
+    if !example.exists() {
+        skip("examples", test, "it was not built");
+        return None;
+    }
+    Some(example)
+}
+
+/// It has no logger. What it aborts at comes between the fork and the moment when
+/// it is ready.
+#[test]
+fn a_daemon_of_the_library_that_aborts_is_told_of() {
+    const TEST: &str = "a_daemon_of_the_library_that_aborts_is_told_of";
+    ns::alone(|| {
+        let Some(example) = example("daemon", TEST) else { return };
+        if strace_is_missing(TEST) {
+            return;
+        }
         let place = Place::new();
-        let pid_file = place.pid_file();
-        let run = |arguments: &[&str]| {
-            let mut command = Command::new(&tool);
-            command.env("RC_SVCNAME", "plugd").args(arguments).arg("--pidfile").arg(&pid_file);
-            finish(&mut command)
-        };
-        let start = || {
-            let mut command = Command::new(&tool);
-            let daemon = place.daemon(&[]);
-            command.env("RC_SVCNAME", "plugd").args(["--start", "--exec", PLUGD, "--pidfile"]);
-            finish(command.arg(&pid_file).arg("--").args(&daemon[1..]))
-        };
-        let started = start();
-        assert_eq!(started.code, Some(0), "{started:?}");
-        let pid = place.pid();
-        assert_eq!(place.act("--check", &[]), 0);
-        // Started again, either says that it runs already, in its own way.
-        assert_ne!(start().code, None);
-        assert_eq!(place.pid(), pid);
-        let stopped = run(&["--stop", "--retry", "20"]);
-        assert_eq!(stopped.code, Some(0), "{stopped:?}");
+        let mut words = traced(&place, "getppid:signal=ABRT", true);
+        words.extend([&example, &place.pid_file()].map(|path| path.to_str().unwrap().to_owned()));
+        let (code, stderr) = launch(&words);
+        assert_eq!(code, Some(111), "{stderr}");
+        assert_eq!(stderr, "daemon: error: the daemon was killed by SIGABRT before it was ready\n");
         assert_eq!(place.act("--check", &[]), 101);
-        assert_eq!(place.holders(), [0_i32; 0]);
-    }
+    });
 }
 
 #[test]
 fn the_example_is_a_daemon() {
-    let example = Path::new(PLUGD).with_file_name("examples").join("daemon");
-    if !example.exists() {
-        return skip("examples", "the_example_is_a_daemon", "it was not built");
-    }
+    let Some(example) = example("daemon", "the_example_is_a_daemon") else { return };
     let place = Place::new();
     let pid_file = place.pid_file();
     let daemon = [example.to_str().unwrap(), pid_file.to_str().unwrap()];
@@ -512,4 +600,30 @@ fn the_example_is_a_daemon() {
     let finished = finish(Command::new(daemon[0]).arg("/nonexistent/x.pid"));
     assert_eq!(finished.code, Some(1));
     assert!(finished.stderr.contains("cannot lock PID file /nonexistent/x.pid"), "{finished:?}");
+}
+
+#[test]
+fn the_example_of_control_needs_no_other_crate() {
+    const TEST: &str = "the_example_of_control_needs_no_other_crate";
+    let source = include_str!("../../examples/control.rs");
+    for line in source.lines().filter(|line| line.starts_with("use ")) {
+        assert!(line.starts_with("use std::") || line.starts_with("use plugd::"), "{line}");
+    }
+    let (Some(control), Some(daemon)) = (example("control", TEST), example("daemon", TEST)) else {
+        return;
+    };
+    let place = Place::new();
+    let act = |words: &[&str]| {
+        finish(Command::new(&control).arg(place.pid_file()).args(words)).code.unwrap()
+    };
+    let start = [daemon.as_path(), &place.pid_file()].map(|path| path.to_str().unwrap().to_owned());
+    let start = ["start", &start[0], &start[1]];
+    assert_eq!(act(&["check"]), 101);
+    assert_eq!(act(&start), 0);
+    assert_eq!(act(&start), 100);
+    assert_eq!(act(&["check"]), 0);
+    assert_eq!(act(&["stop"]), 0);
+    assert_eq!(act(&["stop"]), 100);
+    assert_eq!(act(&["start", "true"]), 102);
+    assert_eq!(act(&[]), 102);
 }

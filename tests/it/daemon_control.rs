@@ -1,16 +1,17 @@
 //! daemon-control: what it does in each state of the PID file.
 
 use std::fs::{self, File};
-use std::io::Write;
-use std::os::unix::fs::{PermissionsExt, chown, symlink};
-use std::os::unix::process::CommandExt;
-use std::process::Command;
+use std::io::{Read, Write};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, lchown, symlink};
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::Path;
+use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
-use rustix::fs::{CWD, FlockOperation, Mode, flock, mkfifoat};
+use rustix::fs::{CWD, FlockOperation, Mode, OFlags, flock, mkfifoat, open};
 
 use crate::harness::background::{Place, finish, ignoring_children, kill};
-use crate::harness::{PLUGD, eventually, ns, program, skip};
+use crate::harness::{PATIENCE, PLUGD, eventually, ns, program, skip};
 
 /// A process id that nobody has: of a child that has been reaped.
 fn nobody() -> u32 {
@@ -33,7 +34,7 @@ fn start_stubborn(place: &Place) {
 }
 
 /// The exit codes of --start, --stop, --reload and --check are those of
-/// LibUCW's ucw-daemon-control (6.5), which was run in the same states. It
+/// LibUCW's ucw-daemon-control (6.5.9), which was run in the same states. It
 /// differs where it says so.
 #[test]
 fn exit_codes_in_each_state() {
@@ -50,7 +51,7 @@ fn exit_codes_in_each_state() {
         file.write_all(text).unwrap();
         Some(file)
     }
-    let states: [(&str, Make, [i32; 4]); 14] = [
+    let states: [(&str, Make, [i32; 4]); 16] = [
         ("no file", Box::new(|_| None), [0, 100, 101, 101]),
         ("empty", Box::new(unlocked(b"")), [0, 100, 101, 101]),
         (
@@ -85,6 +86,10 @@ fn exit_codes_in_each_state() {
         ("starting", Box::new(|place| locked(place, b"(starting)\n")), [102; 4]),
         ("locked garbage", Box::new(|place| locked(place, b"rubbish\n")), [102; 4]),
         ("locked, a line too many", Box::new(|place| locked(place, b"1\n1\n")), [102; 4]),
+        // LibUCW's takes these for 1: nobody writes them but by mistake, and it is
+        // not sure what is meant then.
+        ("locked, with a sign", Box::new(|place| locked(place, b"+1\n")), [102; 4]),
+        ("locked, more after a NUL", Box::new(|place| locked(place, b"1\n\x002\n")), [102; 4]),
         // LibUCW's sends the signal to a whole process group.
         ("locked, negative", Box::new(|place| locked(place, b"-1\n")), [102; 4]),
         // LibUCW's takes it for a daemon that is just ending.
@@ -108,19 +113,25 @@ fn exit_codes_in_each_state() {
     }
 }
 
-/// A FIFO in the place of the rules: a daemon waits there, with its PID file
-/// locked, until somebody writes them, and says so by opening it.
-fn fifo(place: &Place) -> String {
-    let path = place.path("rules");
+/// A log that is full: a daemon waits there, with its PID file locked, until somebody
+/// reads from it.
+fn full_log(place: &Place) -> File {
+    let path = place.path("log");
     mkfifoat(CWD, &path, Mode::RUSR | Mode::WUSR).unwrap();
-    path.to_str().unwrap().to_owned()
+    // With both ends, so that opening it never waits.
+    let log = open(path, OFlags::RDWR | OFlags::NONBLOCK | OFlags::CLOEXEC, Mode::empty()).unwrap();
+    while rustix::io::write(&log, &[b'x'; 4096]).is_ok() {}
+    log.into()
 }
 
-/// A daemon that reads its rules there.
-fn with_rules(place: &Place, rules: &str) -> Vec<String> {
+/// A daemon that writes there that it has no rules.
+fn without_rules(place: &Place) -> Vec<String> {
     let dev = place.path("dev");
     fs::create_dir_all(&dev).unwrap();
-    let mut daemon = place.daemon(&["--dev", dev.to_str().unwrap(), "--conf", rules]);
+    let [dev, conf, log] = ["dev", "none", "log"].map(|name| place.path(name));
+    let [dev, conf, log] = [&dev, &conf, &log].map(|path| path.to_str().unwrap());
+    let mut daemon = ["sh", "-c", "exec \"$@\" 2<>\"$0\"", log].map(str::to_owned).to_vec();
+    daemon.extend(place.daemon(&["--dev", dev, "--conf", conf]));
     daemon.pop();
     daemon
 }
@@ -129,8 +140,8 @@ fn with_rules(place: &Place, rules: &str) -> Vec<String> {
 #[test]
 fn a_daemon_that_is_being_started_is_waited_for() {
     let place = Place::new();
-    let rules = fifo(&place);
-    let daemon = with_rules(&place, &rules);
+    let mut log = full_log(&place);
+    let daemon = without_rules(&place);
     let mut launcher = Command::new(&daemon[0]).args(&daemon[1..]).spawn().unwrap();
     eventually("it is being started", || (place.text("x.pid") == "(starting)\n").then_some(()));
     let check = finish(&mut place.control("--check"));
@@ -144,8 +155,10 @@ fn a_daemon_that_is_being_started_is_waited_for() {
         (locked && stat.contains(") S ")).then_some(())
     });
     assert!(stop.try_wait().unwrap().is_none());
-    fs::write(&rules, "").unwrap();
-    assert!(launcher.wait().unwrap().success());
+    while log.read(&mut [0; 4096]).is_ok() {}
+    // It may be stopped as soon as it has a process id, before it is ready.
+    let launched = launcher.wait().unwrap().code();
+    assert!(matches!(launched, Some(0 | 111)), "{launched:?}");
     assert_eq!(stop.wait().unwrap().code(), Some(0));
     assert_eq!(place.act("--check", &[]), 101);
 }
@@ -173,7 +186,7 @@ fn a_daemon_that_is_about_to_end_is_waited_for() {
 
 /// The process in the PID file is gone, or another one; somebody else has the lock.
 #[test]
-fn who_does_not_have_the_pid_file_open_is_not_signalled() {
+fn who_does_not_hold_the_lock_is_not_signalled() {
     let place = Place::new();
     let mut lock = place.lock();
     let mut bystander = Command::new("sleep").arg("100").spawn().unwrap();
@@ -181,7 +194,7 @@ fn who_does_not_have_the_pid_file_open_is_not_signalled() {
     for action in ["--stop", "--reload"] {
         let finished = finish(&mut place.control(action));
         assert_eq!(finished.code, Some(102));
-        assert!(finished.stderr.contains("does not have the PID file open"), "{finished:?}");
+        assert!(finished.stderr.contains("does not hold the lock"), "{finished:?}");
     }
     assert!(bystander.try_wait().unwrap().is_none());
     // One that has ended needs no signal, nor does it have files, even if nobody
@@ -198,6 +211,131 @@ fn who_does_not_have_the_pid_file_open_is_not_signalled() {
     // LibUCW's waits as well, and for ever.
     assert_eq!(place.act("--stop", &["--timeout", "0.1"]), 102);
     assert_eq!(place.act("--reload", &[]), 101);
+}
+
+/// A process, of another user perhaps, with this as stdin.
+fn bystander(place: &Place, stdin: File, user: Option<u32>) -> Child {
+    let mut command = Command::new("sleep");
+    command.arg("100").stdin(stdin);
+    if let Some(user) = user {
+        command.uid(user).gid(user);
+    }
+    let child = command.spawn().unwrap();
+    place.write(format!("{}\n", child.id()));
+    child
+}
+
+/// Somebody looks into the file, or has it open otherwise, and somebody else holds the lock.
+#[test]
+fn to_have_the_pid_file_open_is_not_to_hold_its_lock() {
+    let place = Place::new();
+    place.write("");
+    let open = || File::open(place.pid_file()).unwrap();
+    let lock_shared = || {
+        let file = open();
+        flock(&file, FlockOperation::LockShared).unwrap();
+        file
+    };
+    // Everybody who can read it can lock it.
+    let lock_unwritable = || {
+        let file = open();
+        flock(&file, FlockOperation::LockExclusive).unwrap();
+        file
+    };
+    let write = || File::options().append(true).open(place.pid_file()).unwrap();
+    type Make<'a> = &'a dyn Fn() -> File;
+    let cases: [(Make<'_>, Make<'_>); 4] = [
+        (&open, &lock_unwritable),
+        (&write, &lock_unwritable),
+        (&open, &lock_shared),
+        (&lock_unwritable, &open),
+    ];
+    for (case, (theirs, ours)) in cases.into_iter().enumerate() {
+        let theirs = theirs();
+        let ours = ours();
+        let mut bystander = bystander(&place, theirs, None);
+        for action in ["--stop", "--reload"] {
+            let finished = finish(place.control(action).args(["--timeout", "5"]));
+            // A shared lock is nobody's who runs.
+            let expected = match (case, action) {
+                (2, "--stop") => 103,
+                (2, _) => 101,
+                _ => 102,
+            };
+            assert_eq!(finished.code, Some(expected), "{case} {action}: {finished:?}");
+            let told = finished.stderr.contains("does not hold the lock of the PID file");
+            assert_eq!(told, expected == 102, "{case} {action}: {finished:?}");
+        }
+        assert!(bystander.try_wait().unwrap().is_none(), "{case}: it was signalled");
+        bystander.kill().unwrap();
+        bystander.wait().unwrap();
+        drop(ours);
+    }
+    let mut daemon = bystander(&place, place.lock(), None);
+    assert_eq!(place.act("--reload", &["--signal", "CONT"]), 0);
+    let mut stop = place.control("--stop").spawn().unwrap();
+    daemon.wait().unwrap();
+    assert_eq!(stop.wait().unwrap().code(), Some(0));
+}
+
+/// Another user may write any process id there, and even hand the lock to
+/// somebody; but may signal his own processes only.
+#[test]
+fn the_pid_file_of_another_user_is_good_for_his_processes_only() {
+    const OTHER: u32 = 65534;
+    if !rustix::process::geteuid().is_root() {
+        let test = "the_pid_file_of_another_user_is_good_for_his_processes_only";
+        return skip("root", test, "this is not root");
+    }
+    let place = Place::new();
+    place.write("");
+    chown(place.pid_file(), Some(OTHER), Some(OTHER)).unwrap();
+    let mut root = bystander(&place, place.lock(), None);
+    assert_eq!(place.act("--check", &[]), 0);
+    assert_eq!(place.start(&[]), 100);
+    for action in ["--stop", "--reload"] {
+        let finished = finish(place.control(action).args(["--timeout", "5"]));
+        assert_eq!(finished.code, Some(102), "{action}: {finished:?}");
+        assert!(finished.stderr.contains("the PID file belongs to another user"), "{finished:?}");
+    }
+    assert!(root.try_wait().unwrap().is_none(), "it was signalled");
+    root.kill().unwrap();
+    root.wait().unwrap();
+    // The file of root is good for those of others.
+    for owner in [0, OTHER] {
+        chown(place.pid_file(), Some(owner), Some(owner)).unwrap();
+        let mut daemon = bystander(&place, place.lock(), Some(OTHER));
+        let mut stop = place.control("--stop").spawn().unwrap();
+        let status = ns::wait(&mut daemon, PATIENCE).expect("it was not signalled");
+        assert_eq!(status.signal(), Some(libc::SIGTERM));
+        assert_eq!(stop.wait().unwrap().code(), Some(0));
+    }
+}
+
+/// The file that others can write, too, and one that is also somewhere else.
+#[test]
+fn a_pid_file_that_others_have_is_refused() {
+    let place = Place::new();
+    assert_eq!(place.start(&[]), 0);
+    let pid = place.pid();
+    let refused = |why: &str| {
+        for action in ["--stop", "--reload", "--check"] {
+            let finished = finish(&mut place.control(action));
+            assert_eq!(finished.code, Some(102), "{action}: {finished:?}");
+            let told = format!("cannot use PID file {}: {why}\n", place.pid_file().display());
+            assert!(finished.stderr.ends_with(&told), "{finished:?}");
+        }
+        assert_eq!(place.start(&[]), 102);
+        assert_eq!(place.pid(), pid);
+    };
+    fs::hard_link(place.pid_file(), place.path("other")).unwrap();
+    refused("it is a link, or has one");
+    fs::remove_file(place.path("other")).unwrap();
+    let mode = |mode| fs::set_permissions(place.pid_file(), fs::Permissions::from_mode(mode));
+    mode(0o646).unwrap();
+    refused("others can write it");
+    mode(0o644).unwrap();
+    assert_eq!(place.act("--stop", &[]), 0);
 }
 
 #[test]
@@ -278,7 +416,8 @@ fn a_start_that_takes_too_long_in_the_setup_is_ended() {
     };
     for wrap in [|daemon: &[String]| daemon.to_vec(), wrapped] {
         let place = Place::new();
-        let daemon = wrap(&with_rules(&place, &fifo(&place)));
+        let _log = full_log(&place);
+        let daemon = wrap(&without_rules(&place));
         let mut command = place.control("--start");
         let finished = finish(command.args(["--timeout", "1", "--"]).args(&daemon));
         assert_eq!(finished.code, Some(102), "{finished:?}");
@@ -288,6 +427,36 @@ fn a_start_that_takes_too_long_in_the_setup_is_ended() {
         assert_eq!(place.act("--check", &[]), 101, "{daemon:?}");
         assert_eq!(place.start(&[]), 0);
     }
+}
+
+/// What it has not written is none of its business.
+#[test]
+fn a_start_that_takes_too_long_leaves_alone_what_was_there() {
+    let place = Place::new();
+    let start = |script: &str| {
+        let file = place.pid_file();
+        let daemon = ["sh", "-c", script, file.to_str().unwrap()];
+        place.start_program(&["--timeout", "0.5"], &daemon)
+    };
+    // Of a daemon that has died.
+    place.write("(starting)\n");
+    assert_eq!(start("sleep 100"), 102);
+    assert_eq!(place.text("x.pid"), "(starting)\n");
+    assert_eq!(place.act("--check", &[]), 103);
+    assert_eq!(start("echo 1 >$0; sleep 100"), 102);
+    assert_eq!(place.text("x.pid"), "");
+    assert_eq!(place.act("--check", &[]), 101);
+    // Someone has put a link to something there, which it is told to write to.
+    fs::write(place.path("precious"), "precious\n").unwrap();
+    assert_eq!(start("ln -f ${0%x.pid}precious $0; sleep 100"), 102);
+    assert_eq!(place.text("precious"), "precious\n");
+    if !rustix::process::geteuid().is_root() {
+        let test = "a_start_that_takes_too_long_leaves_alone_what_was_there";
+        return skip("root", test, "this is not root");
+    }
+    fs::remove_file(place.pid_file()).unwrap();
+    assert_eq!(start("echo 1 >$0; chown 65534 $0; sleep 100"), 102);
+    assert_eq!(place.text("x.pid"), "1\n");
 }
 
 #[test]
@@ -322,6 +491,21 @@ fn signals_have_names_and_numbers() {
     eventually("USR1 came", || place.text("log").contains("SIGUSR1 from").then_some(()));
     assert_eq!(place.act("--reload", &[]), 0);
     eventually("HUP came", || place.text("log").contains("SIGHUP from").then_some(()));
+}
+
+/// They end who does not handle them.
+#[test]
+fn real_time_signals_have_names_and_numbers() {
+    for (signal, number) in
+        [("34", 34), ("64", 64), ("RTMIN", 34), ("RTMIN+1", 35), ("SIGRTMAX", 64), ("RTMAX-1", 63)]
+    {
+        let place = Place::new();
+        let mut daemon = bystander(&place, place.lock(), None);
+        let mut stop = place.control("--stop").args(["--signal", signal]).spawn().unwrap();
+        let status = ns::wait(&mut daemon, PATIENCE).expect("it was not signalled");
+        assert_eq!(status.signal(), Some(number), "{signal}");
+        assert_eq!(stop.wait().unwrap().code(), Some(0));
+    }
 }
 
 #[test]
@@ -402,6 +586,40 @@ fn files_that_cannot_be_used() {
     });
 }
 
+/// Who waits for it must not act beside the one who has locked its successor.
+#[test]
+fn a_guard_that_was_removed_guards_nothing() {
+    for options in [&[][..], &["--timeout", "100"]] {
+        let place = Place::new();
+        let guard = place.path("x.lock");
+        assert_eq!(place.act("--check", &[]), 101);
+        let lock = || {
+            let file =
+                File::options().write(true).create(true).truncate(true).open(&guard).unwrap();
+            flock(&file, FlockOperation::LockExclusive).unwrap();
+            file
+        };
+        let first = lock();
+        let mut check = place.control("--check").args(options).spawn().unwrap();
+        let mut waits_for = |file: &File| {
+            let inode = file.metadata().unwrap().ino();
+            eventually("it waits for the guard", || {
+                assert_eq!(check.try_wait().unwrap(), None, "it has not waited");
+                let fds = fs::read_dir(format!("/proc/{}/fd", check.id())).unwrap();
+                let mut open = fds.flatten().filter_map(|fd| fs::metadata(fd.path()).ok());
+                open.any(|open| open.ino() == inode).then_some(())
+            });
+        };
+        waits_for(&first);
+        fs::remove_file(&guard).unwrap();
+        let second = lock();
+        drop(first);
+        waits_for(&second);
+        drop(second);
+        assert_eq!(check.wait().unwrap().code(), Some(101));
+    }
+}
+
 /// Whoever can write the guard can do so for others, and lock it for ever.
 #[test]
 fn a_guard_that_is_not_ours_is_refused() {
@@ -427,6 +645,84 @@ fn a_guard_that_is_not_ours_is_refused() {
     refused("it belongs to another user");
 }
 
+/// Where others could replace its files, or lead us to what is not ours.
+#[test]
+fn a_directory_that_is_not_ours_is_refused() {
+    const OTHER: Option<u32> = Some(65534);
+    const ROOT: Option<u32> = Some(0);
+    if !rustix::process::geteuid().is_root() {
+        let test = "a_directory_that_is_not_ours_is_refused";
+        return skip("root", test, "this is not root");
+    }
+    let outside = Place::new();
+    let place = Place::new();
+    let (link, guard) = (outside.path("link"), outside.path("guard"));
+    let both = |pid_file: &Path, expected: Option<&str>| {
+        let daemon = place.daemon(&[]);
+        let mut command = Command::new(&daemon[0]);
+        let words = daemon.iter().skip(1).map(|word| match Path::new(word) {
+            path if path == place.pid_file() => pid_file,
+            word => word,
+        });
+        let launched = finish(command.args(words));
+        let check = |options: &[&Path]| {
+            let mut command = Command::new(PLUGD);
+            command.args(["daemon-control", "--check", "--pid-file"]).arg(pid_file);
+            finish(command.args(options))
+        };
+        let Some(why) = expected else {
+            assert_eq!(launched.code, Some(0), "{launched:?}");
+            assert_eq!(check(&[]).code, Some(0));
+            assert_eq!(place.act("--stop", &[]), 0);
+            return;
+        };
+        assert_eq!(launched.code, Some(111), "{launched:?}");
+        assert!(launched.stderr.ends_with(&format!("x.pid: {why}\n")), "{launched:?}");
+        assert!(!place.pid_file().exists());
+        let checked = check(&[]);
+        assert_eq!(checked.code, Some(102), "{checked:?}");
+        assert!(checked.stderr.ends_with(&format!("x.lock: {why}\n")), "{checked:?}");
+        assert!(!place.path("x.lock").exists());
+        // The PID file is somebody's who may have a daemon.
+        assert_eq!(check(&[Path::new("--guard-file"), &guard]).code, Some(101));
+    };
+    let directory = |user, group, mode| {
+        for file in ["x.pid", "x.lock"] {
+            let _ = fs::remove_file(place.path(file));
+        }
+        chown(place.path("."), user, group).unwrap();
+        fs::set_permissions(place.path("."), fs::Permissions::from_mode(mode)).unwrap();
+    };
+    let group = "another group can write its directory, which is not sticky";
+    for (user, gid, mode, expected) in [
+        (OTHER, OTHER, 0o755, Some("its directory belongs to another user")),
+        (OTHER, ROOT, 0o1777, Some("its directory belongs to another user")),
+        (ROOT, OTHER, 0o775, Some(group)),
+        (ROOT, OTHER, 0o1775, None),
+        (ROOT, ROOT, 0o775, None),
+        (ROOT, ROOT, 0o1777, None),
+    ] {
+        directory(user, gid, mode);
+        both(&place.pid_file(), expected);
+    }
+    directory(ROOT, ROOT, 0o755);
+    symlink(place.path("."), &link).unwrap();
+    lchown(&link, OTHER, OTHER).unwrap();
+    let why = "a symbolic link on the way there belongs to another user";
+    both(&link.join("x.pid"), Some(why));
+    lchown(&link, ROOT, ROOT).unwrap();
+    both(&link.join("x.pid"), None);
+
+    // Nor a file that another group can write.
+    chown(place.pid_file(), ROOT, OTHER).unwrap();
+    fs::set_permissions(place.pid_file(), fs::Permissions::from_mode(0o664)).unwrap();
+    let started = finish(place.control("--start").arg("--").args(place.daemon(&[])));
+    assert_eq!(started.code, Some(102), "{started:?}");
+    assert!(started.stderr.ends_with("x.pid: another group can write it\n"), "{started:?}");
+    chown(place.pid_file(), ROOT, ROOT).unwrap();
+    assert_eq!(place.start(&[]), 0);
+}
+
 #[test]
 fn arguments() {
     let code = |arguments: &[&str]| {
@@ -450,6 +746,9 @@ fn arguments() {
         &["--stop", "--pid-file", pid_file, "--signal", "NOPE"],
         &["--stop", "--pid-file", pid_file, "--signal", "0"],
         &["--stop", "--pid-file", pid_file, "--signal", "32"],
+        &["--stop", "--pid-file", pid_file, "--signal", "33"],
+        &["--stop", "--pid-file", pid_file, "--signal", "65"],
+        &["--stop", "--pid-file", pid_file, "--signal", "RTMIN+31"],
         &["--stop", "--pid-file", pid_file, "--timeout", "x"],
     ] {
         let finished = code(wrong);

@@ -2,7 +2,7 @@
 //! again.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -105,7 +105,74 @@ fn make_install_and_uninstall() {
         make("install", root.path(), prefix);
         make("uninstall", root.path(), prefix);
         assert_eq!(files(root.path()), [""; 0].map(PathBuf::from));
+        assert!(!below.join("share/plugd").exists() && !below.join("share/doc/plugd").exists());
     }
+}
+
+/// Directories with files of others, with modes of their own, and with blanks in their
+/// names.
+#[test]
+fn what_is_not_of_plugd_stays_as_it_is() {
+    if !have("make install", "make") {
+        return;
+    }
+    let place = tempfile::tempdir().unwrap();
+    let root = place.path().join("a root");
+    // All files and directories with their modes.
+    let all = || {
+        let format = ["-printf", "%P %y %#m\n"];
+        let args = [&[root.to_str().unwrap(), "!", "-type", "l"], &format[..]].concat();
+        let mut lines: Vec<String> = run("find", &args).lines().map(Into::into).collect();
+        lines.sort();
+        lines
+    };
+    // The tools of others, their documentation, and what is named as a part of contrib/.
+    let directories = [
+        "my sbin",
+        "share/doc",
+        "share/doc/bash",
+        "share/s6",
+        "share/man/man8",
+        "share/bash-completion/completions",
+        "share/fish/vendor_completions.d",
+        "share/zsh/site-functions",
+    ];
+    for (directory, mode) in directories.iter().zip([0o700, 0o2770, 0o750].iter().cycle()) {
+        let directory = root.join(directory);
+        fs::create_dir_all(&directory).unwrap();
+        fs::write(directory.join("of another"), "").unwrap();
+        fs::set_permissions(directory.join("of another"), PermissionsExt::from_mode(0o600))
+            .unwrap();
+        fs::set_permissions(&directory, PermissionsExt::from_mode(*mode)).unwrap();
+    }
+    let binary = place.path().join("a plugd");
+    symlink(BINARY, &binary).unwrap();
+    let make = |target: &str| {
+        let settings = [
+            format!("DESTDIR={}", root.display()),
+            format!("BINARY={}", binary.display()),
+            "PREFIX=".into(),
+            "SBINDIR=/my sbin".into(),
+            "DOCDIR=/share/doc".into(),
+            "CONTRIBDIR=/share".into(),
+        ];
+        run("make", &settings.iter().map(|s| &**s).chain(["-s", target]).collect::<Vec<_>>());
+    };
+    let before = all();
+    make("install");
+    names_work(&root.join("my sbin"), &NAMES);
+    contrib_is_there(&root.join("share"));
+    let after = all();
+    for line in &before {
+        assert!(after.contains(line), "{line} in {after:?}");
+    }
+    make("uninstall");
+    // Directories that are anybody's stay.
+    let sections = ["1", "5", "7"].map(|section| format!("share/man/man{section} d 0755"));
+    let left: Vec<String> = all().into_iter().filter(|line| !sections.contains(line)).collect();
+    assert_eq!(left, before);
+    // Nothing is there any more.
+    make("uninstall");
 }
 
 #[test]

@@ -5,6 +5,7 @@ use std::io::{Seek, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::process::Command;
+use std::time::{Duration, UNIX_EPOCH};
 
 use plugd::account::Accounts;
 use plugd::rules::parse::{Source, parse};
@@ -199,11 +200,12 @@ fn links_come_and_go(disks: &Disks) {
     ];
     assert_eq!(disks.links(), of_sda1);
 
-    // Another one has the same label. The last one has the link, and keeps it.
+    // Another one has the same label: it has the link when the first one is gone.
     disks.format("vda", "../../\"x $y;`z", UUIDS[1]);
     let virtio = "/devices/pci0000:00/0000:00:06.0/virtio3/block/vda";
     disks.attribute(&format!("{virtio}/serial"), "abc\n");
     disks.act("add", "vda", virtio);
+    assert!(disks.links().contains(&of_sda1[1]));
     disks.act("remove", "sda1", &format!("{path}/sda1"));
     let label = "disk/by-label/..\\x2f..\\x2f\\x22x\\x20\\x24y\\x3b\\x60z -> ../../vda".to_owned();
     let others = [
@@ -226,8 +228,86 @@ fn links_come_and_go(disks: &Disks) {
     assert_eq!(fs::read_dir(disks.path("dev/disk/.links")).unwrap().count(), 0);
 }
 
-#[test]
-fn links_to_disks() {
+/// Copies of a disk claim the same names: whoever comes or goes, the names are there,
+/// and nobody takes them from who has them.
+fn links_that_several_claim(disks: &Disks) {
+    disks.format("sda1", "root", UUIDS[0]);
+    let act = |action: &str, name: &str| {
+        if action == "add" && name != "sda1" {
+            fs::copy(disks.path("dev/sda1"), disks.path(&format!("dev/{name}"))).unwrap();
+        }
+        disks.act(action, name, &format!("/devices/virtual/block/{name}"));
+    };
+    let are_to = |name: &str| {
+        let label = format!("disk/by-label/root -> ../../{name}");
+        assert_eq!(
+            disks.links(),
+            [label, format!("disk/by-uuid/{} -> ../../{name}", UUIDS[0])],
+            "with {:?}",
+            disks.shell
+        );
+    };
+    act("add", "sda1");
+    // The copy comes and goes.
+    act("add", "sdb1");
+    are_to("sda1");
+    act("change", "sdb1");
+    are_to("sda1");
+    act("remove", "sdb1");
+    are_to("sda1");
+    // The original goes and comes.
+    act("add", "sdb1");
+    act("remove", "sda1");
+    are_to("sdb1");
+    act("add", "sda1");
+    act("change", "sda1");
+    are_to("sdb1");
+
+    // Of those that are there, the one that has claimed them longest.
+    act("add", "sdc1");
+    act("add", "sdd1");
+    act("add", "sde1");
+    for (name, seconds) in [("sda1", 30), ("sdc1", 20), ("sdd1", 10), ("sde1", 30)] {
+        let list = File::options().write(true).open(disks.path(&format!("dev/disk/.links/{name}")));
+        list.unwrap().set_modified(UNIX_EPOCH + Duration::from_secs(seconds)).unwrap();
+    }
+    fs::remove_file(disks.path("dev/sdd1")).unwrap();
+    act("change", "sdc1");
+    act("remove", "sdb1");
+    are_to("sdc1");
+    act("remove", "sdd1");
+    act("remove", "sde1");
+
+    // An array goes before what it is made of, and not before another one.
+    act("add", "md0");
+    are_to("md0");
+    act("add", "dm-0");
+    act("add", "sdb1");
+    are_to("md0");
+    act("remove", "md0");
+    are_to("dm-0");
+    act("remove", "dm-0");
+    are_to("sdc1");
+
+    // Formatted anew, it gives them away.
+    disks.format("sdc1", "other", UUIDS[1]);
+    disks.act("change", "sdc1", "/devices/virtual/block/sdc1");
+    let other = |link: &String| !link.ends_with("/sdc1");
+    let left: Vec<String> = disks.links().into_iter().filter(other).collect();
+    assert_eq!(left.len(), 2);
+    assert!(left.iter().all(|link| link.ends_with(" -> ../../sda1")), "{left:?}");
+    act("remove", "sdc1");
+    are_to("sda1");
+    // It goes without an event.
+    fs::rename(disks.path("dev/sda1"), disks.path("dev/gone")).unwrap();
+    act("change", "sdb1");
+    are_to("sdb1");
+    act("remove", "sdb1");
+    assert_eq!(disks.links(), [""; 0]);
+}
+
+/// Acts with every shell and every blkid that there are here.
+fn with_all_shells(act: impl Fn(&Disks)) {
     for (shell, busybox_blkid) in [
         (&["dash"][..], false),
         (&["dash"], true),
@@ -237,9 +317,19 @@ fn links_to_disks() {
     ] {
         let tools = [shell[0], "blkid", "mke2fs", "busybox"];
         if tools.iter().all(|tool| have("links to disks", tool)) {
-            links_come_and_go(&Disks::new(shell, busybox_blkid));
+            act(&Disks::new(shell, busybox_blkid));
         }
     }
+}
+
+#[test]
+fn links_to_disks() {
+    with_all_shells(links_come_and_go);
+}
+
+#[test]
+fn links_to_copies_of_disks() {
+    with_all_shells(links_that_several_claim);
 }
 
 /// Names of other kinds of disks, as udev has them.

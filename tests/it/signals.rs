@@ -86,6 +86,8 @@ fn what_was_not_read_is_there_for_the_next_one() {
     daemon.wait_for_lines("out", 1);
     send(&sender, 2);
     daemon.signal(Signal::TERM);
+    // Else the program may have ended, and another begun, before it is looked at.
+    daemon.wait_for_log("stopping when pid");
     daemon.release("gate");
     assert_eq!(daemon.wait_exit().code(), Some(0));
     let next = run(&[]).fd(kept, 3).sh("echo $N >>$TMP/out").start();

@@ -104,6 +104,26 @@ fn copy(from: &str, to: &str) {
     assert!(copied.unwrap().success(), "{from}, {to}");
 }
 
+/// An /etc of its own, with links to what is in the machine's, but for these names,
+/// which are empty directories.
+fn own_etc(machine: &Machine, directories: &[&str]) {
+    const THEIRS: &str = "/run/machine-etc";
+    for directory in [THEIRS, "/run/etc"] {
+        fs::create_dir(directory).unwrap();
+    }
+    machine.must("mount", &["--bind", "/etc", THEIRS]);
+    for entry in fs::read_dir(THEIRS).unwrap() {
+        let entry = entry.unwrap();
+        if !directories.iter().any(|name| entry.file_name() == *name) {
+            symlink(entry.path(), Path::new("/run/etc").join(entry.file_name())).unwrap();
+        }
+    }
+    for name in directories {
+        fs::create_dir(format!("/run/etc/{name}")).unwrap();
+    }
+    machine.must("mount", &["--bind", "/run/etc", "/etc"]);
+}
+
 /// Adds text to a file of settings.
 fn set(file: &str, text: &str) {
     fs::create_dir_all(Path::new(file).parent().unwrap()).unwrap();

@@ -3,7 +3,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::rules::matcher::{Scope, Set};
 
-fn groups(pattern: &str, text: &str) -> String {
+fn found(pattern: &str, text: &str) -> String {
     let ere = Ere::parse(pattern.as_bytes()).unwrap_or_else(|e| panic!("{pattern}: {e:?}"));
     let Some(captures) = ere.captures_within(text.as_bytes(), &mut Scratch::default()) else {
         return "none".into();
@@ -33,7 +33,7 @@ fn the_longest_of_the_leftmost_matches_is_found() {
         ("a$b", "a$b", "none"),
         ("^a|b", "ba", "b"),
     ] {
-        assert_eq!(groups(pattern, text), expected, "{pattern} on {text}");
+        assert_eq!(found(pattern, text), expected, "{pattern} on {text}");
     }
 }
 
@@ -54,7 +54,7 @@ fn groups_are_where_both_c_libraries_have_them() {
         ("(a)(b)(c)(d)(e)(f)(g)(h)(i)(j)", "abcdefghij", "abcdefghij,a,b,c,d,e,f,g,h,i"),
         ("()", "x", ","),
     ] {
-        assert_eq!(groups(pattern, text), expected, "{pattern} on {text}");
+        assert_eq!(found(pattern, text), expected, "{pattern} on {text}");
     }
 }
 
@@ -74,7 +74,7 @@ fn brackets_are_those_of_posix() {
         ("[[]", "[", "["),
         ("[:alpha:]", "zp", "p"),
     ] {
-        assert_eq!(groups(pattern, text), expected, "{pattern} on {text}");
+        assert_eq!(found(pattern, text), expected, "{pattern} on {text}");
     }
     let class = |name: &str| {
         let ere = Ere::parse(format!("[[:{name}:]]").as_bytes()).unwrap();
@@ -105,7 +105,7 @@ fn escapes_are_those_that_the_c_libraries_agree_on() {
         ("a)", "a)", "a)"),
         ("a}", "a}", "a}"),
     ] {
-        assert_eq!(groups(pattern, text), expected, "{pattern} on {text}");
+        assert_eq!(found(pattern, text), expected, "{pattern} on {text}");
     }
 }
 
@@ -169,13 +169,76 @@ fn what_matches_everything_is_known() {
 fn a_hostile_expression_takes_no_long_time() {
     let text = "a".repeat(2000);
     for pattern in ["(a*)*b", "((a|aa)*)*(a|b)*c", "(a?){30}a{30}", "(.*)(.*)(.*)(.*)(.*)x?"] {
-        groups(pattern, &text);
+        found(pattern, &text);
     }
     let deep = format!("{}a{}", "(".repeat(DEEPEST), ")*".repeat(DEEPEST));
-    assert!(groups(&deep, "aaa").starts_with("aaa,aaa"));
+    assert!(found(&deep, "aaa").starts_with("aaa,aaa"));
     let long = "a".repeat(4000);
-    assert_eq!(groups(&format!("{long}(a*)b?"), &format!("{long}aa")), format!("{long}aa,aa"));
-    groups(&"a*".repeat(4000), &text);
+    assert_eq!(found(&format!("{long}(a*)b?"), &format!("{long}aa")), format!("{long}aa,aa"));
+    found(&"a*".repeat(4000), &text);
+}
+
+/// The steps and not the time are counted, which is what it may be on a busy machine.
+#[test]
+fn groups_are_found_in_time_proportional_to_the_length() {
+    let mut seed = 1u64;
+    let letters: Vec<u8> = (0..64 * 1024)
+        .map(|_| {
+            seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            b"ab"[(seed >> 33) as usize % 2]
+        })
+        .collect();
+    for pattern in [
+        "(([a-z]|[0-9])*)",
+        "(a|b)*a(a|b){15}c",
+        "(.*)b(.*)c",
+        "((((a)*)*b)*c?)*",
+        "((a*)*(b*)*)*c",
+        "((a|ab)(b|ba)?|b)*c",
+        "(a?b?){2,5}(.)*",
+        "(()|a|\\b)*((b)|.)*",
+    ] {
+        let ere = Ere::parse(pattern.as_bytes()).unwrap();
+        let mut scratch = Scratch::default();
+        let mut steps = |length: usize| {
+            let text = [&letters[letters.len() - length + 1..], b"c"].concat();
+            let before = scratch.taken;
+            let whole = ere.captures_whole(&text, &mut scratch);
+            assert!(whole.is_some(), "{pattern}");
+            assert_eq!(ere.captures_within(&text, &mut scratch), whole);
+            scratch.taken - before
+        };
+        let one = steps(1024);
+        for times in [2, 4, 64] {
+            let steps = steps(times * 1024);
+            // Of a long text the way back is made twice.
+            assert!(steps < one * times as u64 * 2, "{pattern}: {one}, {times}: {steps}");
+        }
+        let memory = 8 * (scratch.rows.capacity() + scratch.kept.capacity());
+        assert!(memory < 1024 * 1024, "{pattern}: {memory}");
+    }
+}
+
+#[test]
+fn groups_of_long_texts_are_those_of_short_ones() {
+    // Of which the way back is made in one block and in many.
+    let ere = Ere::parse(b"(x|(a|b)*)(a(b)?(c)){1,2}(.*)").unwrap();
+    let tail = b"abcacd";
+    for length in [10, 1_000, 20_000, 20_001, 65_530] {
+        let text = [&vec![b'b'; length][..], tail].concat();
+        let captures = ere.captures_whole(&text, &mut Scratch::default()).unwrap();
+        let at = |from: usize, to: usize| Some((length + from, length + to));
+        let expected = [
+            Some((0, length + 6)),
+            Some((0, length)),
+            Some((length - 1, length)),
+            at(3, 5),
+            at(1, 2),
+            at(4, 5),
+            at(5, 6),
+        ];
+        assert_eq!(captures[..7], expected, "{length}");
+    }
 }
 
 /// Expressions that are mostly well-formed.
@@ -253,11 +316,11 @@ proptest! {
         if let Some(captures) = within {
             // Nothing that begins before it matches, and nothing longer.
             let (start, end) = captures[0].unwrap();
-            let mut search = Search::new(text, &mut scratch);
             for other in 0..=start {
                 for until in other..=text.len() {
                     let better = other < start || until > end;
-                    prop_assert!(!(better && search.reaches(&ere.node, other, until)));
+                    let matches = |scratch| groups::matches_between(&ere, text, other, until, scratch);
+                    prop_assert!(!(better && matches(&mut scratch)));
                 }
             }
         }

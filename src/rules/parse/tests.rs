@@ -277,7 +277,53 @@ fn an_error_shows_the_line_and_points_at_the_byte() {
         "f:1:11: expected an octal digit, or a blank after the mode\n    \
          \\xc3\\xa9\"\\\\ 0:0 9\n                    ^"
     );
+    // A backslash and a t are no tab.
+    assert!(show("a\\tb 0:0 9").ends_with("\n    a\\tb 0:0 9\n     ^"));
     assert_eq!(show("a"), "f:1:2: expected user:group and a mode after the device\n    a\n     ^");
+}
+
+#[test]
+fn what_can_never_work_is_doubted() {
+    let doubts = |text: &str| -> Vec<String> {
+        let mut doubts = Vec::new();
+        parse_and_doubt(&[Source { name: "f", text: text.as_bytes() }], &accounts(), &mut doubts)
+            .unwrap();
+        let place = |doubt: Error| format!("{}:{}: {}", doubt.line, doubt.column, doubt.message);
+        doubts.into_iter().map(place).collect()
+    };
+    let cases = [
+        ("a 0:0 1 =/abs", "1:10: a path that begins with / "),
+        ("a 0:0 1 >../up", "1:10: a path that has . or .. "),
+        ("a 0:0 1 =b/../up", "1:12: a path that has . or .. "),
+        ("a 0:0 1 =b/./c", "1:12: a path that has . or .. "),
+        ("a 0:0 1 =b/%q", "1:12: a path with no digit or % "),
+        ("a 0:0 1 =b%", "1:11: a path with no digit or % "),
+        ("\n(a)(b) \\\n 0:0 1 >b/%%%2/%7", "3:16: there is no group 7 "),
+        ("$A=(.) 0:0 1 =%2", "1:15: there is no group 2 "),
+        ("@1,2 0:0 1 =%0", "1:13: there is no group 0 "),
+        ("[(]a\\([^](][[:digit:](](.) 0:0 1 =%2", "1:35: there is no group 2 "),
+        ("ACTION=bind;a 0:0 1 ! @x", "1:23: this command is for add only"),
+        ("$ACTION=^change$ 0:0 1 -x", "1:24: this command is for remove only"),
+        ("ACTION=add;a 0:0 1 >b", "1:20: the condition on ACTION keeps "),
+        ("ACTION=^add$;a 0:0 1 =b @x", "1:22: the condition on ACTION keeps "),
+    ];
+    for (text, expected) in cases {
+        let found = doubts(text);
+        assert!(found.len() == 1 && found[0].starts_with(expected), "{text}: {found:?}");
+    }
+    for text in [
+        "a 0:0 1 =b/ @x",
+        "(a)(b) 0:0 1 =%0/%1%2/.../.%%/..a",
+        "$A=(.) 0:0 1 =%1",
+        "ACTION=;a 0:0 1 =b @x",
+        "ACTION=add|remove;a 0:0 1 =b $x",
+        "ACTION=add;a 0:0 1 @x",
+        "ACTION=add;a 0:0 1 ! @x",
+        "ACTION=change;a 0:0 1 >b *x",
+        "XACTION=b;a 0:0 1 =b @x",
+    ] {
+        assert_eq!(doubts(text), [""; 0], "{text}");
+    }
 }
 
 #[test]

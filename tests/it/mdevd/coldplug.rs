@@ -134,6 +134,41 @@ fn it_can_wait_until_all_is_done() {
     });
 }
 
+/// The manager has a small buffer, and is slow: it misses the last events.
+#[test]
+fn what_the_manager_has_missed_is_not_awaited_for_ever() {
+    ns::inside_with_sysfs(|| {
+        for number in 0..20 {
+            inject::real_device(&format!("br{number}"));
+        }
+        let world = World::new("-.* 0:0 660 @echo >>$W/out; read x <$TMP/gate\n");
+        let daemon = world.mdevd().args(["-O", "4", "-b", "1"]).start();
+        daemon.fifo("gate");
+        let finished = std::thread::scope(|scope| {
+            let coldplug = scope.spawn(|| coldplug().args(["-v2", "-O", "4"]).finish());
+            // One event is in hand, and those that have no room are lost.
+            world.wait_for_lines("out", 1);
+            eventually("events are lost", || {
+                (inject::NetlinkSocket::find(daemon.netlink().1)?.drops > 0).then_some(())
+            });
+            (0..500).for_each(|_| daemon.release("gate"));
+            coldplug.join().unwrap()
+        });
+        assert_eq!(finished.code, Some(0), "{finished:?}");
+    });
+}
+
+#[test]
+fn a_manager_that_is_not_there_is_not_awaited_for_ever() {
+    ns::inside_with_sysfs(|| {
+        let finished = coldplug().args(["-O", "4", "--timeout", "0.5"]).finish();
+        assert_eq!(finished.code, Some(111));
+        let told =
+            "mdevd-coldplug: fatal: the last event has not come back: nothing has, for 0.500 s";
+        assert!(finished.stderr.starts_with(told), "{finished:?}");
+    });
+}
+
 #[test]
 fn mdevd_does_it_at_its_start_if_wanted() {
     ns::inside_with_sysfs(|| {

@@ -12,8 +12,8 @@ use rustix::net::{RecvFlags, SendFlags, recv, sendto};
 use rustix::pipe::{PipeFlags, fcntl_setpipe_size, pipe_with};
 use rustix::process::Signal;
 
-use super::{TELL, World, event};
-use crate::harness::daemon::Plugd;
+use super::{TELL, World, event, mdevd};
+use crate::harness::daemon::{Daemon, Plugd};
 use crate::harness::inject::{self, Injector, NetlinkSocket, uevent};
 use crate::harness::{eventually, ns, skip, unix};
 use crate::listen::have;
@@ -197,20 +197,108 @@ fn a_manager_can_follow_another() {
     });
 }
 
+/// A daemon that writes to a small pipe and can be asked how it is, and how to ask it.
+fn behind(world: &World, options: &[&str]) -> (Daemon, File, String) {
+    let (reader, writer) = pipe_with(PipeFlags::CLOEXEC).unwrap();
+    fcntl_setpipe_size(&writer, 4096).unwrap();
+    let address = world.path("control").to_str().unwrap().to_owned();
+    let plugd = world.plugd().args(["--output-fd", "9", "--control", &address]).args(options);
+    (plugd.fd(writer, 9).start(), reader.into(), address)
+}
+
+fn ask(what: &str, address: &str) -> String {
+    let finished = Plugd::new().args([what, "--control", address]).finish();
+    assert_eq!(finished.code, Some(0), "{finished:?}");
+    finished.stdout
+}
+
+/// The numbers of the events that are written there, to its end, which is that of an
+/// event.
+fn written(mut reader: impl Read) -> Vec<usize> {
+    let mut bytes = Vec::new();
+    reader.read_to_end(&mut bytes).unwrap();
+    let text = String::from_utf8(bytes).unwrap();
+    let text = text.strip_suffix("\0\0").unwrap();
+    let number = |event: &str| {
+        assert!(event.starts_with("add@/devices/x"), "{event:?}");
+        event.split('\0').find_map(|field| field.strip_prefix("N=")).unwrap().parse().unwrap()
+    };
+    text.split("\0\0").map(number).collect()
+}
+
 #[test]
-fn a_reader_that_does_not_keep_up_is_left() {
+fn a_reader_that_is_slow_misses_nothing() {
+    const EVENTS: usize = 2000;
+    ns::inside(|| {
+        let world = World::new("");
+        let (mut daemon, reader, address) = behind(&world, &[]);
+        let inode = daemon.netlink().1;
+        std::thread::scope(|scope| {
+            let sender = scope.spawn(|| Injector::new().paced((1..=EVENTS).map(event), inode));
+            eventually("it has to wait for its reader", || {
+                ask("status", &address).contains("state    writing").then_some(())
+            });
+            // It does whatever else it is asked to.
+            daemon.signal(Signal::HUP);
+            daemon.wait_for_log("the rules were read anew");
+            ask("pause", &address);
+            ask("resume", &address);
+            // Also as another program.
+            ask("update", &address);
+            assert!(ask("status", &address).contains("state    writing"));
+            let reader = scope.spawn(|| written(reader));
+            sender.join().unwrap();
+            ask("settle", &address);
+            daemon.signal(Signal::TERM);
+            assert_eq!(reader.join().unwrap(), (1..=EVENTS).collect::<Vec<_>>());
+        });
+        assert!(daemon.wait_exit().success());
+        assert_eq!(daemon.logged("cannot write"), []);
+    });
+}
+
+#[test]
+fn the_last_event_is_written_to_its_end() {
+    ns::inside(|| {
+        for signals in 1..=2 {
+            let world = World::new("");
+            let (mut daemon, reader, address) = behind(&world, &[]);
+            (1..=200).for_each(|n| Injector::new().send(&event(n)).unwrap());
+            eventually("it has to wait for its reader", || {
+                ask("status", &address).contains("state    writing").then_some(())
+            });
+            let handled = daemon.counters();
+            let handled = handled.split_once("handled ").unwrap().1.split(',').next().unwrap();
+            let handled: usize = handled.parse().unwrap();
+            daemon.signal(Signal::TERM);
+            eventually("it is asked to stop", || {
+                ask("status", &address).contains("state    stopping").then_some(())
+            });
+            if signals == 1 {
+                assert_eq!(written(reader), (1..=handled).collect::<Vec<_>>());
+                assert!(daemon.wait_exit().success());
+                assert_eq!(daemon.logged("cannot write"), []);
+            } else {
+                daemon.signal(Signal::TERM);
+                assert!(daemon.wait_exit().success());
+                daemon.wait_for_log("cannot write an event: plugd shall end at once");
+                drop(reader);
+            }
+        }
+    });
+}
+
+#[test]
+fn a_reader_that_never_reads_is_left() {
     ns::inside(|| {
         let world = World::new("N=^9999$;.* 0:0 660 *echo $N >>$W/out\n");
-        let (reader, writer) = pipe_with(PipeFlags::CLOEXEC).unwrap();
-        fcntl_setpipe_size(&writer, 4096).unwrap();
-        let daemon = world.mdevd().args(["-o", "9"]).fd(writer, 9).start();
+        let (daemon, reader, _) = behind(&world, &["--timeout", "0.3"]);
         let inode = daemon.netlink().1;
         Injector::new().paced((1..=200).map(event), inode);
-        daemon.wait_for_log("cannot write an event: its reader does not keep up");
-        // Whole events, and then the end.
-        let mut bytes = Vec::new();
-        File::from(reader).read_to_end(&mut bytes).unwrap();
-        assert!(bytes.ends_with(b"\0\0") && bytes.len() <= 4096);
+        daemon.wait_for_log("cannot write an event: its reader has made no room for 0.300 s");
+        // What it has got, and then the end.
+        let written = written(reader);
+        assert_eq!(written, (1..=written.len()).collect::<Vec<_>>());
         Injector::new().send(&event(9999)).unwrap();
         assert_eq!(world.wait_for_lines("out", 1), ["9999"], "it goes on");
         assert_eq!(daemon.logged("cannot write").len(), 1);
@@ -220,6 +308,37 @@ fn a_reader_that_does_not_keep_up_is_left() {
         let daemon = World::new("").mdevd().args(["-o", "9"]).fd(writer, 9).start();
         Injector::new().send(&event(1)).unwrap();
         daemon.wait_for_log("cannot write an event: it has no reader");
+    });
+}
+
+/// Nobody who listens is told of anything.
+#[test]
+fn a_dry_run_sends_no_events() {
+    ns::inside_with_sysfs(|| {
+        let world = World::new("-.* 0:0 660 *true\n");
+        let plan = || File::create(world.path("plan")).unwrap();
+        let listeners = [inject::socket(1), inject::socket(4)];
+        let (reader, writer) = pipe_with(PipeFlags::CLOEXEC).unwrap();
+        let mdevd = mdevd().args(["-n", "-C", "-O", "4", "-o", "9"]).fd(writer, 9);
+        let plugd = Plugd::run(&["-n", "--coldplug=kernel", "--rebroadcast", "4"]);
+        let conf = world.path("mdev.conf");
+        for (daemon, option) in [(mdevd, "-f"), (plugd, "--conf")] {
+            let daemon = daemon.args([option.as_ref(), conf.as_os_str()]).stdout(plan());
+            let mut daemon = daemon.start();
+            eventually("lo is told of", || {
+                let lines = world.lines("plan");
+                lines.iter().any(|l| l.starts_with("add /devices/virtual/net/lo ")).then_some(())
+            });
+            daemon.signal(Signal::TERM);
+            assert!(daemon.wait_exit().success());
+        }
+        for listener in &listeners {
+            let event = recv(listener, &mut [0; 9][..], RecvFlags::empty());
+            assert_eq!(event.unwrap_err(), Errno::AGAIN);
+        }
+        let mut bytes = Vec::new();
+        File::from(reader).read_to_end(&mut bytes).unwrap();
+        assert_eq!(bytes, b"");
     });
 }
 

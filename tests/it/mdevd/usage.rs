@@ -125,7 +125,7 @@ fn the_end_of_input_is_0_and_an_invalid_event_is_1() {
     let good = stream([event(1), event(2)]);
     let cases: [(&[u8], i32, usize, &str); 6] = [
         (b"", 0, 0, ""),
-        (b"\0\0\0", 0, 0, ""),
+        (b"\0\0", 1, 0, "it is empty"),
         (&good, 0, 2, ""),
         (&[&good[..], b"\0", &stream([event(3)])].concat(), 0, 3, ""),
         (&[&good[..], b"junk\0\0", &good].concat(), 1, 2, "its field 1 has no ="),
@@ -139,7 +139,8 @@ fn the_end_of_input_is_0_and_an_invalid_event_is_1() {
         if expected == 0 {
             assert_eq!(stderr, "");
         } else {
-            let told = format!("mdevd: error: invalid event at byte {}: {why}", good.len());
+            let at = if count == 0 { 0 } else { good.len() };
+            let told = format!("mdevd: error: invalid event at byte {at}: {why}");
             assert!(stderr.starts_with(&told), "{stderr}");
             assert!(stderr.ends_with("\nmdevd: fatal: received an invalid event\n"), "{stderr}");
         }

@@ -8,7 +8,7 @@ use crate::harness::ns;
 use super::world::{Belief, World};
 
 /// How many storms: PLUGD_TEST_SEEDS, or as many as `default`.
-fn seeds(default: u64) -> u64 {
+pub(super) fn seeds(default: u64) -> u64 {
     let seeds = std::env::var("PLUGD_TEST_SEEDS");
     seeds.map_or(default, |text| text.parse().expect("PLUGD_TEST_SEEDS is a number"))
 }

@@ -7,7 +7,7 @@ use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::os::unix::fs::{FileExt, symlink};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use plugd::control::Address;
@@ -302,10 +302,7 @@ impl World {
     /// Takes away what was half written when plugd was killed: it is as good as not
     /// written.
     pub(crate) fn cut(&self) {
-        let bytes = fs::read(self.at("acted")).unwrap();
-        let end = bytes.windows(2).rposition(|two| two == b"\0\0").map_or(0, |at| at + 2);
-        let file = fs::File::options().write(true).open(self.at("acted")).unwrap();
-        file.set_len(u64::try_from(end).unwrap()).unwrap();
+        cut(&self.at("acted"));
     }
 
     /// Waits until the plugd with this control socket has made up for everything.
@@ -324,6 +321,48 @@ pub(crate) fn real_number() -> u64 {
     fs::read_to_string("/sys/kernel/uevent_seqnum").unwrap().trim().parse().unwrap()
 }
 
+/// A file to which plugd, or its handler, appends the variables of the events that
+/// were acted on: each with a NUL, and one more after each event.
+#[derive(Default)]
+pub(crate) struct Acted {
+    /// How much of it was read.
+    read: u64,
+}
+
+impl Acted {
+    /// What was appended since the last time.
+    pub(crate) fn read(&mut self, path: &Path) -> Vec<u8> {
+        let file = fs::File::open(path).unwrap();
+        let length = file.metadata().unwrap().len();
+        let mut bytes = vec![0; usize::try_from(length - self.read).unwrap()];
+        file.read_exact_at(&mut bytes, self.read).unwrap();
+        self.read = length;
+        bytes
+    }
+}
+
+/// The events in what was appended. No field is empty.
+pub(crate) fn events(bytes: &[u8]) -> impl Iterator<Item = Uevent<'_>> {
+    let mut rest = bytes;
+    std::iter::from_fn(move || {
+        if rest.is_empty() {
+            return None;
+        }
+        let end = rest.windows(2).position(|two| two == b"\0\0").unwrap() + 1;
+        let event = Uevent::parse(&rest[..end], Header::Optional).unwrap();
+        rest = &rest[end + 1..];
+        Some(event)
+    })
+}
+
+/// Takes away what was half written there.
+pub(crate) fn cut(acted: &Path) {
+    let bytes = fs::read(acted).unwrap();
+    let end = bytes.windows(2).rposition(|two| two == b"\0\0").map_or(0, |at| at + 2);
+    let file = fs::File::options().write(true).open(acted).unwrap();
+    file.set_len(u64::try_from(end).unwrap()).unwrap();
+}
+
 /// What somebody believes there is who hears of what plugd has acted on.
 #[derive(Default)]
 pub(crate) struct Belief {
@@ -333,8 +372,7 @@ pub(crate) struct Belief {
     nodes: BTreeMap<u32, String>,
     /// Nobody tells it of changes that were missed.
     pub(crate) without_changes: bool,
-    /// How much of the file was read.
-    read: u64,
+    acted: Acted,
     /// All that was heard, for whoever wants to know how it came to that.
     pub(crate) heard: Vec<String>,
 }
@@ -342,25 +380,8 @@ pub(crate) struct Belief {
 impl Belief {
     /// Hears of what was acted on since the last time.
     pub(crate) fn hear(&mut self, world: &World) {
-        let file = fs::File::open(world.at("acted")).unwrap();
-        let length = file.metadata().unwrap().len();
-        let mut bytes = vec![0; usize::try_from(length - self.read).unwrap()];
-        file.read_exact_at(&mut bytes, self.read).unwrap();
-        self.read = length;
-        // Each event has one NUL more at its end; no field is empty.
-        let mut rest = &bytes[..];
-        while !rest.is_empty() {
-            let Some(end) = rest.windows(2).position(|two| two == b"\0\0") else {
-                panic!(
-                    "a part of an event: {}, of {length}; {:?}",
-                    rest.escape_ascii(),
-                    self.heard
-                );
-            };
-            let end = end + 1;
-            self.believe(&Uevent::parse(&rest[..end], Header::Required).unwrap());
-            rest = &rest[end + 1..];
-        }
+        let bytes = self.acted.read(&world.at("acted"));
+        events(&bytes).for_each(|event| self.believe(&event));
     }
 
     fn believe(&mut self, event: &Uevent<'_>) {
@@ -381,7 +402,8 @@ impl Belief {
         match &*action {
             "add" => {
                 self.nodes.insert(minor, path.clone());
-                self.devices.insert((path, minor), (serial.unwrap(), state));
+                // One that goes just now has no file any more that tells its serial.
+                self.devices.insert((path, minor), (serial.unwrap_or(0), state));
             }
             "change" => self.devices.get_mut(&(path, minor)).map_or((), change),
             "remove" => {

@@ -172,6 +172,42 @@ fn an_update_repeats_and_forgets_no_step() {
     });
 }
 
+/// An update reads the rules. What the plugd before it was doing is looked for in
+/// the new plan, and not entered at the same number.
+#[test]
+fn an_update_to_other_rules_repeats_no_step() {
+    let old = "-x 1:2 640 >a @echo one >>$W/out; read x <$TMP/gate\nx 0:0 604 =c/d\n";
+    let before = "-x 0:0 600 ! @echo new >>$W/out\n";
+    let cases = [
+        // There are more steps before it, and others after it.
+        (format!("{before}{}=e\n", old.strip_suffix("=c/d\n").unwrap()), "char 604 0 0 e", 0),
+        // It is in there no more.
+        (before.repeat(5), "", 1),
+    ];
+    ns::inside_as_root_apart(|| {
+        for (new, made, failed) in &cases {
+            let world = World::new(old);
+            let daemon = world.plugd().start();
+            daemon.fifo("gate");
+            Injector::new().send(&device("add", "x")).unwrap();
+            world.wait_for_lines("out", 1);
+            fs::write(world.path("mdev.conf"), new).unwrap();
+            daemon.signal(Signal::USR2);
+            daemon.wait_for_log("updated from version");
+            daemon.release("gate");
+            daemon.wait_for_counters(&format!("failed {failed}"));
+            act_on(&world, []);
+            assert_eq!(world.lines("out"), ["one"]);
+            let mut expected = vec!["char 640 1 2 a", "link x -> a"];
+            expected.extend(Some(*made).filter(|made| !made.is_empty()));
+            expected.sort_unstable();
+            assert_eq!(tree(&world), expected);
+            let told = daemon.logged("the rules are others now").len();
+            assert_eq!(told, *failed);
+        }
+    });
+}
+
 /// mdevd and busybox run commands with 0, and what `mkdir -p` makes in /dev is
 /// anybody's then; files for them have `mkdir -m 755`.
 #[test]

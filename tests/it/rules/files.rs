@@ -2,10 +2,11 @@
 
 use std::fs;
 
+use rustix::fs::{CWD, Mode, mkfifoat};
 use rustix::process::Signal;
 
 use super::{act_on, device, tree};
-use crate::harness::daemon::Daemon;
+use crate::harness::daemon::{Daemon, Plugd};
 use crate::harness::inject::{Injector, uevent};
 use crate::harness::ns;
 use crate::mdevd::World;
@@ -31,15 +32,21 @@ fn without_a_file_there_are_nodes() {
         assert_eq!(tree(&world), ["char 660 0 0 sub/x", "dir 755 0 0 sub"]);
         act_on(&world, [device("remove", "sub/x")]);
         assert_eq!(tree(&world), [""; 0]);
-        // It comes, and goes again.
+        // It comes, and is gone again, by mistake or for a moment.
         fs::write(world.path("mdev.conf"), "x 1:2 600\n").unwrap();
         reload(&daemon, TAKEN);
         act_on(&world, [device("add", "x")]);
         assert_eq!(tree(&world), ["char 600 1 2 x"]);
         fs::remove_file(world.path("mdev.conf")).unwrap();
+        reload(&daemon, KEPT);
+        daemon.wait_for_log("mdev.conf any more");
+        act_on(&world, [device("add", "x"), device("add", "y")]);
+        assert_eq!(tree(&world), ["char 600 1 2 x", "char 660 0 0 y"]);
+        // One with nothing in it is meant so.
+        fs::write(world.path("mdev.conf"), "").unwrap();
         reload(&daemon, TAKEN);
-        act_on(&world, [device("add", "x")]);
-        assert_eq!(tree(&world), ["char 660 0 0 x"]);
+        act_on(&world, [device("remove", "y"), device("add", "z")]);
+        assert_eq!(tree(&world), ["char 600 1 2 x", "char 660 0 0 z"]);
     });
 }
 
@@ -65,6 +72,25 @@ fn more_files_are_beside_it() {
         reload(&daemon, TAKEN);
         add();
         assert_eq!(tree(&world), ["char 601 0 0 a", "char 602 0 0 c", "char 604 0 0 b"]);
+    });
+}
+
+/// Nothing is waited for, and the rules in force stay in force.
+#[test]
+fn a_fifo_in_place_of_the_file_is_refused() {
+    ns::inside_as_root_apart(|| {
+        let world = World::new("a 0:0 601\n");
+        let file = world.path("mdev.conf");
+        let daemon = world.plugd().start();
+        fs::remove_file(&file).unwrap();
+        mkfifoat(CWD, &file, Mode::RUSR | Mode::WUSR).unwrap();
+        reload(&daemon, KEPT);
+        daemon.wait_for_log("mdev.conf: not a regular file");
+        act_on(&world, [device("add", "a")]);
+        assert_eq!(tree(&world), ["char 601 0 0 a"]);
+        let finished = Plugd::new().args(["check".as_ref(), file.as_os_str()]).finish();
+        assert_eq!(finished.code, Some(111));
+        assert!(finished.stderr.contains("mdev.conf: not a regular file"), "{finished:?}");
     });
 }
 

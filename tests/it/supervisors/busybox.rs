@@ -8,7 +8,7 @@ use crate::harness::background::finish;
 use crate::harness::{eventually, ns};
 
 use super::{
-    CONTRIB, Machine, OPTIONS, acts_on, copy, have, is_stopped, log, pid, set, wait_for_log,
+    CONTRIB, Machine, OPTIONS, RULES, acts_on, copy, have, is_stopped, log, pid, set, wait_for_log,
     works_and_is_respawned,
 };
 
@@ -89,7 +89,7 @@ fn an_init_script() {
 /// own, so the program goes to where that leads.
 #[test]
 fn inittab() {
-    if !have("busybox: inittab", "tools", &["busybox", "ip"]) {
+    if !have("busybox: inittab", "tools", &["busybox", "pgrep", "ip"]) {
         return;
     }
     ns::inside_a_machine(|| {
@@ -114,5 +114,17 @@ fn inittab() {
         wait_for_log("stopped: ");
         eventually("it is started anew", pid);
         acts_on("br2");
+
+        // What is wrong for good is tried again in a minute, and not before.
+        fs::write("/run/mdev.conf", "nonsense\n").unwrap();
+        machine.must("plugd", &["stop"]);
+        eventually("init waits", || {
+            (machine.run("pgrep", &["-f", "^sleep 60"]).code == Some(0)).then_some(())
+        });
+        assert_eq!(log().matches("/run/mdev.conf:1:").count(), 1, "{}", log());
+        fs::write("/run/mdev.conf", RULES).unwrap();
+        machine.must("pkill", &["-f", "^sleep 60"]);
+        eventually("it is started anew", pid);
+        acts_on("br3");
     });
 }

@@ -2,11 +2,32 @@
 
 use std::fs;
 
+use rustix::process::{Pid, Signal, kill_process};
+
 use crate::harness::{eventually, ns};
 
-use super::{Machine, OPTIONS, copy, have, is_stopped, works_and_is_respawned};
+use super::{
+    Machine, OPTIONS, RULES, acts_on, copy, have, is_stopped, log, pid, works_and_is_respawned,
+};
 
 const CTL: [&str; 2] = ["-p", "/run/dinitctl"];
+
+/// Has dinit start the service, and boot wait for it.
+fn start() -> Machine {
+    let machine = Machine::new();
+    copy("dinit", "/run/dinit.d");
+    fs::write("/run/environment", format!("PLUGD_OPTIONS={OPTIONS}\n")).unwrap();
+    let boot = "type = internal\ndepends-on = plugd-coldplug\n";
+    fs::write("/run/dinit.d/boot", boot).unwrap();
+    let directories = ["-d", "/run/dinit.d", "-p", "/run/dinitctl", "-e", "/run/environment"];
+    machine.supervisor("dinit", &[&["--user"], &directories[..]].concat());
+    eventually("boot is done", || is(&machine, "is-started", "boot").then_some(()));
+    machine
+}
+
+fn is(machine: &Machine, what: &str, name: &str) -> bool {
+    machine.run("dinitctl", &[&CTL[..], &[what, name]].concat()).code == Some(0)
+}
 
 #[test]
 fn a_service() {
@@ -14,18 +35,29 @@ fn a_service() {
         return;
     }
     ns::inside_a_machine(|| {
-        let machine = Machine::new();
-        copy("dinit", "/run/dinit.d");
-        fs::write("/run/environment", format!("PLUGD_OPTIONS={OPTIONS}\n")).unwrap();
-        let boot = "type = internal\ndepends-on = plugd-coldplug\n";
-        fs::write("/run/dinit.d/boot", boot).unwrap();
-        let directories = ["-d", "/run/dinit.d", "-p", "/run/dinitctl", "-e", "/run/environment"];
-        machine.supervisor("dinit", &[&["--user"], &directories[..]].concat());
-        let started = |name| machine.run("dinitctl", &[&CTL[..], &["is-started", name]].concat());
-        eventually("boot is done", || (started("boot").code == Some(0)).then_some(()));
+        let machine = start();
         works_and_is_respawned();
-        assert_eq!(started("boot").code, Some(0), "what depends on it was stopped");
+        assert!(is(&machine, "is-started", "boot"), "what depends on it was stopped");
         machine.must("dinitctl", &[&CTL[..], &["stop", "plugd"]].concat());
         is_stopped();
+    });
+}
+
+/// Rules that are mistaken when plugd dies are not tried for ever.
+#[test]
+fn it_gives_up() {
+    if !have("dinit: giving up", "dinit", &["dinit", "dinitctl", "ip"]) {
+        return;
+    }
+    ns::inside_a_machine(|| {
+        let machine = start();
+        fs::write("/run/mdev.conf", "nonsense\n").unwrap();
+        kill_process(Pid::from_raw(pid().unwrap()).unwrap(), Signal::KILL).unwrap();
+        eventually("dinit gives up", || (!is(&machine, "is-started", "plugd")).then_some(()));
+        let tries = log().matches("/run/mdev.conf:1:").count();
+        assert!((1..=2).contains(&tries), "{}", log());
+        fs::write("/run/mdev.conf", RULES).unwrap();
+        machine.must("dinitctl", &[&CTL[..], &["start", "plugd"]].concat());
+        acts_on("br1");
     });
 }

@@ -1,32 +1,33 @@
 //! OpenRC: supervise-daemon, and start-stop-daemon.
 
 use std::fs;
+use std::os::unix::fs::symlink;
 
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::harness::{eventually, ns};
 
 use super::{
-    Machine, OPTIONS, acts_on, copy, have, is_stopped, log, pid, set, wait_for_log,
-    works_and_is_respawned,
+    Machine, OPTIONS, RULES, acts_on, copy, have, is_stopped, log, own_etc, pid, set, wait_for_log,
+    works_and_is_respawned, write_program,
 };
 
-const SCRIPT: &str = "/run/etc/init.d/plugd";
+const SCRIPT: &str = "/etc/init.d/plugd";
 
 /// Has this script of contrib/openrc where it belongs, with these settings, on a
 /// machine on which OpenRC has come up.
 fn install(script: &str, settings: &str) -> Machine {
     let machine = Machine::new();
-    for directory in ["daemons", "exclusive", "options", "started", "starting", "stopping", "tmp"] {
+    let directories = "daemons exclusive failed options started starting stopping tmp";
+    for directory in directories.split(' ') {
         fs::create_dir_all(format!("/run/openrc/{directory}")).unwrap();
     }
     fs::write("/run/openrc/softlevel", "sysinit").unwrap();
-    fs::create_dir_all("/run/etc/init.d").unwrap();
-    fs::create_dir_all("/run/etc/conf.d").unwrap();
+    own_etc(&machine, &["conf.d", "init.d"]);
     copy(&format!("openrc/{script}"), SCRIPT);
-    copy("openrc/plugd.confd", "/run/etc/conf.d/plugd");
+    copy("openrc/plugd.confd", "/etc/conf.d/plugd");
     let programs = machine.programs.path().display();
-    set("/run/etc/conf.d/plugd", &format!("PATH={programs}:$PATH\n{settings}"));
+    set("/etc/conf.d/plugd", &format!("PATH={programs}:$PATH\n{settings}"));
     machine
 }
 
@@ -51,6 +52,98 @@ fn supervise_daemon() {
         return;
     }
     ns::inside_a_machine(|| supervised(&format!("plugd_options='{OPTIONS}'")));
+}
+
+/// Waits until plugd is stopped for OpenRC, and nothing of it is left. What has
+/// been killed may take a moment to be reaped.
+fn is_down(machine: &Machine) {
+    eventually("it is stopped for OpenRC", || {
+        (machine.run(SCRIPT, &["--nodeps", "status"]).code == Some(3)).then_some(())
+    });
+    eventually("the supervisor has gone", || {
+        (machine.run("pgrep", &["-x", "supervise-daemo"]).code == Some(1)).then_some(())
+    });
+    assert_eq!(pid(), None);
+}
+
+/// It can be started and stopped, whatever was before.
+fn starts_and_stops(machine: &Machine, device: &str) {
+    act(machine, "start");
+    acts_on(device);
+    act(machine, "stop");
+    is_down(machine);
+}
+
+/// supervise-daemon is not left behind, trying for ever, by a start that fails.
+#[test]
+fn a_mistake_is_told_and_can_be_mended() {
+    if !have("openrc: a mistake", "tools", &["openrc-run", "supervise-daemon", "pgrep", "ip"]) {
+        return;
+    }
+    ns::inside_a_machine(|| {
+        let machine = install("plugd.initd", &format!("plugd_options='{OPTIONS}'"));
+        fs::write("/run/mdev.conf", "nonsense\n").unwrap();
+        let told = machine.run(SCRIPT, &["--nodeps", "start"]);
+        assert_eq!(told.code, Some(1), "{told:?}");
+        assert!(told.stderr.contains("/run/mdev.conf:1:"), "{told:?}");
+        is_down(&machine);
+        fs::write("/run/mdev.conf", RULES).unwrap();
+        starts_and_stops(&machine, "br1");
+
+        set("/etc/conf.d/plugd", "plugd_options=\"$plugd_options --nonsense\"");
+        let told = machine.run(SCRIPT, &["--nodeps", "start"]);
+        assert_eq!(told.code, Some(1), "{told:?}");
+        assert!(told.stderr.contains("there is no option --nonsense"), "{told:?}");
+        is_down(&machine);
+        set("/etc/conf.d/plugd", &format!("plugd_options='{OPTIONS}'"));
+        starts_and_stops(&machine, "br2");
+    });
+}
+
+/// plugd is a program that does not come up, or ends at once.
+#[test]
+fn a_start_that_fails_leaves_nothing() {
+    if !have("openrc: failing", "tools", &["openrc-run", "supervise-daemon", "pgrep", "ip"]) {
+        return;
+    }
+    ns::inside_a_machine(|| {
+        let settings = format!("plugd_options='{OPTIONS}'\nplugd_patience=1");
+        let machine = install("plugd.initd", &settings);
+        let program = machine.programs.path().join("plugd");
+        for does in ["exec sleep 1000", "exit 111"] {
+            fs::remove_file(&program).unwrap();
+            let script = format!(
+                "#!/bin/sh\ncase \"$*\" in run*--help | check*) exit 0 ;; run*) {does} ;; esac\n\
+                 exec {} \"$@\"\n",
+                env!("CARGO_BIN_EXE_plugd")
+            );
+            write_program(&program, &script);
+            let told = machine.run(SCRIPT, &["--nodeps", "start"]);
+            assert_eq!(told.code, Some(1), "{told:?}");
+            is_down(&machine);
+        }
+        fs::remove_file(&program).unwrap();
+        symlink(env!("CARGO_BIN_EXE_plugd"), &program).unwrap();
+        starts_and_stops(&machine, "br1");
+    });
+}
+
+/// Rules that are mistaken when plugd dies are not tried for ever.
+#[test]
+fn it_gives_up() {
+    if !have("openrc: giving up", "tools", &["openrc-run", "supervise-daemon", "pgrep", "ip"]) {
+        return;
+    }
+    ns::inside_a_machine(|| {
+        let machine = install("plugd.initd", &format!("plugd_options='{OPTIONS}'"));
+        act(&machine, "start");
+        fs::write("/run/mdev.conf", "nonsense\n").unwrap();
+        kill_process(Pid::from_raw(pid().unwrap()).unwrap(), Signal::KILL).unwrap();
+        is_down(&machine);
+        assert_eq!(log().matches("/run/mdev.conf:1:").count(), 10, "{}", log());
+        fs::write("/run/mdev.conf", RULES).unwrap();
+        starts_and_stops(&machine, "br1");
+    });
 }
 
 #[test]

@@ -1,0 +1,358 @@
+//! Real devices: network interfaces, which any namespace can have, in storms that
+//! are mostly missed.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use rustix::process::Signal;
+use tempfile::TempDir;
+
+use crate::harness::daemon::{Daemon, Plugd};
+use crate::harness::inject::{self, Injector};
+use crate::harness::{ns, skip};
+
+use super::soak::seeds;
+use super::world::{Acted, World, cut, events};
+
+/// An interface, by its DEVPATH and IFINDEX, or one of its queues, by its DEVPATH
+/// only.
+type Interfaces = BTreeSet<(String, Option<u32>)>;
+
+/// The interfaces of this network namespace, and what somebody believes of them who
+/// hears of what plugd has acted on.
+struct Machine {
+    tmp: TempDir,
+    /// What kinds of interfaces can be made here.
+    kinds: Vec<&'static str>,
+    random: u64,
+    acted: Acted,
+    believed: Interfaces,
+    /// How often what was heard of them: add, remove, move.
+    heard: [usize; 3],
+    /// What happened since the last look, for whoever wants to know.
+    told: Vec<String>,
+}
+
+impl Machine {
+    fn new(seed: u64) -> Self {
+        let tmp = tempfile::tempdir().unwrap();
+        fs::write(tmp.path().join("rules"), ".* 0:0 660\n").unwrap();
+        fs::write(tmp.path().join("acted"), "").unwrap();
+        let random = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+        Self {
+            tmp,
+            kinds: kinds(),
+            random,
+            acted: Acted::default(),
+            believed: Interfaces::new(),
+            heard: [0; 3],
+            told: Vec::new(),
+        }
+    }
+
+    fn at(&self, name: &str) -> PathBuf {
+        self.tmp.path().join(name)
+    }
+
+    /// A plugd with rules that are only printed, to a file.
+    fn with_rules(&self, options: &[&str]) -> Daemon {
+        let acted = fs::File::options().append(true).open(self.at("acted")).unwrap();
+        Plugd::new()
+            .args(["run", "-q", "--dry-run", "--output-fd", "9"])
+            .args(["--replay-change", "net", "--conf"])
+            .args([self.at("rules")])
+            .args(options)
+            .fd(acted, 9)
+            .start()
+    }
+
+    /// A plugd with a program that appends its environment to the same file.
+    fn with_handler(&self, options: &[&str]) -> Daemon {
+        Plugd::new()
+            .args(["run", "-q", "--replay-change", "net"])
+            .args(options)
+            .args(["--"])
+            .sh("{ env -0; printf '\\0'; } >>$ACTED")
+            .env("ACTED", self.at("acted"))
+            .start()
+    }
+
+    /// A number below `limit`, from a sequence that the seed decides.
+    fn random(&mut self, limit: usize) -> usize {
+        self.random ^= self.random << 13;
+        self.random ^= self.random >> 7;
+        self.random ^= self.random << 17;
+        usize::try_from(self.random >> 16).unwrap() % limit
+    }
+
+    /// Some interfaces come, go, get other names, or are replaced. There are so few
+    /// names that much of it fails, and that what comes has often been there before.
+    fn happen(&mut self, count: usize) {
+        let mut commands = Vec::new();
+        for _ in 0..count {
+            let (one, other) = (self.random(12), self.random(12));
+            let kind = self.random(self.kinds.len());
+            let kind = self.kinds[kind].replace("n0", &format!("n{other}"));
+            // Sometimes it has the number that one of that name had.
+            let number = match self.random(2) {
+                0 => String::new(),
+                _ => format!("index {}", 1000 + one),
+            };
+            let queues = 1 + self.random(3);
+            let add = format!("link add n{one} {number} numrxqueues {queues} type {kind}");
+            let remove = format!("link del n{one}");
+            match self.random(10) {
+                0..=3 => commands.push(add),
+                4 | 5 => commands.push(remove),
+                6 => commands.extend([remove, add]),
+                7 => commands.push(format!("link set n{one} master n{other}")),
+                _ => commands.push(format!("link set n{one} name n{other}")),
+            }
+        }
+        ip(&commands);
+        self.told.append(&mut commands);
+    }
+
+    fn hear(&mut self) {
+        let bytes = self.acted.read(&self.at("acted"));
+        for event in events(&bytes) {
+            let value = |key: &str| event.last(key.as_bytes()).map(|v| v.to_str().unwrap());
+            let (action, path) = (value("ACTION").unwrap(), value("DEVPATH").unwrap().to_owned());
+            let index = match value("SUBSYSTEM") {
+                Some("net") => Some(value("IFINDEX").unwrap().parse().unwrap()),
+                Some("queues") => None,
+                _ => continue,
+            };
+            let replay = value("PLUGD_REPLAY").unwrap_or_default();
+            self.told.push(format!("heard {action} {path} {index:?} {replay}"));
+            match action {
+                "add" => {
+                    self.heard[0] += 1;
+                    self.believed.insert((path, index));
+                }
+                "remove" => {
+                    self.heard[1] += 1;
+                    self.believed.remove(&(path, index));
+                }
+                "move" => {
+                    self.heard[2] += 1;
+                    let old = value("DEVPATH_OLD").unwrap();
+                    let below = format!("{old}/");
+                    let all = std::mem::take(&mut self.believed).into_iter();
+                    self.believed = all
+                        .map(|(known, index)| match known.strip_prefix(old) {
+                            Some("") => (path.clone(), index),
+                            Some(rest) if known.starts_with(&below) => (path.clone() + rest, index),
+                            _ => (known, index),
+                        })
+                        .collect();
+                }
+                "change" => {}
+                action => panic!("{action}"),
+            }
+        }
+    }
+
+    /// What is believed has to be so. Of `queues` the kernel shows no `uevent`, so that
+    /// one whose coming was missed is not found; if none was, all are known.
+    fn check(&mut self, queues: bool, when: &str) {
+        self.hear();
+        let mut real = Interfaces::new();
+        for name in interfaces() {
+            let device = fs::canonicalize(Path::new("/sys/class/net").join(&name)).unwrap();
+            let path = device.to_str().unwrap().strip_prefix("/sys").unwrap();
+            let index = fs::read_to_string(device.join("ifindex")).unwrap();
+            real.insert((path.to_owned(), Some(index.trim().parse().unwrap())));
+            for queue in fs::read_dir(device.join("queues")).unwrap() {
+                let queue =
+                    format!("{path}/queues/{}", queue.unwrap().file_name().to_str().unwrap());
+                if (queues && name != "lo") || self.believed.contains(&(queue.clone(), None)) {
+                    real.insert((queue, None));
+                }
+            }
+        }
+        let told = std::mem::take(&mut self.told);
+        let wrong: Vec<_> = self.believed.difference(&real).collect();
+        let missing: Vec<_> = real.difference(&self.believed).collect();
+        assert!(
+            wrong.is_empty() && missing.is_empty(),
+            "{when}: believed {wrong:?}, missing {missing:?}; {told:#?}"
+        );
+    }
+
+    /// A storm while plugd is held back now and then, so that events are lost.
+    fn storm(&mut self, daemon: &Daemon) {
+        for _ in 0..1 + self.random(3) {
+            let held = self.random(3) > 0;
+            if held {
+                daemon.signal(Signal::STOP);
+            }
+            let count = self.random(12);
+            self.happen(count);
+            daemon.signal(Signal::CONT);
+        }
+    }
+
+    /// Much of each kind was heard of.
+    fn check_heard(&self, storms: u64) {
+        let least = usize::try_from(storms).unwrap() / 2;
+        let [added, removed, moved] = self.heard;
+        assert!(added > least && removed > least && moved * 5 > least, "{:?}", self.heard);
+    }
+}
+
+/// Has ip(8) do all of it that can be done.
+fn ip(commands: &[String]) {
+    let mut ip = Command::new("ip")
+        .args(["-force", "-batch", "-"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    ip.stdin.take().unwrap().write_all((commands.join("\n") + "\n").as_bytes()).unwrap();
+    ip.wait().unwrap();
+}
+
+/// The kinds of interfaces that this machine's kernel can make.
+fn kinds() -> Vec<&'static str> {
+    let mut kinds = vec!["bridge", "veth peer name n0", "dummy"];
+    kinds.retain(|kind| {
+        ip(&[format!("link add x0 type {kind}")]);
+        let made = interfaces().contains(&"x0".to_owned());
+        ip(&["link del x0".to_owned()]);
+        if !made {
+            skip("interfaces", "one of the kinds of interfaces", &format!("no {kind}"));
+        }
+        made
+    });
+    assert!(!kinds.is_empty(), "there are none");
+    kinds
+}
+
+/// The names of those in this network namespace.
+fn interfaces() -> Vec<String> {
+    let entries = fs::read_dir("/sys/class/net").unwrap();
+    entries.map(|entry| entry.unwrap().file_name().to_str().unwrap().to_owned()).collect()
+}
+
+/// One of the numbers that `plugd status --openmetrics` tells.
+fn metric(name: &str) -> u64 {
+    let status = Plugd::new().args(["status", "--openmetrics"]).finish();
+    let line = status.stdout.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+    line.unwrap_or_else(|| panic!("no {name} in {status:?}")).parse().unwrap()
+}
+
+const SMALL: [&str; 5] = ["--coldplug", "--state", "none", "--receive-buffer-size", "4K"];
+
+#[test]
+fn after_every_storm_of_interfaces_the_state_is_exact() {
+    ns::inside_a_machine(|| {
+        let storms = seeds(100);
+        let mut machine = Machine::new(1);
+        let daemon = machine.with_rules(&SMALL);
+        World::settle("plugd");
+        for storm in 0..storms {
+            machine.storm(&daemon);
+            World::settle("plugd");
+            machine.check(false, &format!("storm {storm}"));
+        }
+        machine.check_heard(storms);
+        assert!(metric("plugd_overruns_total") > storms / 4);
+    });
+}
+
+#[test]
+fn a_handler_hears_of_all_interfaces_after_every_storm() {
+    ns::inside_a_machine(|| {
+        let storms = seeds(40);
+        let mut machine = Machine::new(2);
+        let daemon = machine.with_handler(&SMALL);
+        World::settle("plugd");
+        for storm in 0..storms {
+            machine.storm(&daemon);
+            World::settle("plugd");
+            machine.check(false, &format!("storm {storm}"));
+        }
+        machine.check_heard(storms);
+        assert!(metric("plugd_overruns_total") > storms / 4);
+    });
+}
+
+#[test]
+fn of_interfaces_nothing_is_missed_if_plugd_is_killed() {
+    ns::inside_a_machine(|| {
+        let kills = seeds(60);
+        let mut machine = Machine::new(3);
+        let state = machine.at("state");
+        for kill in 0..kills {
+            let size = if kill % 2 == 0 { "4K" } else { "1M" };
+            let options = ["--receive-buffer-size", size, "--state", state.to_str().unwrap()];
+            let daemon = machine.with_rules(&options);
+            // Sometimes it is killed in the middle of its start.
+            if machine.random(2) > 0 {
+                World::settle("plugd");
+                cut(&machine.at("acted"));
+                machine.check(false, &format!("before kill {kill}"));
+            }
+            let count = machine.random(12);
+            machine.happen(count);
+            drop(daemon);
+            cut(&machine.at("acted"));
+            let count = machine.random(8);
+            machine.happen(count);
+        }
+        let _daemon = machine.with_rules(&["--state", state.to_str().unwrap()]);
+        World::settle("plugd");
+        machine.check(false, "after the last kill");
+        machine.check_heard(kills);
+    });
+}
+
+#[test]
+fn without_a_miss_all_queues_of_interfaces_are_known() {
+    ns::inside_a_machine(|| {
+        let mut machine = Machine::new(4);
+        let _daemon = machine.with_rules(&["--coldplug", "--state", "none"]);
+        for batch in 0..20 {
+            machine.happen(5);
+            World::settle("plugd");
+            assert_eq!(metric("plugd_kernel_drops_total"), 0);
+            machine.check(true, &format!("batch {batch}"));
+        }
+        assert!(machine.believed.iter().any(|(_, index)| index.is_none()));
+    });
+}
+
+#[test]
+fn a_queue_that_an_interface_has_lost_is_gone() {
+    ns::inside_a_machine(|| {
+        let mut machine = Machine::new(5);
+        let _daemon = machine.with_rules(&["--coldplug", "--state", "none"]);
+        inject::real_device("br7");
+        let path = "/devices/virtual/net/br7/queues/rx-9";
+        Injector::new().event("add", path, &["SUBSYSTEM=queues"]);
+        World::settle("plugd");
+        machine.hear();
+        assert!(machine.believed.contains(&(path.to_owned(), None)));
+        assert_eq!(Plugd::new().args(["rescan"]).finish().code, Some(0));
+        machine.check(true, "after the rescan");
+    });
+}
+
+#[test]
+fn an_interface_that_is_renamed_just_after_the_start_is_not_taken_down() {
+    ns::inside_a_machine(|| {
+        let mut machine = Machine::new(6);
+        inject::real_device("br7");
+        let _daemon = machine.with_rules(&["--coldplug", "--state", "none"]);
+        World::settle("plugd");
+        ip(&["link set br7 name br8".to_owned()]);
+        World::settle("plugd");
+        machine.check(false, "after that");
+        assert_eq!(machine.heard, [2, 0, 1], "lo and the bridge come, nothing goes");
+    });
+}
