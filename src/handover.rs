@@ -34,6 +34,8 @@ const MAGIC: &str = "plugd-handover 1";
 pub struct Handover {
     /// The version of plugd that it comes from.
     pub version: String,
+    /// Where that is, as it was named at the start.
+    pub file: Option<Vec<u8>>,
     /// When the daemon was started, by CLOCK_MONOTONIC. All times count from there.
     pub started: Duration,
     /// What it is doing; never `Acting` or `Done`.
@@ -140,6 +142,9 @@ impl Handover {
             });
             text.push('\n');
         };
+        if let Some(file) = &self.file {
+            line("file", &[&hex(file)]);
+        }
         line("started", &[&self.started.as_nanos()]);
         line("paused", &[&u8::from(self.paused)]);
         match self.state {
@@ -219,6 +224,7 @@ impl Handover {
     pub fn parse(text: &str) -> Result<Self, Unreadable> {
         let mut handover = Self {
             version: String::new(),
+            file: None,
             started: Duration::ZERO,
             state: State::Reading,
             paused: false,
@@ -258,6 +264,7 @@ impl Handover {
     fn take(&mut self, key: &str, values: &mut Values<'_>) -> Option<()> {
         match key {
             "version" => self.version = values.word()?.to_owned(),
+            "file" => self.file = Some(values.bytes()?),
             "started" => self.started = values.time()?,
             "paused" => self.paused = values.flag()?,
             "reading" => self.state = State::Reading,
@@ -480,6 +487,7 @@ mod tests {
             (counts, dropped, stale, scans, replayed)
                 in any::<([u64; 6], [u64; 3], u64, u64, [u64; 3])>(),
             sources in prop::collection::vec(0..i32::MAX, 0..3),
+            file in proptest::option::of(bytes()),
             (event, child) in (in_hand(), any::<(i32, i32)>()),
             clients in prop::collection::vec(client(), 0..3),
             listener in any::<Option<(i32, Option<(u64, u64)>)>>(),
@@ -497,6 +505,7 @@ mod tests {
             let [received, handled, failed, timed_out, retried, overruns] = counts;
             Handover {
                 version: "0.1.0-x".into(),
+                file,
                 started,
                 state,
                 paused,

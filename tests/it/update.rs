@@ -4,7 +4,7 @@ use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::linux::net::SocketAddrExt;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::os::unix::net::{SocketAddr, UnixDatagram, UnixListener, UnixStream};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::PathBuf;
@@ -333,6 +333,43 @@ fn a_file_that_does_not_start_is_refused() {
         copy.replace();
         update();
         assert_eq!(daemon.children(), Vec::<u32>::new());
+    });
+}
+
+/// Versions side by side, with a link to the one in use.
+#[test]
+fn a_link_leads_to_the_new_version() {
+    ns::alone(|| {
+        let copy = Copy::new();
+        let (old, new) = (copy.dir.path().join("1/plugd"), copy.dir.path().join("2/plugd"));
+        let link = copy.dir.path().join("bin/plugd");
+        for file in [&old, &new, &link] {
+            fs::create_dir(file.parent().unwrap()).unwrap();
+        }
+        fs::rename(&copy.file, &old).unwrap();
+        fs::copy(PLUGD, &new).unwrap();
+        let path = std::env::var("PATH").unwrap();
+        let path = format!("{}:{path}", link.parent().unwrap().display());
+        for name in [link.to_str().unwrap(), "plugd"] {
+            let _ = fs::remove_file(&link);
+            symlink(&old, &link).unwrap();
+            let (_events, receiver) = unix::pair(SocketType::SEQPACKET);
+            // The shell finds it by its PATH.
+            let plugd = Plugd::reading(receiver).program(name).env("PATH", &path);
+            let daemon = plugd.prelude("").sh("true").start();
+            let runs = |file: &PathBuf| {
+                let exe = fs::read_link(format!("/proc/{}/exe", daemon.pid())).unwrap();
+                assert_eq!(&exe, file, "by {name}");
+            };
+            runs(&old);
+            for (n, file) in [(1, &new), (2, &old)] {
+                fs::remove_file(&link).unwrap();
+                symlink(file, &link).unwrap();
+                daemon.signal(Signal::USR2);
+                daemon.wait_for_logs("updated from version", n);
+                runs(file);
+            }
+        }
     });
 }
 
