@@ -78,7 +78,27 @@ pub struct Server {
     lost: Vec<Id>,
     /// The limit of open files that was there before it was raised for clients.
     open_files: Option<(u64, u64)>,
+    refused: Complaint,
+    not_accepted: Complaint,
+    /// Who was accepted, and had to be left.
+    not_kept: Complaint,
+}
+
+/// What is told at most once a second, and how often it was the case.
+#[derive(Debug, Default)]
+struct Complaint {
     limiter: Limiter,
+    count: u64,
+}
+
+impl Complaint {
+    /// Once more, at the time `now`.
+    fn tell(&mut self, now: Time, what: fmt::Arguments<'_>) {
+        self.count += 1;
+        if self.limiter.allows(now) {
+            log::warn!("{what} ({} so far)", self.count);
+        }
+    }
 }
 
 /// Tells clients apart; never used again.
@@ -208,7 +228,9 @@ impl Server {
             accept_again: None,
             lost: Vec::new(),
             open_files: None,
-            limiter: Limiter::default(),
+            refused: Complaint::default(),
+            not_accepted: Complaint::default(),
+            not_kept: Complaint::default(),
         })
     }
 
@@ -242,7 +264,7 @@ impl Server {
             let stream = match sys::adopt(client.fd) {
                 Ok(fd) => UnixStream::from_std(fd.into()),
                 Err(error) => {
-                    self.complain(now, "go on with a client", &error);
+                    self.cannot_keep(now, "go on with a client", &error);
                     continue;
                 }
             };
@@ -394,9 +416,8 @@ impl Server {
     }
 
     fn deny(&mut self, peer: &Peer, what: &str, now: Time) -> Reply {
-        if self.limiter.allows(now) {
-            log::warn!("{peer} may not {what} on the control socket: refused");
-        }
+        self.refused
+            .tell(now, format_args!("{peer} may not {what} on the control socket: refused"));
         Reply { outcome: Outcome::Denied, text: format!("user {} may not {what} here", peer.uid) }
     }
 
@@ -464,22 +485,24 @@ impl Server {
                     // not reported again.
                     self.accepting = false;
                     self.accept_again = Some(now + ACCEPT_PAUSE);
-                    self.complain(now, "accept a client of the control socket", &error);
+                    let why = reason(&error);
+                    self.not_accepted.tell(
+                        now,
+                        format_args!("cannot accept a client of the control socket: {why}"),
+                    );
                 }
             }
         }
     }
 
-    fn complain(&mut self, now: Time, what: &str, error: &io::Error) {
-        if self.limiter.allows(now) {
-            log::warn!("cannot {what}: {}", reason(error));
-        }
+    fn cannot_keep(&mut self, now: Time, what: &str, error: &io::Error) {
+        self.not_kept.tell(now, format_args!("cannot {what}: {}", reason(error)));
     }
 
     fn admit(&mut self, mut stream: UnixStream, registry: &Registry, now: Time) {
         let peer = match Peer::of(&stream) {
             Ok(peer) => peer,
-            Err(error) => return self.complain(now, "tell who a client is", &error),
+            Err(error) => return self.cannot_keep(now, "tell who a client is", &error),
         };
         if !self.make_room(&peer) {
             // Into an empty buffer: it takes it all, or the client is gone.
@@ -528,7 +551,7 @@ impl Server {
         let token = Token(self.first_token + 1 + id.0);
         let interest = Interest::READABLE | Interest::WRITABLE;
         if let Err(error) = registry.register(&mut stream, token, interest) {
-            self.complain(now, "watch a client of the control socket", &error);
+            self.cannot_keep(now, "watch a client of the control socket", &error);
             return None;
         }
         self.strangers += usize::from(!peer.privileged);

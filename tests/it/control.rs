@@ -559,7 +559,9 @@ fn another_user_is_refused() {
             assert_eq!(code, Some(i32::from(!may_ask)), "{mode}: {said}");
             if !may_ask {
                 assert_eq!(said, "plugd: status: user 65534 may not ask anything here\n");
-                daemon.wait_for_log("of user 65534 may not ask anything on the control socket");
+                daemon.wait_for_log(
+                    "of user 65534 may not ask anything on the control socket: refused (1 so far)",
+                );
                 continue;
             }
             let (code, said) = stranger(&["pause"]);
