@@ -114,6 +114,8 @@ pub struct Client {
     pub last_words: bool,
     /// The first thing it said was the request for the update.
     pub asked_for_update: bool,
+    /// When that has to be answered at the latest, if it waits for something.
+    pub until: Option<Time>,
 }
 
 /// Why a text cannot be read: its line, and what is wrong with it.
@@ -185,9 +187,10 @@ impl Handover {
             Some(Listener { fd, file: None }) => line("listener", &[fd]),
             None => {}
         }
-        for Client { fd, input, output, last_words, asked_for_update } in &self.clients {
+        for Client { fd, input, output, last_words, asked_for_update, until } in &self.clients {
             let (last_words, asked) = (u8::from(*last_words), u8::from(*asked_for_update));
-            line("client", &[fd, &last_words, &asked, &hex(input), &hex(output)]);
+            let until = optional(*until);
+            line("client", &[fd, &last_words, &asked, &hex(input), &hex(output), &until]);
         }
         if let Some(level) = &self.log_level {
             line("log-level", &[level]);
@@ -325,7 +328,9 @@ impl Handover {
                 let fd = values.number()?;
                 let (last_words, asked_for_update) = (values.flag()?, values.flag()?);
                 let (input, output) = (values.bytes()?, values.bytes()?);
-                let client = Client { fd, input, output, last_words, asked_for_update };
+                // Who comes from an older plugd has none.
+                let until = values.optional_time().flatten();
+                let client = Client { fd, input, output, last_words, asked_for_update, until };
                 self.clients.push(client);
             }
             "log-level" => self.log_level = Some(values.word()?.to_owned()),
@@ -465,8 +470,9 @@ mod tests {
             fd in 0..i32::MAX,
             (input, output) in (bytes(), bytes()),
             (last_words, asked_for_update) in any::<(bool, bool)>(),
+            until in proptest::option::of(time()),
         ) -> Client {
-            Client { fd, input, output, last_words, asked_for_update }
+            Client { fd, input, output, last_words, asked_for_update, until }
         }
     }
 

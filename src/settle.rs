@@ -265,6 +265,11 @@ impl<I: Copy + PartialEq> Requests<I> {
         self.requests.iter().map(|request| request.deadline).min()
     }
 
+    /// When this one is to be answered at the latest.
+    pub fn deadline_of(&self, id: I) -> Option<Time> {
+        self.requests.iter().find(|request| request.id == id).map(|request| request.deadline)
+    }
+
     /// Takes out the requests that can be answered at the time `now`.
     /// `is_there` looks up whether a device is there now, for a path or a node, if
     /// that can be told.

@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 use mio::event::Event;
 use mio::net::{UnixListener, UnixStream};
 use mio::{Interest, Registry, Token};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{FileType, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::process::{Resource, Rlimit, getegid, geteuid, getrlimit, setrlimit};
@@ -151,6 +152,9 @@ struct Client {
     active: bool,
     /// When it is sent away if it says or hears nothing.
     deadline: Time,
+    /// When what it asks next is to be answered at the latest, if that was settled before
+    /// an update.
+    until: Option<Time>,
 }
 
 /// A request that waits for an answer.
@@ -274,6 +278,7 @@ impl Server {
             kept.input = client.input;
             kept.output = client.output;
             kept.last_words = client.last_words;
+            kept.until = client.until;
             if client.asked_for_update {
                 // Not read as a request once more: it would begin another update.
                 if kept.question().is_none() {
@@ -292,9 +297,16 @@ impl Server {
     }
 
     /// The clients, for the plugd after this one, which they are told nothing
-    /// of; `updating` are those that asked for it.
-    pub fn hand_over(&self, updating: &[Id]) -> Vec<handover::Client> {
-        let clients = self.clients.iter().filter(|(_, client)| !client.gone);
+    /// of; `updating` are those that asked for it, and `until` tells when a request
+    /// is to be answered at the latest. What is asked by who has gone since is not
+    /// asked again.
+    pub fn hand_over(
+        &self,
+        updating: &[Id],
+        until: impl Fn(Id) -> Option<Time>,
+    ) -> Vec<handover::Client> {
+        let asks_no_more = |client: &Client| client.asking.is_some() && client.has_gone();
+        let clients = self.clients.iter().filter(|(_, client)| !asks_no_more(client));
         clients
             .map(|(id, client)| handover::Client {
                 fd: client.stream.as_raw_fd(),
@@ -302,6 +314,7 @@ impl Server {
                 output: client.output[client.heard..].to_vec(),
                 last_words: client.last_words,
                 asked_for_update: updating.contains(id),
+                until: client.until.or_else(|| until(*id)),
             })
             .collect()
     }
@@ -366,8 +379,12 @@ impl Server {
             match client.look(now) {
                 Look::Over => self.drop_client(id),
                 Look::Later => self.remember(id),
-                Look::Asks(command) => {
+                Look::Asks(mut command) => {
                     let peer = client.peer;
+                    let until = client.until.take();
+                    if let (Ok(Command::Await { timeout, .. }), Some(at)) = (&mut command, until) {
+                        *timeout = at.saturating_sub(now);
+                    }
                     if let Some(reply) = self.judge(&peer, command, now, |c| answer(id, peer, c)) {
                         self.reply(id, &reply, now);
                     } else if self.clients.get(&id).is_some_and(|client| client.gone) {
@@ -569,6 +586,7 @@ impl Server {
                 last_words: false,
                 active: false,
                 deadline: now + SILENCE,
+                until: None,
             },
         );
         self.activate(id);
@@ -589,6 +607,14 @@ impl Server {
 }
 
 impl Client {
+    /// Whether it will hear no more, by the kernel's word: the poll tells of it later.
+    fn has_gone(&self) -> bool {
+        let mut polled = [PollFd::new(&self.stream, PollFlags::empty())];
+        let found = poll(&mut polled, Some(&Timespec::default()));
+        self.gone
+            || found.is_ok() && polled[0].revents().intersects(PollFlags::HUP | PollFlags::ERR)
+    }
+
     fn say(&mut self, bytes: &[u8], now: Time) {
         self.output.extend_from_slice(bytes);
         self.deadline = now + DEAFNESS;

@@ -320,7 +320,9 @@ impl Daemon {
             event,
             child: self.child.as_ref().map(|child| (child.as_raw_fd(), child.pid())),
             listener: control.map(Server::listener),
-            clients: control.map(|c| c.hand_over(&self.update.clients)).unwrap_or_default(),
+            clients: control
+                .map(|c| c.hand_over(&self.update.clients, |id| self.requests.deadline_of(id)))
+                .unwrap_or_default(),
             log_level: chosen.then(|| level.into()),
             open_files: control.and_then(Server::open_files),
             output: self.outlets.output.as_ref().map(|o| (o.as_raw_fd(), o.rest().to_vec())),
