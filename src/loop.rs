@@ -545,7 +545,7 @@ impl Daemon {
         if source.is_some_and(|source| self.sources[source].is_kernels) {
             self.recovery.note_progress(event);
         }
-        self.requests.acted_on(source, event);
+        self.requests.acted_on(source, event, self.started.elapsed());
         self.answer_requests();
     }
 

@@ -18,9 +18,14 @@
 //! followed. What such an event has brought could be gone already.
 #![forbid(unsafe_code)]
 
+use std::time::Duration;
+
 use crate::machine::Time;
 use crate::uevent::Uevent;
 use crate::units;
+
+/// How often to look whether a device is there, at most, while events come all the time.
+const LOOK_INTERVAL: Duration = Duration::from_millis(100);
 
 /// What a request waits for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -158,11 +163,13 @@ impl<I> Request<I> {
 #[derive(Debug)]
 pub struct Requests<I> {
     requests: Vec<Request<I>>,
+    /// Not before that is looked for devices again because an event was acted on.
+    look_again: Time,
 }
 
 impl<I> Default for Requests<I> {
     fn default() -> Self {
-        Self { requests: Vec::new() }
+        Self { requests: Vec::new(), look_again: Time::ZERO }
     }
 }
 
@@ -243,11 +250,16 @@ impl<I: Copy + PartialEq> Requests<I> {
         }
     }
 
-    /// An event has been acted on, to its end. `socket` is where it came from, if
-    /// it came from one.
-    pub fn acted_on(&mut self, socket: Option<usize>, event: &Uevent<'_>) {
+    /// An event has been acted on, to its end, at the time `now`. `socket` is where it
+    /// came from, if it came from one.
+    pub fn acted_on(&mut self, socket: Option<usize>, event: &Uevent<'_>, now: Time) {
         if self.requests.is_empty() {
             return;
+        }
+        // It may have brought more than its own device, and no socket may ever be empty.
+        let looks = now >= self.look_again;
+        if looks {
+            self.look_again = now.saturating_add(LOOK_INTERVAL);
         }
         let event = &Traits::of(event);
         for request in &mut self.requests {
@@ -257,6 +269,7 @@ impl<I: Copy + PartialEq> Requests<I> {
                 request.unsettled.retain(|&unsettled| Some(unsettled) != socket);
                 request.look = request.is_settled();
             }
+            request.look |= looks && request.is_settled();
         }
     }
 

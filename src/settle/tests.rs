@@ -17,7 +17,11 @@ fn event(fields: &str) -> Vec<u8> {
 
 fn acted_on(requests: &mut Requests<u32>, socket: usize, fields: &str) {
     let datagram = event(fields);
-    requests.acted_on(Some(socket), &Uevent::parse(&datagram, Header::Required).unwrap());
+    acted_on_at(requests, NOW, Some(socket), &datagram);
+}
+
+fn acted_on_at(requests: &mut Requests<u32>, now: Time, socket: Option<usize>, datagram: &[u8]) {
+    requests.acted_on(socket, &Uevent::parse(datagram, Header::Required).unwrap(), now);
 }
 
 fn answers(requests: &mut Requests<u32>) -> Vec<(u32, Answer)> {
@@ -187,6 +191,24 @@ fn what_is_there_counts_only_when_its_event_has_been_acted_on() {
         requests.found_empty(0);
         assert_eq!(requests.answer(NOW, |_| panic!("looked for fields")), []);
     }
+}
+
+/// What comes beside the device of an event is found, but not looked for with each.
+#[test]
+fn what_comes_later_is_found_though_no_socket_is_ever_empty() {
+    let mut requests = one(Want::Present(node()), Some(7), 1);
+    let event = |requests: &mut Requests<u32>, ms, number| {
+        let datagram = event(&format!("SEQNUM={number}"));
+        acted_on_at(requests, NOW + Time::from_millis(ms), Some(0), &datagram);
+    };
+    event(&mut requests, 0, 7);
+    assert_eq!(requests.answer(NOW, |_| Some(true)), [], "it is not settled");
+    event(&mut requests, 50, 8);
+    assert_eq!(requests.answer(NOW, |_| Some(false)), []);
+    event(&mut requests, 99, 9);
+    assert_eq!(requests.answer(NOW, |_| panic!("looked again")), []);
+    event(&mut requests, 100, 10);
+    assert_eq!(requests.answer(NOW, |_| Some(true)), YES);
 }
 
 /// What happens next in the world.

@@ -1019,6 +1019,54 @@ fn wait_for_a_link_that_a_handler_makes() {
     });
 }
 
+/// The same, but the queue is never empty again, as events come faster than they are
+/// acted on.
+#[test]
+fn wait_for_a_link_that_a_rule_makes_under_a_constant_stream() {
+    ns::inside_with_sysfs(|| {
+        let mounted =
+            Command::new("mount").args(["-t", "tmpfs", "tmpfs", "/dev"]).status().unwrap();
+        assert!(mounted.success());
+        let null = rustix::fs::FileType::RegularFile;
+        let mode = rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR;
+        rustix::fs::mknodat(rustix::fs::CWD, "/dev/null", null, mode, 0).unwrap();
+        let rules = tempfile::tempdir().unwrap();
+        let conf = rules.path().join("mdev.conf");
+        let rule = "late 0:0 600 @ln -s x /dev/link\n.* 0:0 600 @echo $N >>$TMP/out\n";
+        std::fs::write(&conf, rule).unwrap();
+        let plugd = Plugd::new().args(["run", "--receive-buffer-size", "64K", "--conf"]);
+        let daemon = plugd.args([&conf]).start();
+        eventually("it listens", || connect("@plugd"));
+        let inode = daemon.netlink().1;
+        let queued = || NetlinkSocket::find(inode).unwrap().queued;
+        let full = || queued() >= 32 * 1024;
+        let done = std::sync::atomic::AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let injector = Injector::new();
+                while !done.load(std::sync::atomic::Ordering::Relaxed) {
+                    if full() {
+                        std::thread::sleep(Duration::from_micros(100));
+                    } else {
+                        injector.event("add", "/x", &["N=1", "DEVNAME=x"]);
+                    }
+                }
+            });
+            let _end = SetWhenDropped(&done);
+            eventually("the queue is full", || full().then_some(()));
+            let waiting = begin("@plugd", &["wait", "/dev/link"]);
+            eventually("it waits", || (clients(&daemon) == 1).then_some(()));
+            // It is looked for once more when all is settled.
+            for _ in 0..2 {
+                assert_eq!(say("@plugd", &["settle"]).code, Some(0));
+            }
+            Injector::new().event("add", "/late", &["DEVNAME=late"]);
+            assert_eq!(end(waiting), Some(0));
+            assert!(queued() > 0, "there was no stream");
+        });
+    });
+}
+
 #[test]
 fn an_idle_daemon_makes_no_system_calls() {
     if Command::new("strace").arg("-V").output().is_err() {
