@@ -471,9 +471,14 @@ impl Daemon {
         let watched = &mut self.sources[index];
         let failed_before = std::mem::take(&mut watched.failed);
         let received = watched.source.receive(buffer);
+        let weight = watched.source.weight(&received);
         if watched.is_kernels && !matches!(received, Received::Empty) {
             self.recovery.took_one();
         }
+        if weight > 0 && self.requests.took(index, weight) {
+            self.answer_requests();
+        }
+        let watched = &mut self.sources[index];
         match received {
             Received::Datagram(length) => return Some(length),
             Received::Empty => {

@@ -6,10 +6,11 @@
 //!
 //! Events leave a socket in the order in which they were queued. So all that
 //! were queued when the request came have been acted on once the socket is
-//! found empty while none is in hand, or once one has been acted on that the
+//! found empty while none is in hand; or once one has been acted on that the
 //! kernel numbered after the request came: SEQNUM counts up by one for every
 //! event of the machine (lib/kobject_uevent.c), and the request notes where it
-//! stood. Every socket that is read has to pass one of the two.
+//! stood; or once as much was taken from it as was queued, and acted on.
+//! Every socket that is read has to pass one of the three.
 //!
 //! Events that the kernel dropped are not in that order. They are made up for by a
 //! comparison of what is there with what is known: one that had all in it, as nothing
@@ -132,7 +133,7 @@ struct Request<I> {
     /// The kernel's last SEQNUM when the request came, if it could be read.
     last: Option<u64>,
     /// The sockets that may still hold events from before.
-    unsettled: Vec<usize>,
+    unsettled: Vec<Unsettled>,
     loss: Loss,
     /// The first comparison that finds all that was dropped before.
     finder: Option<u64>,
@@ -140,6 +141,14 @@ struct Request<I> {
     met: bool,
     /// Whether the device is there has to be looked up.
     look: bool,
+}
+
+/// A socket that may hold events from before a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Unsettled {
+    socket: usize,
+    /// How much of it is from before, at most, if that can be told.
+    left: Option<u64>,
 }
 
 /// What is known of events from before a request that were dropped.
@@ -182,19 +191,20 @@ impl<I: Copy + PartialEq> Requests<I> {
     /// Takes a request that is to be answered until `deadline`.
     ///
     /// `last` is the number that the kernel gave out last, read after the
-    /// request came; `sockets` are all that may bring events. None of them may
-    /// be held to be empty any more because it was before. `lossy`: events may
-    /// have been dropped that are not made up for.
+    /// request came; `sockets` are all that may bring events, and how much waits in
+    /// each, if that can be told. None of them may be held to be empty any more because
+    /// it was before. `lossy`: events may have been dropped that are not made up for.
     pub fn add(
         &mut self,
         id: I,
         want: Want,
         last: Option<u64>,
-        sockets: impl Iterator<Item = usize>,
+        sockets: impl Iterator<Item = (usize, Option<u64>)>,
         lossy: bool,
         deadline: Time,
     ) {
-        let unsettled: Vec<usize> = sockets.collect();
+        let unsettled: Vec<Unsettled> =
+            sockets.map(|(socket, left)| Unsettled { socket, left }).collect();
         let (loss, finder) = (if lossy { Loss::Possible } else { Loss::None }, None);
         let request =
             Request { id, want, last, unsettled, loss, finder, deadline, met: false, look: false };
@@ -237,17 +247,39 @@ impl<I: Copy + PartialEq> Requests<I> {
 
     /// Whether somebody waits for this socket to be found empty.
     pub fn wait_for(&self, socket: usize) -> bool {
-        self.requests.iter().any(|request| request.unsettled.contains(&socket))
+        let mut unsettled = self.requests.iter().flat_map(|request| &request.unsettled);
+        unsettled.any(|unsettled| unsettled.socket == socket)
     }
 
     /// An attempt to receive found the socket empty, or at its end, while no
     /// event was in hand.
     pub fn found_empty(&mut self, socket: usize) {
         for request in &mut self.requests {
-            request.unsettled.retain(|&unsettled| unsettled != socket);
+            request.unsettled.retain(|unsettled| unsettled.socket != socket);
             // What an event has brought beside its own device is found here.
             request.look = request.is_settled();
         }
+    }
+
+    /// So much of what waited in the socket was taken, at the least, while no event was
+    /// in hand. Returns whether somebody may be answered now.
+    pub fn took(&mut self, socket: usize, weight: u64) -> bool {
+        let mut settles = false;
+        for request in &mut self.requests {
+            let before = request.unsettled.len();
+            // What was taken before has been acted on.
+            request
+                .unsettled
+                .retain(|unsettled| (unsettled.socket, unsettled.left) != (socket, Some(0)));
+            for unsettled in request.unsettled.iter_mut().filter(|u| u.socket == socket) {
+                unsettled.left = unsettled.left.map(|left| left.saturating_sub(weight));
+            }
+            if request.unsettled.len() < before && request.is_settled() {
+                request.look = true;
+                settles = true;
+            }
+        }
+        settles
     }
 
     /// An event has been acted on, to its end, at the time `now`. `socket` is where it
@@ -266,7 +298,7 @@ impl<I: Copy + PartialEq> Requests<I> {
             request.met |= request.want.met_by(event);
             let later = request.last.is_some() && event.number > request.last;
             if socket.is_some() && later && !request.unsettled.is_empty() {
-                request.unsettled.retain(|&unsettled| Some(unsettled) != socket);
+                request.unsettled.retain(|unsettled| Some(unsettled.socket) != socket);
                 request.look = request.is_settled();
             }
             request.look |= looks && request.is_settled();

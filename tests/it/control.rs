@@ -812,6 +812,35 @@ fn settle_is_bounded_under_a_constant_stream() {
     });
 }
 
+/// The same where events have no SEQNUM, and the socket is always full.
+#[test]
+fn settle_is_bounded_under_a_constant_stream_without_numbers() {
+    let host = Host::start(&[], "echo $N >>$TMP/out");
+    let done = std::sync::atomic::AtomicBool::new(false);
+    let sent = std::sync::atomic::AtomicU32::new(0);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for n in 1.. {
+                if done.load(std::sync::atomic::Ordering::Relaxed) {
+                    break;
+                }
+                host.event(n);
+                sent.store(n, std::sync::atomic::Ordering::Relaxed);
+            }
+        });
+        let _end = SetWhenDropped(&done);
+        let sent = || sent.load(std::sync::atomic::Ordering::Relaxed);
+        let acted_on = || u32::try_from(host.daemon.lines("out").len()).unwrap();
+        eventually("the socket is full", || (sent() > acted_on() + 50).then_some(()));
+        for _ in 0..3 {
+            let before = sent();
+            assert_eq!(host.say(&["settle", "--timeout", "60"]).code, Some(0));
+            assert!(acted_on() >= before, "early");
+            assert!(sent() > acted_on(), "there was no stream");
+        }
+    });
+}
+
 /// Ends a thread however the test ends.
 pub(crate) struct SetWhenDropped<'a>(pub(crate) &'a std::sync::atomic::AtomicBool);
 
