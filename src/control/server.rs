@@ -695,10 +695,11 @@ impl Client {
     }
 }
 
-/// How many clients the limit of open files leaves room for.
+/// How many clients the limit of open files leaves room for: even a very low one for a few,
+/// or nobody could say stop.
 fn room() -> usize {
     let limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
-    let room = limit.saturating_sub(DESCRIPTORS_KEPT);
+    let room = limit.saturating_sub(DESCRIPTORS_KEPT).max(limit / 8);
     usize::try_from(room).unwrap_or(usize::MAX).min(CLIENTS_MAX)
 }
 

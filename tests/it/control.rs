@@ -471,6 +471,28 @@ fn a_thousand_idle_clients_and_a_busy_daemon() {
     host.daemon.sleeps();
 }
 
+#[test]
+fn with_few_descriptors_there_are_few_clients() {
+    for limit in [16, 32, 33] {
+        let address = format!("@plugd-test-{}-{}", std::process::id(), unique());
+        let (events, receiver) = unix::pair(SocketType::SEQPACKET);
+        let plugd = Plugd::new().args(["run", "--fd", "3", "--control", &address]);
+        let plugd = plugd.prelude(&format!("ulimit -n {limit}")).fd(receiver, 3);
+        let host = Host { daemon: plugd.sh("echo $N >>$TMP/out").start(), events, address };
+        host.wait_until_it_listens();
+        // Who says nothing keeps out nobody, nor a program.
+        let _silent = [(); 5].map(|()| host.connect());
+        host.event(1);
+        for args in [&["settle"][..], &["wait", "--timeout", "0.1", "A=1"], &["status"]] {
+            let expected = i32::from(args[0] == "wait");
+            let said = host.say(args);
+            assert_eq!(said.code, Some(expected), "{args:?} with {limit}: {said:?}");
+        }
+        assert_eq!(host.daemon.lines("out"), ["1"], "{limit}");
+        assert_eq!(host.say(&["stop"]).code, Some(0));
+    }
+}
+
 /// Whoever could not be accepted for want of descriptors is not forgotten, though all
 /// others go.
 #[test]
