@@ -382,6 +382,46 @@ fn a_megabyte_without_a_newline_gets_an_error_line() {
     assert!(kib(&after) < kib(&before) + 512, "{before} before, {after} after");
 }
 
+/// What is said without end, and what nobody hears, is bounded for each of them.
+#[test]
+fn a_thousand_hostile_clients_cost_little_memory() {
+    const CLIENTS: usize = 1000;
+    let limit = getrlimit(Resource::Nofile);
+    if limit.maximum.is_some_and(|maximum| maximum < 4096) {
+        let why = "the limit of open files is too low";
+        return skip("root", "a_thousand_hostile_clients", why);
+    }
+    setrlimit(Resource::Nofile, Rlimit { current: Some(4096), ..limit }).unwrap();
+    let host = Host::start(&[], "echo $N >>$TMP/out");
+    // With the code that serves them.
+    assert!(host.ask("status --openmetrics\n").ends_with("# EOF\n"));
+    let memory = || {
+        let text = host.daemon.status("VmHWM");
+        text.trim_end_matches(" kB").trim().parse::<u64>().unwrap()
+    };
+    let before = memory();
+    let garbage = vec![b'x'; 1 << 20];
+    // A line that is too long, one without end, and questions whose answers nobody hears.
+    let says: [&[u8]; 3] =
+        [&garbage, &garbage[..4000], &b"plugd/1 status --openmetrics\n".repeat(10_000)];
+    let mut previous = Vec::new();
+    for said in says {
+        let mut clients: Vec<UnixStream> = (0..CLIENTS).map(|_| host.connect()).collect();
+        for client in &mut clients {
+            client.set_nonblocking(true).unwrap();
+            let _ = client.write_all(said);
+        }
+        host.event(1);
+        assert_eq!(host.say(&["settle"]).code, Some(0));
+        host.daemon.sleeps();
+        // These stay while others come.
+        drop(std::mem::replace(&mut previous, clients));
+    }
+    assert_eq!(host.daemon.lines("out").len(), says.len());
+    let (after, bound) = (memory(), CLIENTS as u64 * 16);
+    assert!(after < before + bound, "{before} KiB, then {after}");
+}
+
 /// The daemon closes without reading all that was said: an error may follow.
 fn read_all_of_broken(stream: &mut UnixStream) -> String {
     let mut bytes = Vec::new();
