@@ -639,6 +639,48 @@ fn another_user_is_refused() {
     });
 }
 
+/// The parser of Prometheus itself.
+#[test]
+fn prometheus_reads_the_metrics() {
+    const READ: &str = "
+import sys
+from prometheus_client.openmetrics.parser import text_string_to_metric_families
+for family in text_string_to_metric_families(sys.stdin.read()):
+    for sample in family.samples:
+        print(family.type, sample.name, sample.labels, float(sample.value))
+";
+    let what = "prometheus_reads_the_metrics";
+    let module = ["-c", "import prometheus_client.openmetrics.parser"];
+    if !Command::new("python3").args(module).output().is_ok_and(|output| output.status.success()) {
+        return skip("tools", what, "there is no python3 with prometheus_client");
+    }
+    let host = Host::start(&[], HOLD);
+    host.event(1);
+    host.daemon.wait_for_lines("out", 1);
+    let said = host.say(&["status", "--openmetrics"]);
+    let mut python = Command::new("python3")
+        .args(["-c", READ])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    python.stdin.take().unwrap().write_all(said.stdout.as_bytes()).unwrap();
+    let output = python.wait_with_output().unwrap();
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{errors}\n{}", said.stdout);
+    let read = String::from_utf8(output.stdout).unwrap();
+    for sample in [
+        "counter plugd_events_received_total {} 1.0",
+        "stateset plugd_state {'plugd_state': 'running'} 1.0",
+        "stateset plugd_state {'plugd_state': 'idle'} 0.0",
+        "counter plugd_datagrams_dropped_total {'kind': 'foreign'} 0.0",
+    ] {
+        assert!(read.lines().any(|line| line == sample), "{sample}: {read}");
+    }
+    host.daemon.release("gate");
+}
+
 /// Each event is compared with what each of them waits for.
 #[test]
 fn only_some_of_other_users_may_wait() {
