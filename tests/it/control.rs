@@ -1202,16 +1202,53 @@ fn wait_for_a_link_that_a_rule_makes_under_a_constant_stream() {
 
 #[test]
 fn an_idle_daemon_makes_no_system_calls() {
-    if Command::new("strace").arg("-V").output().is_err() {
-        return skip("tools", "an_idle_daemon_makes_no_system_calls", "there is no strace");
-    }
     let host = Host::start(&[], "true");
     host.event(1);
     assert_eq!(host.say(&["settle"]).code, Some(0));
-    host.daemon.sleeps();
-    let trace = host.daemon.path("trace");
+    makes_no_system_calls(&host.daemon, "an_idle_daemon_makes_no_system_calls");
+}
+
+/// With all that there can be: the kernel's socket, rules, a state file, devices that
+/// were found, and one that came.
+#[test]
+fn an_idle_device_manager_makes_no_system_calls() {
+    ns::inside_with_sysfs(|| {
+        let dir = tempfile::tempdir().unwrap();
+        let (conf, dev, state) =
+            (dir.path().join("mdev.conf"), dir.path().join("dev"), dir.path().join("state"));
+        std::fs::write(&conf, "-SUBSYSTEM=net;.* 0:0 600 *echo $ACTION >>$TMP/out\n").unwrap();
+        std::fs::create_dir(&dev).unwrap();
+        let plugd = Plugd::new().args(["run", "--coldplug", "--state"]).args([&state]);
+        let daemon = plugd.args(["--conf"]).args([&conf]).args(["--dev"]).args([&dev]).start();
+        eventually("it listens", || connect("@plugd"));
+        real_device("br0");
+        assert_eq!(say("@plugd", &["wait", "/sys/class/net/br0"]).code, Some(0));
+        assert_eq!(say("@plugd", &["settle"]).code, Some(0));
+        assert!(daemon.lines("out").iter().any(|line| line == "add"), "{:?}", daemon.log());
+        assert!(std::fs::metadata(&state).unwrap().len() > 0);
+        makes_no_system_calls(&daemon, "an_idle_device_manager_makes_no_system_calls");
+        assert_eq!(status("@plugd")["state"], "idle");
+    });
+}
+
+/// For 10 seconds, once it has looked up what it had put off.
+fn makes_no_system_calls(daemon: &Daemon, test: &str) {
+    if Command::new("strace").arg("-V").output().is_err() {
+        return skip("tools", test, "there is no strace");
+    }
+    let file = format!("/proc/{}/syscall", daemon.pid());
+    if let Err(error) = std::fs::read_to_string(&file) {
+        return skip("tools", test, &format!("{file}: {error}"));
+    }
+    eventually("it waits without a deadline", || {
+        // The number of the system call, and what it was called with (proc(5)).
+        let call = std::fs::read_to_string(&file).unwrap();
+        let timeout = call.split_whitespace().nth(4)?;
+        ["0xffffffff", "0xffffffffffffffff"].contains(&timeout).then_some(())
+    });
+    let trace = daemon.path("trace");
     let mut strace = Command::new("strace")
-        .args(["-q", "-p", &host.daemon.pid().to_string(), "-o"])
+        .args(["-q", "-p", &daemon.pid().to_string(), "-o"])
         .arg(&trace)
         .stderr(Stdio::null())
         .spawn()
@@ -1220,10 +1257,10 @@ fn an_idle_daemon_makes_no_system_calls() {
         if strace.try_wait().unwrap().is_some() {
             return Some(false);
         }
-        (host.daemon.status("TracerPid") != "0").then_some(true)
+        (daemon.status("TracerPid") != "0").then_some(true)
     });
     if !attached {
-        return skip("tools", "an_idle_daemon_makes_no_system_calls", "strace cannot attach");
+        return skip("tools", test, "strace cannot attach");
     }
     // What must not happen cannot be awaited.
     std::thread::sleep(Duration::from_secs(10));
