@@ -34,6 +34,8 @@ const MAGIC: &str = "plugd-handover 1";
 pub struct Handover {
     /// The version of plugd that it comes from.
     pub version: String,
+    /// Where that is, as it was named at the start.
+    pub file: Option<Vec<u8>>,
     /// When the daemon was started, by CLOCK_MONOTONIC. All times count from there.
     pub started: Duration,
     /// What it is doing; never `Acting` or `Done`.
@@ -112,6 +114,8 @@ pub struct Client {
     pub last_words: bool,
     /// The first thing it said was the request for the update.
     pub asked_for_update: bool,
+    /// When that has to be answered at the latest, if it waits for something.
+    pub until: Option<Time>,
 }
 
 /// Why a text cannot be read: its line, and what is wrong with it.
@@ -140,6 +144,9 @@ impl Handover {
             });
             text.push('\n');
         };
+        if let Some(file) = &self.file {
+            line("file", &[&hex(file)]);
+        }
         line("started", &[&self.started.as_nanos()]);
         line("paused", &[&u8::from(self.paused)]);
         match self.state {
@@ -180,9 +187,10 @@ impl Handover {
             Some(Listener { fd, file: None }) => line("listener", &[fd]),
             None => {}
         }
-        for Client { fd, input, output, last_words, asked_for_update } in &self.clients {
+        for Client { fd, input, output, last_words, asked_for_update, until } in &self.clients {
             let (last_words, asked) = (u8::from(*last_words), u8::from(*asked_for_update));
-            line("client", &[fd, &last_words, &asked, &hex(input), &hex(output)]);
+            let until = optional(*until);
+            line("client", &[fd, &last_words, &asked, &hex(input), &hex(output), &until]);
         }
         if let Some(level) = &self.log_level {
             line("log-level", &[level]);
@@ -219,6 +227,7 @@ impl Handover {
     pub fn parse(text: &str) -> Result<Self, Unreadable> {
         let mut handover = Self {
             version: String::new(),
+            file: None,
             started: Duration::ZERO,
             state: State::Reading,
             paused: false,
@@ -258,6 +267,7 @@ impl Handover {
     fn take(&mut self, key: &str, values: &mut Values<'_>) -> Option<()> {
         match key {
             "version" => self.version = values.word()?.to_owned(),
+            "file" => self.file = Some(values.bytes()?),
             "started" => self.started = values.time()?,
             "paused" => self.paused = values.flag()?,
             "reading" => self.state = State::Reading,
@@ -318,7 +328,9 @@ impl Handover {
                 let fd = values.number()?;
                 let (last_words, asked_for_update) = (values.flag()?, values.flag()?);
                 let (input, output) = (values.bytes()?, values.bytes()?);
-                let client = Client { fd, input, output, last_words, asked_for_update };
+                // Who comes from an older plugd has none.
+                let until = values.optional_time().flatten();
+                let client = Client { fd, input, output, last_words, asked_for_update, until };
                 self.clients.push(client);
             }
             "log-level" => self.log_level = Some(values.word()?.to_owned()),
@@ -458,8 +470,9 @@ mod tests {
             fd in 0..i32::MAX,
             (input, output) in (bytes(), bytes()),
             (last_words, asked_for_update) in any::<(bool, bool)>(),
+            until in proptest::option::of(time()),
         ) -> Client {
-            Client { fd, input, output, last_words, asked_for_update }
+            Client { fd, input, output, last_words, asked_for_update, until }
         }
     }
 
@@ -480,6 +493,7 @@ mod tests {
             (counts, dropped, stale, scans, replayed)
                 in any::<([u64; 6], [u64; 3], u64, u64, [u64; 3])>(),
             sources in prop::collection::vec(0..i32::MAX, 0..3),
+            file in proptest::option::of(bytes()),
             (event, child) in (in_hand(), any::<(i32, i32)>()),
             clients in prop::collection::vec(client(), 0..3),
             listener in any::<Option<(i32, Option<(u64, u64)>)>>(),
@@ -497,6 +511,7 @@ mod tests {
             let [received, handled, failed, timed_out, retried, overruns] = counts;
             Handover {
                 version: "0.1.0-x".into(),
+                file,
                 started,
                 state,
                 paused,

@@ -285,7 +285,7 @@ impl Daemon {
     /// # Errors
     /// Those of write(2) on the notification descriptor.
     pub fn announce(&mut self) -> io::Result<()> {
-        self.notifier.ready("reading events")
+        self.notifier.ready(orders::activity(self.machine.is_paused()))
     }
 
     /// Acts on one event after the other, as `engine` says, until it is asked
@@ -471,9 +471,14 @@ impl Daemon {
         let watched = &mut self.sources[index];
         let failed_before = std::mem::take(&mut watched.failed);
         let received = watched.source.receive(buffer);
+        let weight = watched.source.weight(&received);
         if watched.is_kernels && !matches!(received, Received::Empty) {
             self.recovery.took_one();
         }
+        if weight > 0 && self.requests.took(index, weight) {
+            self.answer_requests();
+        }
+        let watched = &mut self.sources[index];
         match received {
             Received::Datagram(length) => return Some(length),
             Received::Empty => {
@@ -545,7 +550,7 @@ impl Daemon {
         if source.is_some_and(|source| self.sources[source].is_kernels) {
             self.recovery.note_progress(event);
         }
-        self.requests.acted_on(source, event);
+        self.requests.acted_on(source, event, self.started.elapsed());
         self.answer_requests();
     }
 

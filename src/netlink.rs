@@ -36,6 +36,10 @@ pub const KERNEL_GROUP: u32 = 1;
 /// have more to say.
 pub const DATAGRAM_MAX: usize = 64 * 1024;
 
+/// No netlink datagram takes less of the receive buffer, in bytes: the kernel counts its
+/// own bookkeeping too.
+pub const LEAST_COST: u64 = 512;
+
 /// The largest receive buffer that the kernel takes, in bytes: what it doubles has
 /// to fit an int (__sock_set_rcvbuf in net/core/sock.c).
 const LARGEST_BUFFER: usize = i32::MAX as usize / 2;
@@ -308,15 +312,27 @@ impl Source {
         self.kind == Kind::Netlink
     }
 
-    /// Whether nothing waits to be received now, where that can be told.
-    pub fn is_empty(&self) -> Option<bool> {
+    /// How much waits to be received, in bytes, where that can be told. The weights of
+    /// all that is received of it may be less, but never more.
+    pub fn queued(&self) -> Option<u64> {
         match self.kind {
-            Kind::Netlink => sys::socket_memory(&self.fd).ok().map(|memory| memory.queued == 0),
+            Kind::Netlink => sys::socket_memory(&self.fd).ok().map(|memory| memory.queued.into()),
             // Counts all that is queued (unix_inq_len in net/unix/af_unix.c).
-            Kind::Seqpacket => rustix::io::ioctl_fionread(&self.fd).ok().map(|bytes| bytes == 0),
+            Kind::Seqpacket => rustix::io::ioctl_fionread(&self.fd).ok(),
             // Only the first, which may be empty itself.
             Kind::Datagram => None,
             Kind::Stream(_) => None,
+        }
+    }
+
+    /// How much of what was queued something received was, in bytes, at least.
+    pub fn weight(&self, received: &Received) -> u64 {
+        match (&self.kind, received) {
+            (Kind::Netlink, Received::Datagram(_) | Received::Truncated | Received::Foreign(_)) => {
+                LEAST_COST
+            }
+            (Kind::Seqpacket, Received::Datagram(length)) => *length as u64,
+            _ => 0,
         }
     }
 

@@ -6,10 +6,11 @@
 //!
 //! Events leave a socket in the order in which they were queued. So all that
 //! were queued when the request came have been acted on once the socket is
-//! found empty while none is in hand, or once one has been acted on that the
+//! found empty while none is in hand; or once one has been acted on that the
 //! kernel numbered after the request came: SEQNUM counts up by one for every
 //! event of the machine (lib/kobject_uevent.c), and the request notes where it
-//! stood. Every socket that is read has to pass one of the two.
+//! stood; or once as much was taken from it as was queued, and acted on.
+//! Every socket that is read has to pass one of the three.
 //!
 //! Events that the kernel dropped are not in that order. They are made up for by a
 //! comparison of what is there with what is known: one that had all in it, as nothing
@@ -18,9 +19,14 @@
 //! followed. What such an event has brought could be gone already.
 #![forbid(unsafe_code)]
 
+use std::time::Duration;
+
 use crate::machine::Time;
 use crate::uevent::Uevent;
 use crate::units;
+
+/// How often to look whether a device is there, at most, while events come all the time.
+const LOOK_INTERVAL: Duration = Duration::from_millis(100);
 
 /// What a request waits for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -127,7 +133,7 @@ struct Request<I> {
     /// The kernel's last SEQNUM when the request came, if it could be read.
     last: Option<u64>,
     /// The sockets that may still hold events from before.
-    unsettled: Vec<usize>,
+    unsettled: Vec<Unsettled>,
     loss: Loss,
     /// The first comparison that finds all that was dropped before.
     finder: Option<u64>,
@@ -135,6 +141,14 @@ struct Request<I> {
     met: bool,
     /// Whether the device is there has to be looked up.
     look: bool,
+}
+
+/// A socket that may hold events from before a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Unsettled {
+    socket: usize,
+    /// How much of it is from before, at most, if that can be told.
+    left: Option<u64>,
 }
 
 /// What is known of events from before a request that were dropped.
@@ -158,11 +172,13 @@ impl<I> Request<I> {
 #[derive(Debug)]
 pub struct Requests<I> {
     requests: Vec<Request<I>>,
+    /// Not before that is looked for devices again because an event was acted on.
+    look_again: Time,
 }
 
 impl<I> Default for Requests<I> {
     fn default() -> Self {
-        Self { requests: Vec::new() }
+        Self { requests: Vec::new(), look_again: Time::ZERO }
     }
 }
 
@@ -175,19 +191,20 @@ impl<I: Copy + PartialEq> Requests<I> {
     /// Takes a request that is to be answered until `deadline`.
     ///
     /// `last` is the number that the kernel gave out last, read after the
-    /// request came; `sockets` are all that may bring events. None of them may
-    /// be held to be empty any more because it was before. `lossy`: events may
-    /// have been dropped that are not made up for.
+    /// request came; `sockets` are all that may bring events, and how much waits in
+    /// each, if that can be told. None of them may be held to be empty any more because
+    /// it was before. `lossy`: events may have been dropped that are not made up for.
     pub fn add(
         &mut self,
         id: I,
         want: Want,
         last: Option<u64>,
-        sockets: impl Iterator<Item = usize>,
+        sockets: impl Iterator<Item = (usize, Option<u64>)>,
         lossy: bool,
         deadline: Time,
     ) {
-        let unsettled: Vec<usize> = sockets.collect();
+        let unsettled: Vec<Unsettled> =
+            sockets.map(|(socket, left)| Unsettled { socket, left }).collect();
         let (loss, finder) = (if lossy { Loss::Possible } else { Loss::None }, None);
         let request =
             Request { id, want, last, unsettled, loss, finder, deadline, met: false, look: false };
@@ -230,39 +247,72 @@ impl<I: Copy + PartialEq> Requests<I> {
 
     /// Whether somebody waits for this socket to be found empty.
     pub fn wait_for(&self, socket: usize) -> bool {
-        self.requests.iter().any(|request| request.unsettled.contains(&socket))
+        let mut unsettled = self.requests.iter().flat_map(|request| &request.unsettled);
+        unsettled.any(|unsettled| unsettled.socket == socket)
     }
 
     /// An attempt to receive found the socket empty, or at its end, while no
     /// event was in hand.
     pub fn found_empty(&mut self, socket: usize) {
         for request in &mut self.requests {
-            request.unsettled.retain(|&unsettled| unsettled != socket);
+            request.unsettled.retain(|unsettled| unsettled.socket != socket);
             // What an event has brought beside its own device is found here.
             request.look = request.is_settled();
         }
     }
 
-    /// An event has been acted on, to its end. `socket` is where it came from, if
-    /// it came from one.
-    pub fn acted_on(&mut self, socket: Option<usize>, event: &Uevent<'_>) {
+    /// So much of what waited in the socket was taken, at the least, while no event was
+    /// in hand. Returns whether somebody may be answered now.
+    pub fn took(&mut self, socket: usize, weight: u64) -> bool {
+        let mut settles = false;
+        for request in &mut self.requests {
+            let before = request.unsettled.len();
+            // What was taken before has been acted on.
+            request
+                .unsettled
+                .retain(|unsettled| (unsettled.socket, unsettled.left) != (socket, Some(0)));
+            for unsettled in request.unsettled.iter_mut().filter(|u| u.socket == socket) {
+                unsettled.left = unsettled.left.map(|left| left.saturating_sub(weight));
+            }
+            if request.unsettled.len() < before && request.is_settled() {
+                request.look = true;
+                settles = true;
+            }
+        }
+        settles
+    }
+
+    /// An event has been acted on, to its end, at the time `now`. `socket` is where it
+    /// came from, if it came from one.
+    pub fn acted_on(&mut self, socket: Option<usize>, event: &Uevent<'_>, now: Time) {
         if self.requests.is_empty() {
             return;
+        }
+        // It may have brought more than its own device, and no socket may ever be empty.
+        let looks = now >= self.look_again;
+        if looks {
+            self.look_again = now.saturating_add(LOOK_INTERVAL);
         }
         let event = &Traits::of(event);
         for request in &mut self.requests {
             request.met |= request.want.met_by(event);
             let later = request.last.is_some() && event.number > request.last;
             if socket.is_some() && later && !request.unsettled.is_empty() {
-                request.unsettled.retain(|&unsettled| Some(unsettled) != socket);
+                request.unsettled.retain(|unsettled| Some(unsettled.socket) != socket);
                 request.look = request.is_settled();
             }
+            request.look |= looks && request.is_settled();
         }
     }
 
     /// When [`Requests::answer`] is to be asked, at the latest.
     pub fn deadline(&self) -> Option<Time> {
         self.requests.iter().map(|request| request.deadline).min()
+    }
+
+    /// When this one is to be answered at the latest.
+    pub fn deadline_of(&self, id: I) -> Option<Time> {
+        self.requests.iter().find(|request| request.id == id).map(|request| request.deadline)
     }
 
     /// Takes out the requests that can be answered at the time `now`.

@@ -97,7 +97,8 @@ command!(
     help!(
         "The device is told by its path in /sys (with or without /sys), by its node or a\n\
          link in /dev, or by variables of its events, all of which must be as given. If\n\
-         it is there already, but its event still waits, that is waited for.\n\n\
+         it is there already, but its event still waits, that is waited for. With ACTION,\n\
+         SEQNUM, DEVPATH_OLD or SYNTH_..., only an event is.\n\n\
          Examples:\n      \
          plugd wait /dev/disk/by-label/data && mount LABEL=data /data\n      \
          plugd wait --timeout 10 SUBSYSTEM=net INTERFACE=wlan0\n",
@@ -322,6 +323,11 @@ fn look_too(
 
 /// Whether /sys has such a device; `None` if that cannot be told.
 fn is_there(device: &Device) -> Option<bool> {
+    if let Device::Fields(fields) = device
+        && fields.iter().any(|field| is_of_event(field))
+    {
+        return None;
+    }
     let sysfs = Sysfs::open(Path::new("/sys")).ok()?;
     let mut devices = sysfs.scan().ok()?;
     while let Some(event) = devices.next() {
@@ -332,6 +338,12 @@ fn is_there(device: &Device) -> Option<bool> {
         }
     }
     Some(false)
+}
+
+/// Whether a field tells of an event, and not of the device (lib/kobject_uevent.c).
+fn is_of_event(field: &[u8]) -> bool {
+    let key = field.split(|&b| b == b'=').next().unwrap_or_default();
+    matches!(key, b"ACTION" | b"SEQNUM" | b"DEVPATH_OLD") || key.starts_with(b"SYNTH_")
 }
 
 fn decimal(time: Duration) -> String {

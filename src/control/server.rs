@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 use mio::event::Event;
 use mio::net::{UnixListener, UnixStream};
 use mio::{Interest, Registry, Token};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{FileType, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::process::{Resource, Rlimit, getegid, geteuid, getrlimit, setrlimit};
@@ -78,7 +79,27 @@ pub struct Server {
     lost: Vec<Id>,
     /// The limit of open files that was there before it was raised for clients.
     open_files: Option<(u64, u64)>,
+    refused: Complaint,
+    not_accepted: Complaint,
+    /// Who was accepted, and had to be left.
+    not_kept: Complaint,
+}
+
+/// What is told at most once a second, and how often it was the case.
+#[derive(Debug, Default)]
+struct Complaint {
     limiter: Limiter,
+    count: u64,
+}
+
+impl Complaint {
+    /// Once more, at the time `now`.
+    fn tell(&mut self, now: Time, what: fmt::Arguments<'_>) {
+        self.count += 1;
+        if self.limiter.allows(now) {
+            log::warn!("{what} ({} so far)", self.count);
+        }
+    }
 }
 
 /// Tells clients apart; never used again.
@@ -131,6 +152,9 @@ struct Client {
     active: bool,
     /// When it is sent away if it says or hears nothing.
     deadline: Time,
+    /// When what it asks next is to be answered at the latest, if that was settled before
+    /// an update.
+    until: Option<Time>,
 }
 
 /// A request that waits for an answer.
@@ -208,7 +232,9 @@ impl Server {
             accept_again: None,
             lost: Vec::new(),
             open_files: None,
-            limiter: Limiter::default(),
+            refused: Complaint::default(),
+            not_accepted: Complaint::default(),
+            not_kept: Complaint::default(),
         })
     }
 
@@ -242,7 +268,7 @@ impl Server {
             let stream = match sys::adopt(client.fd) {
                 Ok(fd) => UnixStream::from_std(fd.into()),
                 Err(error) => {
-                    self.complain(now, "go on with a client", &error);
+                    self.cannot_keep(now, "go on with a client", &error);
                     continue;
                 }
             };
@@ -252,6 +278,7 @@ impl Server {
             kept.input = client.input;
             kept.output = client.output;
             kept.last_words = client.last_words;
+            kept.until = client.until;
             if client.asked_for_update {
                 // Not read as a request once more: it would begin another update.
                 if kept.question().is_none() {
@@ -270,9 +297,16 @@ impl Server {
     }
 
     /// The clients, for the plugd after this one, which they are told nothing
-    /// of; `updating` are those that asked for it.
-    pub fn hand_over(&self, updating: &[Id]) -> Vec<handover::Client> {
-        let clients = self.clients.iter().filter(|(_, client)| !client.gone);
+    /// of; `updating` are those that asked for it, and `until` tells when a request
+    /// is to be answered at the latest. What is asked by who has gone since is not
+    /// asked again.
+    pub fn hand_over(
+        &self,
+        updating: &[Id],
+        until: impl Fn(Id) -> Option<Time>,
+    ) -> Vec<handover::Client> {
+        let asks_no_more = |client: &Client| client.asking.is_some() && client.has_gone();
+        let clients = self.clients.iter().filter(|(_, client)| !asks_no_more(client));
         clients
             .map(|(id, client)| handover::Client {
                 fd: client.stream.as_raw_fd(),
@@ -280,6 +314,7 @@ impl Server {
                 output: client.output[client.heard..].to_vec(),
                 last_words: client.last_words,
                 asked_for_update: updating.contains(id),
+                until: client.until.or_else(|| until(*id)),
             })
             .collect()
     }
@@ -344,8 +379,12 @@ impl Server {
             match client.look(now) {
                 Look::Over => self.drop_client(id),
                 Look::Later => self.remember(id),
-                Look::Asks(command) => {
+                Look::Asks(mut command) => {
                     let peer = client.peer;
+                    let until = client.until.take();
+                    if let (Ok(Command::Await { timeout, .. }), Some(at)) = (&mut command, until) {
+                        *timeout = at.saturating_sub(now);
+                    }
                     if let Some(reply) = self.judge(&peer, command, now, |c| answer(id, peer, c)) {
                         self.reply(id, &reply, now);
                     } else if self.clients.get(&id).is_some_and(|client| client.gone) {
@@ -394,9 +433,8 @@ impl Server {
     }
 
     fn deny(&mut self, peer: &Peer, what: &str, now: Time) -> Reply {
-        if self.limiter.allows(now) {
-            log::warn!("{peer} may not {what} on the control socket: refused");
-        }
+        self.refused
+            .tell(now, format_args!("{peer} may not {what} on the control socket: refused"));
         Reply { outcome: Outcome::Denied, text: format!("user {} may not {what} here", peer.uid) }
     }
 
@@ -464,22 +502,24 @@ impl Server {
                     // not reported again.
                     self.accepting = false;
                     self.accept_again = Some(now + ACCEPT_PAUSE);
-                    self.complain(now, "accept a client of the control socket", &error);
+                    let why = reason(&error);
+                    self.not_accepted.tell(
+                        now,
+                        format_args!("cannot accept a client of the control socket: {why}"),
+                    );
                 }
             }
         }
     }
 
-    fn complain(&mut self, now: Time, what: &str, error: &io::Error) {
-        if self.limiter.allows(now) {
-            log::warn!("cannot {what}: {}", reason(error));
-        }
+    fn cannot_keep(&mut self, now: Time, what: &str, error: &io::Error) {
+        self.not_kept.tell(now, format_args!("cannot {what}: {}", reason(error)));
     }
 
     fn admit(&mut self, mut stream: UnixStream, registry: &Registry, now: Time) {
         let peer = match Peer::of(&stream) {
             Ok(peer) => peer,
-            Err(error) => return self.complain(now, "tell who a client is", &error),
+            Err(error) => return self.cannot_keep(now, "tell who a client is", &error),
         };
         if !self.make_room(&peer) {
             // Into an empty buffer: it takes it all, or the client is gone.
@@ -528,7 +568,7 @@ impl Server {
         let token = Token(self.first_token + 1 + id.0);
         let interest = Interest::READABLE | Interest::WRITABLE;
         if let Err(error) = registry.register(&mut stream, token, interest) {
-            self.complain(now, "watch a client of the control socket", &error);
+            self.cannot_keep(now, "watch a client of the control socket", &error);
             return None;
         }
         self.strangers += usize::from(!peer.privileged);
@@ -546,6 +586,7 @@ impl Server {
                 last_words: false,
                 active: false,
                 deadline: now + SILENCE,
+                until: None,
             },
         );
         self.activate(id);
@@ -566,6 +607,14 @@ impl Server {
 }
 
 impl Client {
+    /// Whether it will hear no more, by the kernel's word: the poll tells of it later.
+    fn has_gone(&self) -> bool {
+        let mut polled = [PollFd::new(&self.stream, PollFlags::empty())];
+        let found = poll(&mut polled, Some(&Timespec::default()));
+        self.gone
+            || found.is_ok() && polled[0].revents().intersects(PollFlags::HUP | PollFlags::ERR)
+    }
+
     fn say(&mut self, bytes: &[u8], now: Time) {
         self.output.extend_from_slice(bytes);
         self.deadline = now + DEAFNESS;
@@ -646,10 +695,11 @@ impl Client {
     }
 }
 
-/// How many clients the limit of open files leaves room for.
+/// How many clients the limit of open files leaves room for: even a very low one for a few,
+/// or nobody could say stop.
 fn room() -> usize {
     let limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
-    let room = limit.saturating_sub(DESCRIPTORS_KEPT);
+    let room = limit.saturating_sub(DESCRIPTORS_KEPT).max(limit / 8);
     usize::try_from(room).unwrap_or(usize::MAX).min(CLIENTS_MAX)
 }
 

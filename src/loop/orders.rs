@@ -203,8 +203,9 @@ impl Daemon {
         let lossy = self.is_lossy();
         self.hurry();
         let open = self.sources.iter().enumerate().filter(|(_, watched)| !watched.ended);
+        let open = open.map(|(index, watched)| (index, watched.source.queued()));
         let deadline = self.now().saturating_add(timeout);
-        self.requests.add(id, want, last, open.map(|(index, _)| index), lossy, deadline);
+        self.requests.add(id, want, last, open, lossy, deadline);
         // Something may be there that the poll has not reported yet.
         self.mark_sources_ready();
     }
@@ -216,7 +217,7 @@ impl Daemon {
             return;
         }
         for (index, watched) in self.sources.iter().enumerate() {
-            if self.requests.wait_for(index) && watched.source.is_empty() == Some(true) {
+            if self.requests.wait_for(index) && watched.source.queued() == Some(0) {
                 self.requests.found_empty(index);
             }
         }
@@ -264,6 +265,6 @@ impl Daemon {
     }
 }
 
-fn activity(paused: bool) -> &'static str {
+pub(super) fn activity(paused: bool) -> &'static str {
     if paused { "paused" } else { "reading events" }
 }

@@ -24,6 +24,7 @@ use crate::control::wire::Reply;
 use crate::inventory::identity::{self, Tracked};
 use crate::inventory::{Inventory, Progress, Trust, Verdict};
 use crate::machine::Time;
+use crate::netlink::LEAST_COST;
 use crate::recovery::{self, Cause, Changes, Pace};
 use crate::state_file::Store;
 use crate::sys;
@@ -35,9 +36,6 @@ use super::Daemon;
 /// How many devices are looked at, or asked for, before something else may get its
 /// turn.
 const AT_ONCE: usize = 16;
-
-/// No datagram takes less of the receive buffer, in bytes.
-const LEAST_COST: u64 = 512;
 
 /// No event of the kernel's takes more.
 const GREATEST_COST: u64 = 4608;

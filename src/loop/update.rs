@@ -13,18 +13,18 @@ use std::ffi::{CString, OsStr, OsString};
 use std::fs::File;
 use std::io::{self, Read, Seek, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{self, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use rustix::fs::MemfdFlags;
+use rustix::fs::{MemfdFlags, stat};
 use rustix::io::FdFlags;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use rustix::time::{ClockId, clock_gettime};
 
-use crate::child::Child;
+use crate::child::{self, Child};
 use crate::control::server::{Id, Server};
 use crate::control::wire::Reply;
 use crate::error::{Fatal, reason};
@@ -311,6 +311,7 @@ impl Daemon {
         let control = self.control.as_ref();
         Handover {
             version: env!("CARGO_PKG_VERSION").into(),
+            file: self.update.file.as_ref().map(|file| file.as_os_str().as_bytes().to_vec()),
             started: self.update.started,
             state: self.machine.state(),
             paused: self.machine.is_paused(),
@@ -319,7 +320,9 @@ impl Daemon {
             event,
             child: self.child.as_ref().map(|child| (child.as_raw_fd(), child.pid())),
             listener: control.map(Server::listener),
-            clients: control.map(|c| c.hand_over(&self.update.clients)).unwrap_or_default(),
+            clients: control
+                .map(|c| c.hand_over(&self.update.clients, |id| self.requests.deadline_of(id)))
+                .unwrap_or_default(),
             log_level: chosen.then(|| level.into()),
             open_files: control.and_then(Server::open_files),
             output: self.outlets.output.as_ref().map(|o| (o.as_raw_fd(), o.rest().to_vec())),
@@ -356,6 +359,9 @@ impl Daemon {
         let age = monotonic().saturating_sub(handover.started);
         self.started = Instant::now().checked_sub(age).unwrap_or(self.started);
         self.update.started = handover.started;
+        if let Some(file) = handover.file {
+            self.update.file = Some(OsString::from_vec(file).into());
+        }
         if let Some((pidfd, pid)) = handover.child {
             let child = sys::adopt(pidfd).and_then(|pidfd| Child::resume(pidfd, pid));
             let child = child.map_err(|e| Fatal::system("go on with the running program", e))?;
@@ -470,11 +476,24 @@ fn strings(strings: impl Iterator<Item = OsString>) -> io::Result<Vec<CString>> 
 /// Where this program's file was when it was started, and where a new version
 /// of it will be.
 fn own_file() -> Option<PathBuf> {
-    let file = std::env::current_exe().ok()?;
-    // It may have been replaced since (proc_pid_exe(5)).
-    let replaced = file.as_os_str().as_bytes().strip_suffix(b" (deleted)");
-    let replacement = replaced.map(|bytes| PathBuf::from(OsStr::from_bytes(bytes)));
-    Some(replacement.filter(|file| file.exists()).unwrap_or(file))
+    named_file().or_else(|| {
+        let file = std::env::current_exe().ok()?;
+        // It may have been replaced since (proc_pid_exe(5)).
+        let replaced = file.as_os_str().as_bytes().strip_suffix(b" (deleted)");
+        let replacement = replaced.map(|bytes| PathBuf::from(OsStr::from_bytes(bytes)));
+        Some(replacement.filter(|file| file.exists()).unwrap_or(file))
+    })
+}
+
+/// That file as it was named, if that is a path from anywhere: there may be links in
+/// it, which will lead to a new version.
+fn named_file() -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let file = child::find_program(&std::env::args_os().next()?, &path).ok()?;
+    let file = PathBuf::from(OsStr::from_bytes(file.as_bytes()));
+    let identity = |file: &Path| stat(file).map(|status| (status.st_dev, status.st_ino)).ok();
+    let is_own = identity(&file)? == identity(Path::new("/proc/self/exe"))?;
+    (is_own && file.is_absolute()).then_some(file)
 }
 
 fn monotonic() -> Duration {

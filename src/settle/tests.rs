@@ -17,16 +17,25 @@ fn event(fields: &str) -> Vec<u8> {
 
 fn acted_on(requests: &mut Requests<u32>, socket: usize, fields: &str) {
     let datagram = event(fields);
-    requests.acted_on(Some(socket), &Uevent::parse(&datagram, Header::Required).unwrap());
+    acted_on_at(requests, NOW, Some(socket), &datagram);
+}
+
+fn acted_on_at(requests: &mut Requests<u32>, now: Time, socket: Option<usize>, datagram: &[u8]) {
+    requests.acted_on(socket, &Uevent::parse(datagram, Header::Required).unwrap(), now);
 }
 
 fn answers(requests: &mut Requests<u32>) -> Vec<(u32, Answer)> {
     requests.answer(NOW, |_| Some(false))
 }
 
+/// A socket that does not tell how much waits in it.
+fn unknown(socket: usize) -> (usize, Option<u64>) {
+    (socket, None)
+}
+
 fn one(want: Want, last: Option<u64>, sockets: usize) -> Requests<u32> {
     let mut requests = Requests::default();
-    requests.add(1, want, last, 0..sockets, false, LATER);
+    requests.add(1, want, last, (0..sockets).map(unknown), false, LATER);
     requests
 }
 
@@ -59,7 +68,7 @@ fn a_later_event_settles_its_own_socket_only() {
         acted_on(&mut requests, 0, fields);
         acted_on(&mut requests, 1, fields);
     }
-    assert_eq!(requests.requests[0].unsettled, [0, 1]);
+    assert!(requests.wait_for(0) && requests.wait_for(1));
     acted_on(&mut requests, 0, "SEQNUM=8");
     assert_eq!(answers(&mut requests), []);
     acted_on(&mut requests, 1, "SEQNUM=100");
@@ -74,6 +83,22 @@ fn without_a_number_of_the_kernel_only_emptiness_counts() {
 }
 
 #[test]
+fn as_much_as_was_queued_settles() {
+    let mut requests = Requests::default();
+    requests.add(1, Want::Settled, None, [(0, Some(30)), (1, Some(0))].into_iter(), false, LATER);
+    assert!(!requests.took(0, 20));
+    assert!(!requests.took(1, 20), "only this one");
+    assert!(!requests.took(0, 10), "this event is acted on from now on");
+    acted_on(&mut requests, 0, "A=8");
+    assert_eq!(answers(&mut requests), []);
+    assert!(requests.took(0, 1));
+    assert_eq!(answers(&mut requests), YES);
+    // Where it cannot be told it does not.
+    let mut requests = one(Want::Settled, None, 1);
+    assert!((0..100).all(|_| !requests.took(0, 1000)));
+}
+
+#[test]
 fn with_no_socket_left_everything_is_settled() {
     assert_eq!(answers(&mut one(Want::Settled, Some(1), 0)), YES);
 }
@@ -82,7 +107,7 @@ fn with_no_socket_left_everything_is_settled() {
 fn what_was_dropped_has_to_be_made_up_for() {
     let settled = |lossy, history: &dyn Fn(&mut Requests<u32>)| {
         let mut requests = Requests::default();
-        requests.add(1, Want::Settled, Some(7), 0..1, lossy, LATER);
+        requests.add(1, Want::Settled, Some(7), (0..1).map(unknown), lossy, LATER);
         history(&mut requests);
         answers(&mut requests) == YES
     };
@@ -120,7 +145,7 @@ fn time_runs_out_at_the_deadline() {
 #[test]
 fn who_has_gone_is_not_answered() {
     let mut requests = one(Want::Settled, None, 1);
-    requests.add(2, Want::Settled, None, 0..1, false, LATER);
+    requests.add(2, Want::Settled, None, (0..1).map(unknown), false, LATER);
     requests.remove(1);
     requests.found_empty(0);
     assert_eq!(answers(&mut requests), [(2, Answer::Yes)]);
@@ -189,6 +214,24 @@ fn what_is_there_counts_only_when_its_event_has_been_acted_on() {
     }
 }
 
+/// What comes beside the device of an event is found, but not looked for with each.
+#[test]
+fn what_comes_later_is_found_though_no_socket_is_ever_empty() {
+    let mut requests = one(Want::Present(node()), Some(7), 1);
+    let event = |requests: &mut Requests<u32>, ms, number| {
+        let datagram = event(&format!("SEQNUM={number}"));
+        acted_on_at(requests, NOW + Time::from_millis(ms), Some(0), &datagram);
+    };
+    event(&mut requests, 0, 7);
+    assert_eq!(requests.answer(NOW, |_| Some(true)), [], "it is not settled");
+    event(&mut requests, 50, 8);
+    assert_eq!(requests.answer(NOW, |_| Some(false)), []);
+    event(&mut requests, 99, 9);
+    assert_eq!(requests.answer(NOW, |_| panic!("looked again")), []);
+    event(&mut requests, 100, 10);
+    assert_eq!(requests.answer(NOW, |_| Some(true)), YES);
+}
+
 /// What happens next in the world.
 #[derive(Debug, Clone)]
 enum Happening {
@@ -215,6 +258,9 @@ fn happening() -> impl Strategy<Value = Happening> {
 struct World {
     requests: Requests<u32>,
     numbered: bool,
+    /// It can be told how much waits: each event has its number in bytes, of which a
+    /// third at least is told when it is taken.
+    weighed: bool,
     last: u64,
     queues: [VecDeque<u64>; 3],
     hand: Option<(usize, u64)>,
@@ -233,8 +279,11 @@ impl World {
             }
             Happening::Receive(socket) if self.hand.is_none() => {
                 self.hand = self.queues[socket].pop_front().map(|number| (socket, number));
-                if self.hand.is_none() {
-                    self.requests.found_empty(socket);
+                match self.hand {
+                    None => self.requests.found_empty(socket),
+                    Some((_, number)) => {
+                        self.requests.took(socket, number - number * 2 / 3);
+                    }
                 }
             }
             Happening::Done => {
@@ -249,7 +298,9 @@ impl World {
                 let id = u32::try_from(self.asked.len()).unwrap();
                 self.asked.push(there);
                 let last = self.numbered.then_some(self.last);
-                self.requests.add(id, Want::Settled, last, 0..3, false, LATER);
+                let queued = |socket: usize| self.queues[socket].iter().sum::<u64>();
+                let sockets = [0, 1, 2].map(|s| (s, self.weighed.then(|| queued(s))));
+                self.requests.add(id, Want::Settled, last, sockets.into_iter(), false, LATER);
             }
             Happening::Receive(_) => {}
         }
@@ -267,9 +318,10 @@ proptest! {
     #[test]
     fn nobody_is_answered_early(
         numbered: bool,
+        weighed: bool,
         history in prop::collection::vec(happening(), 0..300),
     ) {
-        let mut world = World { numbered, ..World::default() };
+        let mut world = World { numbered, weighed, ..World::default() };
         history.iter().for_each(|happening| world.go(happening));
         // Nor never: all are once the queues are empty.
         for socket in [0, 1, 2] {
@@ -285,8 +337,8 @@ proptest! {
 
     /// One more comes for each that is acted on: no socket is ever empty.
     #[test]
-    fn a_constant_stream_starves_nobody(queued in 1..50usize) {
-        let mut world = World { numbered: true, ..World::default() };
+    fn a_constant_stream_starves_nobody(queued in 1..50usize, weighed: bool) {
+        let mut world = World { numbered: !weighed, weighed, ..World::default() };
         let round = |world: &mut World| for socket in [0, 1, 2] {
             world.go(&Happening::Emit(socket));
             world.go(&Happening::Receive(socket));
@@ -295,7 +347,9 @@ proptest! {
         (0..queued).for_each(|_| [0, 1, 2].map(Happening::Emit).iter().for_each(|e| world.go(e)));
         (0..queued).for_each(|_| round(&mut world));
         world.go(&Happening::Ask);
-        (0..=queued).for_each(|_| round(&mut world));
+        // A third of what was taken is told.
+        let rounds = if weighed { 3 * queued + 3 } else { queued + 1 };
+        (0..rounds).for_each(|_| round(&mut world));
         prop_assert_eq!(world.answered, [0]);
     }
 }

@@ -382,6 +382,46 @@ fn a_megabyte_without_a_newline_gets_an_error_line() {
     assert!(kib(&after) < kib(&before) + 512, "{before} before, {after} after");
 }
 
+/// What is said without end, and what nobody hears, is bounded for each of them.
+#[test]
+fn a_thousand_hostile_clients_cost_little_memory() {
+    const CLIENTS: usize = 1000;
+    let limit = getrlimit(Resource::Nofile);
+    if limit.maximum.is_some_and(|maximum| maximum < 4096) {
+        let why = "the limit of open files is too low";
+        return skip("root", "a_thousand_hostile_clients", why);
+    }
+    setrlimit(Resource::Nofile, Rlimit { current: Some(4096), ..limit }).unwrap();
+    let host = Host::start(&[], "echo $N >>$TMP/out");
+    // With the code that serves them.
+    assert!(host.ask("status --openmetrics\n").ends_with("# EOF\n"));
+    let memory = || {
+        let text = host.daemon.status("VmHWM");
+        text.trim_end_matches(" kB").trim().parse::<u64>().unwrap()
+    };
+    let before = memory();
+    let garbage = vec![b'x'; 1 << 20];
+    // A line that is too long, one without end, and questions whose answers nobody hears.
+    let says: [&[u8]; 3] =
+        [&garbage, &garbage[..4000], &b"plugd/1 status --openmetrics\n".repeat(10_000)];
+    let mut previous = Vec::new();
+    for said in says {
+        let mut clients: Vec<UnixStream> = (0..CLIENTS).map(|_| host.connect()).collect();
+        for client in &mut clients {
+            client.set_nonblocking(true).unwrap();
+            let _ = client.write_all(said);
+        }
+        host.event(1);
+        assert_eq!(host.say(&["settle"]).code, Some(0));
+        host.daemon.sleeps();
+        // These stay while others come.
+        drop(std::mem::replace(&mut previous, clients));
+    }
+    assert_eq!(host.daemon.lines("out").len(), says.len());
+    let (after, bound) = (memory(), CLIENTS as u64 * 16);
+    assert!(after < before + bound, "{before} KiB, then {after}");
+}
+
 /// The daemon closes without reading all that was said: an error may follow.
 fn read_all_of_broken(stream: &mut UnixStream) -> String {
     let mut bytes = Vec::new();
@@ -469,6 +509,28 @@ fn a_thousand_idle_clients_and_a_busy_daemon() {
     }
     eventually("all have gone", || (fds() < 100).then_some(()));
     host.daemon.sleeps();
+}
+
+#[test]
+fn with_few_descriptors_there_are_few_clients() {
+    for limit in [16, 32, 33] {
+        let address = format!("@plugd-test-{}-{}", std::process::id(), unique());
+        let (events, receiver) = unix::pair(SocketType::SEQPACKET);
+        let plugd = Plugd::new().args(["run", "--fd", "3", "--control", &address]);
+        let plugd = plugd.prelude(&format!("ulimit -n {limit}")).fd(receiver, 3);
+        let host = Host { daemon: plugd.sh("echo $N >>$TMP/out").start(), events, address };
+        host.wait_until_it_listens();
+        // Who says nothing keeps out nobody, nor a program.
+        let _silent = [(); 5].map(|()| host.connect());
+        host.event(1);
+        for args in [&["settle"][..], &["wait", "--timeout", "0.1", "A=1"], &["status"]] {
+            let expected = i32::from(args[0] == "wait");
+            let said = host.say(args);
+            assert_eq!(said.code, Some(expected), "{args:?} with {limit}: {said:?}");
+        }
+        assert_eq!(host.daemon.lines("out"), ["1"], "{limit}");
+        assert_eq!(host.say(&["stop"]).code, Some(0));
+    }
 }
 
 /// Whoever could not be accepted for want of descriptors is not forgotten, though all
@@ -559,7 +621,9 @@ fn another_user_is_refused() {
             assert_eq!(code, Some(i32::from(!may_ask)), "{mode}: {said}");
             if !may_ask {
                 assert_eq!(said, "plugd: status: user 65534 may not ask anything here\n");
-                daemon.wait_for_log("of user 65534 may not ask anything on the control socket");
+                daemon.wait_for_log(
+                    "of user 65534 may not ask anything on the control socket: refused (1 so far)",
+                );
                 continue;
             }
             let (code, said) = stranger(&["pause"]);
@@ -573,6 +637,48 @@ fn another_user_is_refused() {
             assert_eq!(stranger(&["log-level", "debug"]).0, Some(1));
         }
     });
+}
+
+/// The parser of Prometheus itself.
+#[test]
+fn prometheus_reads_the_metrics() {
+    const READ: &str = "
+import sys
+from prometheus_client.openmetrics.parser import text_string_to_metric_families
+for family in text_string_to_metric_families(sys.stdin.read()):
+    for sample in family.samples:
+        print(family.type, sample.name, sample.labels, float(sample.value))
+";
+    let what = "prometheus_reads_the_metrics";
+    let module = ["-c", "import prometheus_client.openmetrics.parser"];
+    if !Command::new("python3").args(module).output().is_ok_and(|output| output.status.success()) {
+        return skip("tools", what, "there is no python3 with prometheus_client");
+    }
+    let host = Host::start(&[], HOLD);
+    host.event(1);
+    host.daemon.wait_for_lines("out", 1);
+    let said = host.say(&["status", "--openmetrics"]);
+    let mut python = Command::new("python3")
+        .args(["-c", READ])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    python.stdin.take().unwrap().write_all(said.stdout.as_bytes()).unwrap();
+    let output = python.wait_with_output().unwrap();
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{errors}\n{}", said.stdout);
+    let read = String::from_utf8(output.stdout).unwrap();
+    for sample in [
+        "counter plugd_events_received_total {} 1.0",
+        "stateset plugd_state {'plugd_state': 'running'} 1.0",
+        "stateset plugd_state {'plugd_state': 'idle'} 0.0",
+        "counter plugd_datagrams_dropped_total {'kind': 'foreign'} 0.0",
+    ] {
+        assert!(read.lines().any(|line| line == sample), "{sample}: {read}");
+    }
+    host.daemon.release("gate");
 }
 
 /// Each event is compared with what each of them waits for.
@@ -810,6 +916,35 @@ fn settle_is_bounded_under_a_constant_stream() {
     });
 }
 
+/// The same where events have no SEQNUM, and the socket is always full.
+#[test]
+fn settle_is_bounded_under_a_constant_stream_without_numbers() {
+    let host = Host::start(&[], "echo $N >>$TMP/out");
+    let done = std::sync::atomic::AtomicBool::new(false);
+    let sent = std::sync::atomic::AtomicU32::new(0);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for n in 1.. {
+                if done.load(std::sync::atomic::Ordering::Relaxed) {
+                    break;
+                }
+                host.event(n);
+                sent.store(n, std::sync::atomic::Ordering::Relaxed);
+            }
+        });
+        let _end = SetWhenDropped(&done);
+        let sent = || sent.load(std::sync::atomic::Ordering::Relaxed);
+        let acted_on = || u32::try_from(host.daemon.lines("out").len()).unwrap();
+        eventually("the socket is full", || (sent() > acted_on() + 50).then_some(()));
+        for _ in 0..3 {
+            let before = sent();
+            assert_eq!(host.say(&["settle", "--timeout", "60"]).code, Some(0));
+            assert!(acted_on() >= before, "early");
+            assert!(sent() > acted_on(), "there was no stream");
+        }
+    });
+}
+
 /// Ends a thread however the test ends.
 pub(crate) struct SetWhenDropped<'a>(pub(crate) &'a std::sync::atomic::AtomicBool);
 
@@ -868,6 +1003,34 @@ fn wait_for_no_time_tells_what_is_there() {
         daemon.wait_for_child("sh");
         assert_eq!(code(&["INTERFACE=lo"]), Some(1), "not everything is settled");
         daemon.release("gate");
+    });
+}
+
+/// What tells an event from others tells no device: only an event is waited for.
+#[test]
+fn wait_for_an_event_is_not_ended_by_a_device() {
+    ns::inside_with_sysfs(|| {
+        let _daemon = Plugd::new().args(["run", "--"]).sh("true").start();
+        eventually("it listens", || connect("@plugd"));
+        let injector = Injector::new();
+        for (args, event) in [
+            (&["--removed", "ACTION=remove"][..], Some(("remove", "A=1"))),
+            (&["ACTION=add"], Some(("add", "A=1"))),
+            (&["SYNTH_UUID=x"], Some(("change", "SYNTH_UUID=x"))),
+            (&["--removed", "SEQNUM=0"], None),
+            (&["--removed", "DEVPATH_OLD=/x"], None),
+        ] {
+            let wait = [&["wait", "INTERFACE=lo"], args].concat();
+            let short = [&wait[..], &["--timeout", "0.2"]].concat();
+            assert_eq!(say("@plugd", &short).code, Some(1), "{args:?}");
+            let Some((action, field)) = event else { continue };
+            let mut waiting = begin("@plugd", &wait);
+            let status = eventually("it ends", || {
+                injector.event(action, "/x", &["INTERFACE=lo", field]);
+                waiting.try_wait().unwrap()
+            });
+            assert_eq!(status.code(), Some(0), "{args:?}");
+        }
     });
 }
 
@@ -989,18 +1152,103 @@ fn wait_for_a_link_that_a_handler_makes() {
     });
 }
 
+/// The same, but the queue is never empty again, as events come faster than they are
+/// acted on.
+#[test]
+fn wait_for_a_link_that_a_rule_makes_under_a_constant_stream() {
+    ns::inside_with_sysfs(|| {
+        let mounted =
+            Command::new("mount").args(["-t", "tmpfs", "tmpfs", "/dev"]).status().unwrap();
+        assert!(mounted.success());
+        let null = rustix::fs::FileType::RegularFile;
+        let mode = rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR;
+        rustix::fs::mknodat(rustix::fs::CWD, "/dev/null", null, mode, 0).unwrap();
+        let rules = tempfile::tempdir().unwrap();
+        let conf = rules.path().join("mdev.conf");
+        let rule = "late 0:0 600 @ln -s x /dev/link\n.* 0:0 600 @echo $N >>$TMP/out\n";
+        std::fs::write(&conf, rule).unwrap();
+        let plugd = Plugd::new().args(["run", "--receive-buffer-size", "64K", "--conf"]);
+        let daemon = plugd.args([&conf]).start();
+        eventually("it listens", || connect("@plugd"));
+        let inode = daemon.netlink().1;
+        let queued = || NetlinkSocket::find(inode).unwrap().queued;
+        let full = || queued() >= 32 * 1024;
+        let done = std::sync::atomic::AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let injector = Injector::new();
+                while !done.load(std::sync::atomic::Ordering::Relaxed) {
+                    if full() {
+                        std::thread::sleep(Duration::from_micros(100));
+                    } else {
+                        injector.event("add", "/x", &["N=1", "DEVNAME=x"]);
+                    }
+                }
+            });
+            let _end = SetWhenDropped(&done);
+            eventually("the queue is full", || full().then_some(()));
+            let waiting = begin("@plugd", &["wait", "/dev/link"]);
+            eventually("it waits", || (clients(&daemon) == 1).then_some(()));
+            // It is looked for once more when all is settled.
+            for _ in 0..2 {
+                assert_eq!(say("@plugd", &["settle"]).code, Some(0));
+            }
+            Injector::new().event("add", "/late", &["DEVNAME=late"]);
+            assert_eq!(end(waiting), Some(0));
+            assert!(queued() > 0, "there was no stream");
+        });
+    });
+}
+
 #[test]
 fn an_idle_daemon_makes_no_system_calls() {
-    if Command::new("strace").arg("-V").output().is_err() {
-        return skip("tools", "an_idle_daemon_makes_no_system_calls", "there is no strace");
-    }
     let host = Host::start(&[], "true");
     host.event(1);
     assert_eq!(host.say(&["settle"]).code, Some(0));
-    host.daemon.sleeps();
-    let trace = host.daemon.path("trace");
+    makes_no_system_calls(&host.daemon, "an_idle_daemon_makes_no_system_calls");
+}
+
+/// With all that there can be: the kernel's socket, rules, a state file, devices that
+/// were found, and one that came.
+#[test]
+fn an_idle_device_manager_makes_no_system_calls() {
+    ns::inside_with_sysfs(|| {
+        let dir = tempfile::tempdir().unwrap();
+        let (conf, dev, state) =
+            (dir.path().join("mdev.conf"), dir.path().join("dev"), dir.path().join("state"));
+        std::fs::write(&conf, "-SUBSYSTEM=net;.* 0:0 600 *echo $ACTION >>$TMP/out\n").unwrap();
+        std::fs::create_dir(&dev).unwrap();
+        let plugd = Plugd::new().args(["run", "--coldplug", "--state"]).args([&state]);
+        let daemon = plugd.args(["--conf"]).args([&conf]).args(["--dev"]).args([&dev]).start();
+        eventually("it listens", || connect("@plugd"));
+        real_device("br0");
+        assert_eq!(say("@plugd", &["wait", "/sys/class/net/br0"]).code, Some(0));
+        assert_eq!(say("@plugd", &["settle"]).code, Some(0));
+        assert!(daemon.lines("out").iter().any(|line| line == "add"), "{:?}", daemon.log());
+        assert!(std::fs::metadata(&state).unwrap().len() > 0);
+        makes_no_system_calls(&daemon, "an_idle_device_manager_makes_no_system_calls");
+        assert_eq!(status("@plugd")["state"], "idle");
+    });
+}
+
+/// For 10 seconds, once it has looked up what it had put off.
+fn makes_no_system_calls(daemon: &Daemon, test: &str) {
+    if Command::new("strace").arg("-V").output().is_err() {
+        return skip("tools", test, "there is no strace");
+    }
+    let file = format!("/proc/{}/syscall", daemon.pid());
+    if let Err(error) = std::fs::read_to_string(&file) {
+        return skip("tools", test, &format!("{file}: {error}"));
+    }
+    eventually("it waits without a deadline", || {
+        // The number of the system call, and what it was called with (proc(5)).
+        let call = std::fs::read_to_string(&file).unwrap();
+        let timeout = call.split_whitespace().nth(4)?;
+        ["0xffffffff", "0xffffffffffffffff"].contains(&timeout).then_some(())
+    });
+    let trace = daemon.path("trace");
     let mut strace = Command::new("strace")
-        .args(["-q", "-p", &host.daemon.pid().to_string(), "-o"])
+        .args(["-q", "-p", &daemon.pid().to_string(), "-o"])
         .arg(&trace)
         .stderr(Stdio::null())
         .spawn()
@@ -1009,10 +1257,10 @@ fn an_idle_daemon_makes_no_system_calls() {
         if strace.try_wait().unwrap().is_some() {
             return Some(false);
         }
-        (host.daemon.status("TracerPid") != "0").then_some(true)
+        (daemon.status("TracerPid") != "0").then_some(true)
     });
     if !attached {
-        return skip("tools", "an_idle_daemon_makes_no_system_calls", "strace cannot attach");
+        return skip("tools", test, "strace cannot attach");
     }
     // What must not happen cannot be awaited.
     std::thread::sleep(Duration::from_secs(10));

@@ -104,6 +104,13 @@ fn a_manager_hears_of_everything() {
     daemon.signal(Signal::USR2);
     let pid = daemon.pid();
     assert_eq!(heard(), format!("READY=1\nMAINPID={pid}\nSTATUS=reading events\n"));
+    let say = |command| Plugd::new().args([command, "--control", &name]).finish().code;
+    assert_eq!(say("pause"), Some(0));
+    assert_eq!(heard(), "STATUS=paused\n");
+    daemon.signal(Signal::USR2);
+    assert_eq!(heard(), format!("READY=1\nMAINPID={pid}\nSTATUS=paused\n"));
+    assert_eq!(say("resume"), Some(0));
+    assert_eq!(heard(), "STATUS=reading events\n");
 
     unix::send(&events, &uevent("add", "/x", &[]));
     assert_eq!(daemon.wait_for_lines("out", 1), ["unset"]);

@@ -4,7 +4,7 @@ use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::linux::net::SocketAddrExt;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::os::unix::net::{SocketAddr, UnixDatagram, UnixListener, UnixStream};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::PathBuf;
@@ -294,6 +294,51 @@ fn clients_that_say_no_more_are_answered_when_it_is_time() {
     });
 }
 
+/// However often there is an update.
+#[test]
+fn a_wait_that_is_over_is_over() {
+    ns::alone(|| {
+        let copy = Copy::new();
+        let (_daemon, _events) = copy.start(&[], "true");
+        let began = Instant::now();
+        let mut waiting = connect().unwrap();
+        waiting.write_all(b"wait --timeout 3 A=1\n").unwrap();
+        waiting.set_nonblocking(true).unwrap();
+        let mut text = String::new();
+        eventually("it is answered", || {
+            update();
+            waiting.read_to_string(&mut text).ok()
+        });
+        assert_eq!(text, "error: no: timed out\n");
+        assert!(began.elapsed() >= Duration::from_secs(3), "too early");
+    });
+}
+
+/// The new plugd would ask for it again.
+#[test]
+fn what_a_client_asked_that_hung_up_is_forgotten() {
+    ns::alone(|| {
+        let copy = Copy::new();
+        let (daemon, events) = copy.start(&[], "echo $N >>$TMP/out; read x <$TMP/gate");
+        unix::send(&events, &uevent("add", "/x", &["N=1"]));
+        daemon.wait_for_lines("out", 1);
+        let mut clients = [(); 3].map(|()| connect().unwrap());
+        clients.iter_mut().for_each(|client| client.write_all(b"reload\n").unwrap());
+        daemon.wait_for_logs("reload from pid", 3);
+        // When the decision is made there is much time.
+        let slow = "memfd_create:delay_enter=5000000:when=2";
+        let Some(strace) = Strace::attach(&daemon, slow) else { return };
+        daemon.signal(Signal::USR2);
+        daemon.wait_for_log("updating to version");
+        drop(clients);
+        daemon.wait_for_log("updated from version");
+        drop(strace);
+        assert_eq!(say(&["status"]).code, Some(0));
+        assert_eq!(daemon.logged("reload from pid").len(), 3, "{:?}", daemon.log());
+        daemon.release("gate");
+    });
+}
+
 #[test]
 fn a_file_that_does_not_start_is_refused() {
     ns::alone(|| {
@@ -333,6 +378,43 @@ fn a_file_that_does_not_start_is_refused() {
         copy.replace();
         update();
         assert_eq!(daemon.children(), Vec::<u32>::new());
+    });
+}
+
+/// Versions side by side, with a link to the one in use.
+#[test]
+fn a_link_leads_to_the_new_version() {
+    ns::alone(|| {
+        let copy = Copy::new();
+        let (old, new) = (copy.dir.path().join("1/plugd"), copy.dir.path().join("2/plugd"));
+        let link = copy.dir.path().join("bin/plugd");
+        for file in [&old, &new, &link] {
+            fs::create_dir(file.parent().unwrap()).unwrap();
+        }
+        fs::rename(&copy.file, &old).unwrap();
+        fs::copy(PLUGD, &new).unwrap();
+        let path = std::env::var("PATH").unwrap();
+        let path = format!("{}:{path}", link.parent().unwrap().display());
+        for name in [link.to_str().unwrap(), "plugd"] {
+            let _ = fs::remove_file(&link);
+            symlink(&old, &link).unwrap();
+            let (_events, receiver) = unix::pair(SocketType::SEQPACKET);
+            // The shell finds it by its PATH.
+            let plugd = Plugd::reading(receiver).program(name).env("PATH", &path);
+            let daemon = plugd.prelude("").sh("true").start();
+            let runs = |file: &PathBuf| {
+                let exe = fs::read_link(format!("/proc/{}/exe", daemon.pid())).unwrap();
+                assert_eq!(&exe, file, "by {name}");
+            };
+            runs(&old);
+            for (n, file) in [(1, &new), (2, &old)] {
+                fs::remove_file(&link).unwrap();
+                symlink(file, &link).unwrap();
+                daemon.signal(Signal::USR2);
+                daemon.wait_for_logs("updated from version", n);
+                runs(file);
+            }
+        }
     });
 }
 
