@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::Write;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -197,8 +198,8 @@ impl Machine {
     }
 
     /// Much of each kind was heard of.
-    fn check_heard(&self, storms: u64) {
-        let least = usize::try_from(storms).unwrap() / 2;
+    fn check_heard(&self, storms: &Range<u64>) {
+        let least = usize::try_from(storms.end - storms.start).unwrap() / 2;
         let [added, removed, moved] = self.heard;
         assert!(added > least && removed > least && moved * 5 > least, "{:?}", self.heard);
     }
@@ -252,16 +253,16 @@ const SMALL: [&str; 5] = ["--coldplug", "--state", "none", "--receive-buffer-siz
 fn after_every_storm_of_interfaces_the_state_is_exact() {
     ns::inside_a_machine(|| {
         let storms = seeds(100);
-        let mut machine = Machine::new(1);
+        let mut machine = Machine::new(storms.start + 1);
         let daemon = machine.with_rules(&SMALL);
         World::settle("plugd");
-        for storm in 0..storms {
+        for storm in storms.clone() {
             machine.storm(&daemon);
             World::settle("plugd");
             machine.check(false, &format!("storm {storm}"));
         }
-        machine.check_heard(storms);
-        assert!(metric("plugd_overruns_total") > storms / 4);
+        machine.check_heard(&storms);
+        assert!(metric("plugd_overruns_total") > (storms.end - storms.start) / 4);
     });
 }
 
@@ -269,16 +270,16 @@ fn after_every_storm_of_interfaces_the_state_is_exact() {
 fn a_handler_hears_of_all_interfaces_after_every_storm() {
     ns::inside_a_machine(|| {
         let storms = seeds(40);
-        let mut machine = Machine::new(2);
+        let mut machine = Machine::new(storms.start + 2);
         let daemon = machine.with_handler(&SMALL);
         World::settle("plugd");
-        for storm in 0..storms {
+        for storm in storms.clone() {
             machine.storm(&daemon);
             World::settle("plugd");
             machine.check(false, &format!("storm {storm}"));
         }
-        machine.check_heard(storms);
-        assert!(metric("plugd_overruns_total") > storms / 4);
+        machine.check_heard(&storms);
+        assert!(metric("plugd_overruns_total") > (storms.end - storms.start) / 4);
     });
 }
 
@@ -286,9 +287,9 @@ fn a_handler_hears_of_all_interfaces_after_every_storm() {
 fn of_interfaces_nothing_is_missed_if_plugd_is_killed() {
     ns::inside_a_machine(|| {
         let kills = seeds(60);
-        let mut machine = Machine::new(3);
+        let mut machine = Machine::new(kills.start + 3);
         let state = machine.at("state");
-        for kill in 0..kills {
+        for kill in kills.clone() {
             let size = if kill % 2 == 0 { "4K" } else { "1M" };
             let options = ["--receive-buffer-size", size, "--state", state.to_str().unwrap()];
             let daemon = machine.with_rules(&options);
@@ -308,7 +309,7 @@ fn of_interfaces_nothing_is_missed_if_plugd_is_killed() {
         let _daemon = machine.with_rules(&["--state", state.to_str().unwrap()]);
         World::settle("plugd");
         machine.check(false, "after the last kill");
-        machine.check_heard(kills);
+        machine.check_heard(&kills);
     });
 }
 
