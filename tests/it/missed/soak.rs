@@ -97,3 +97,58 @@ fn killed_at_any_moment_nothing_is_missed_after_a_restart() {
         belief.check(&world, "after the last kill");
     });
 }
+
+#[test]
+fn after_every_storm_there_are_the_nodes_of_what_is_there() {
+    const EACH: u64 = 20;
+    ns::inside_as_root_apart(|| {
+        let seeds = seeds(200);
+        for first in seeds.clone().step_by(usize::try_from(EACH).unwrap()) {
+            let numbered = first % 60 != 0;
+            let mut world = if numbered { World::numbered(first) } else { World::new(first) };
+            let coldplug = if first % 40 == 0 { &["--coldplug"][..] } else { &[] };
+            let options = ["--receive-buffer-size", "4K", "--state", "none"];
+            world.thrifty = first % 100 >= 40;
+            let daemon = world.plugd_with_nodes(&options).args(coldplug).start();
+            for seed in first..(first + EACH).min(seeds.end) {
+                world.confusing = seed % 3 == 0;
+                storm(&mut world, |held| {
+                    daemon.signal(if held { Signal::STOP } else { Signal::CONT });
+                });
+                World::settle("plugd");
+                world.check_nodes(&format!("storm {seed}"));
+            }
+        }
+    });
+}
+
+#[test]
+fn killed_at_any_moment_the_nodes_are_right_after_a_restart() {
+    ns::inside_as_root_apart(|| {
+        let kills = seeds(200);
+        let mut world = World::numbered(kills.start + 8);
+        let state = world.at("state");
+        let options = ["--receive-buffer-size", "4K", "--state", state.to_str().unwrap()];
+        for kill in kills {
+            let daemon = world.plugd_with_nodes(&options).start();
+            world.confusing = kill % 4 < 2;
+            world.thrifty = kill % 3 == 0;
+            // Sometimes it is killed in the middle of its start.
+            if world.random(2) > 0 {
+                World::settle("plugd");
+                world.check_nodes(&format!("before kill {kill}"));
+            }
+            for _ in 0..world.random(60) {
+                world.happen();
+            }
+            daemon.signal(Signal::KILL);
+            drop(daemon);
+            for _ in 0..world.random(20) {
+                world.happen();
+            }
+        }
+        let _daemon = world.plugd_with_nodes(&options).start();
+        World::settle("plugd");
+        world.check_nodes("after the last kill");
+    });
+}
