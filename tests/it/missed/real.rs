@@ -357,3 +357,64 @@ fn an_interface_that_is_renamed_just_after_the_start_is_not_taken_down() {
         assert_eq!(machine.heard, [2, 0, 1], "lo and the bridge come, nothing goes");
     });
 }
+
+/// A sysfs of which nothing is to be seen but network interfaces: the kernel lets
+/// this namespace's root ask for events of these alone.
+fn only_interfaces(machine: &Machine) -> String {
+    let sys = machine.at("sys");
+    for directory in ["class/net", "devices", "kernel"] {
+        let at = sys.join(directory);
+        fs::create_dir_all(&at).unwrap();
+        let from = Path::new("/sys").join(directory);
+        let mounted = Command::new("mount").arg("--bind").args([from, at]).status().unwrap();
+        assert!(mounted.success(), "mount --bind {directory}: {mounted}");
+    }
+    sys.to_str().unwrap().to_owned()
+}
+
+/// Many interfaces. Returns how many there are.
+fn many(prefix: &str) -> usize {
+    (0..60).for_each(|number| inject::real_device(&format!("{prefix}{number}")));
+    interfaces().len()
+}
+
+#[test]
+fn asked_at_the_start_the_kernel_tells_no_more_at_once_than_fits() {
+    ns::inside_a_machine(|| {
+        for size in ["4K", "64K"] {
+            let mut machine = Machine::new(7);
+            let sys = only_interfaces(&machine);
+            let count = many(size);
+            let options = ["-v", "--coldplug=kernel", "--state", "none", "--sys", &sys];
+            let options = [&options[..], &["--receive-buffer-size", size]].concat();
+            let daemon = machine.with_handler(&options);
+            World::settle("plugd");
+            // All of it has come back by then, and nothing else was needed.
+            let told = format!("had the kernel tell of {count} devices, {count} events came");
+            assert_eq!(daemon.logged(&told).len(), 1, "{:#?}", daemon.log());
+            machine.check(false, size);
+            assert_eq!(machine.heard, [count, 0, 0]);
+            assert_eq!(
+                [metric("plugd_overruns_total"), metric("plugd_kernel_drops_total")],
+                [0; 2]
+            );
+        }
+    });
+}
+
+#[test]
+fn plugd_coldplug_has_the_kernel_tell_no_more_at_once_than_fits() {
+    ns::inside_a_machine(|| {
+        let mut machine = Machine::new(8);
+        let sys = only_interfaces(&machine);
+        let count = many("br");
+        let options = ["--state", "none", "--receive-buffer-size", "4K"];
+        let _daemon = machine.with_handler(&options);
+        let coldplug = Plugd::new().args(["coldplug", "--wait", "--sys", &sys]).finish();
+        assert_eq!(coldplug.code, Some(0), "{coldplug:?}");
+        // All of it is done by then.
+        machine.check(false, "after that");
+        assert_eq!(machine.heard, [count, 0, 0]);
+        assert_eq!([metric("plugd_overruns_total"), metric("plugd_kernel_drops_total")], [0; 2]);
+    });
+}

@@ -152,3 +152,31 @@ fn killed_at_any_moment_the_nodes_are_right_after_a_restart() {
         world.check_nodes("after the last kill");
     });
 }
+
+#[test]
+fn updated_at_any_moment_nothing_is_missed() {
+    ns::inside(|| {
+        let seeds = seeds(100);
+        let mut world = World::numbered(seeds.start + 9);
+        let mut belief = Belief::default();
+        let options = ["-v", "--coldplug", "--receive-buffer-size", "4K", "--state", "none"];
+        let daemon = world.plugd(&options).start();
+        World::settle("plugd");
+        for (count, seed) in (1..).zip(seeds) {
+            world.confusing = seed % 3 == 0;
+            world.thrifty = seed % 4 == 0;
+            daemon.signal(Signal::STOP);
+            for _ in 0..world.random(60) {
+                world.happen();
+            }
+            // It takes some time to be ready for it, which is when more happens.
+            daemon.signal(Signal::USR2);
+            daemon.signal(Signal::CONT);
+            while daemon.logged("updated from version").len() < count {
+                world.happen();
+            }
+            World::settle("plugd");
+            belief.check(&world, &format!("update {seed}"));
+        }
+    });
+}
