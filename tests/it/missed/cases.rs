@@ -813,6 +813,30 @@ fn an_update_in_the_middle_of_making_up_goes_on_with_it() {
     });
 }
 
+/// What is below a device that moved while it was looked for may not have been found.
+#[test]
+fn an_update_soon_after_a_comparison_leaves_it_in_doubt() {
+    ns::inside(|| {
+        let mut world = world();
+        let _daemon = world.plugd(&["--coldplug", "--state", "none"]).start();
+        World::settle("plugd");
+        let (mut path, mut minor) = ("/devices/lone".to_owned(), 60);
+        // On a busy machine it may not be soon enough.
+        eventually("it is compared once more", || {
+            assert_eq!(Plugd::new().args(["update"]).finish().code, Some(0));
+            minor += 1;
+            world.silent = true;
+            world.add(&format!("{path}/{minor}"), minor);
+            world.silent = false;
+            world.rename(&path);
+            path = world.paths().into_iter().find(|path| path.contains("/m")).unwrap();
+            World::settle("plugd");
+            let belief = hear(&world);
+            belief.devices.keys().any(|(_, known)| *known == minor).then_some(())
+        });
+    });
+}
+
 #[test]
 fn an_update_that_cannot_use_what_is_known_begins_anew() {
     ns::inside(|| {
