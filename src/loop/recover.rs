@@ -300,12 +300,14 @@ impl Recovery {
     }
 
     /// Goes on where another one was, if what that one knew could be taken over.
-    pub(super) fn resume(&mut self, trust: Trust, unfinished: Option<(Cause, bool)>) {
+    pub(super) fn resume(&mut self, trust: Trust, unfinished: Option<(Cause, bool)>, now: Time) {
         if self.start != Start::Resume {
             return;
         }
         self.trust = trust;
         self.overtaken = matches!(trust, Trust::Scanned { .. });
+        // The scan may have been just before.
+        self.in_doubt = now + DOUBT;
         if let Some((cause, changes)) = unfinished {
             self.phase = Phase::Waiting { cause, until: Duration::ZERO };
             self.changes_missed = changes;

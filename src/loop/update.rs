@@ -369,7 +369,7 @@ impl Daemon {
             self.child = Some(child);
         }
         self.machine.resume(handover.state, handover.paused);
-        self.recovery.resume(handover.trust, handover.unfinished);
+        self.recovery.resume(handover.trust, handover.unfinished, self.now());
         self.recovery.held_back = handover.held_back;
         self.counters = handover.counters;
         self.resumed = handover.event;

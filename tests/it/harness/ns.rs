@@ -22,8 +22,12 @@ use super::skip;
 /// Tells the test that it is inside.
 const MARKER: &str = "PLUGD_TEST_INSIDE";
 
-/// A test that takes longer hangs.
-const LIMIT: Duration = Duration::from_secs(180);
+/// A test that takes longer hangs: PLUGD_TEST_LIMIT, or 180 seconds.
+fn limit() -> Duration {
+    let limit = std::env::var("PLUGD_TEST_LIMIT");
+    let seconds = limit.map_or(180, |text| text.parse().expect("PLUGD_TEST_LIMIT is a number"));
+    Duration::from_secs(seconds)
+}
 
 /// Runs the test in a new user and network namespace, as root of it.
 pub(crate) fn inside<F: FnOnce()>(test: F) {
@@ -124,7 +128,7 @@ fn again<F: FnOnce()>(world: &[&str], test: F) {
         .stderr(output.try_clone().unwrap())
         .spawn()
         .unwrap();
-    let status = wait(&mut child, LIMIT);
+    let status = wait(&mut child, limit());
     if status.is_none() {
         child.kill().unwrap();
         child.wait().unwrap();

@@ -769,6 +769,75 @@ fn an_update_carries_along_what_is_known() {
 }
 
 #[test]
+fn an_update_in_the_middle_of_making_up_goes_on_with_it() {
+    ns::inside(|| {
+        let mut world = world();
+        let script = "echo $ACTION $DEVPATH >>$TMP/out; \
+                      [ $ACTION$PLUGD_REPLAY != removeoverrun ] || read x <$TMP/go";
+        let daemon = Plugd::new()
+            .args(["run", "-v", "--coldplug"])
+            .args(SMALL)
+            .args(["--sys".as_ref(), world.at("sys").as_os_str()])
+            .args(["--", "sh", "-c", script])
+            .start();
+        daemon.fifo("go");
+        World::settle("plugd");
+        let before = daemon.wait_for_lines("out", 4).len();
+        hold(&daemon);
+        (0..40).for_each(|_| world.change("/devices/busy"));
+        world.remove("/devices/hub");
+        world.add("/devices/new", 50);
+        daemon.signal(Signal::CONT);
+        // The first removal is in hand.
+        eventually("it makes up for it", || {
+            daemon.lines("out").contains(&"remove /devices/hub/a".to_owned()).then_some(())
+        });
+        assert_eq!(Plugd::new().args(["update"]).finish().code, Some(0));
+        daemon.wait_for_log("updated from version");
+        // Something else happens meanwhile.
+        world.remove("/devices/lone");
+        world.add("/devices/newer", 51);
+        (0..3).for_each(|_| daemon.release("go"));
+        World::settle("plugd");
+        let lines = daemon.lines("out").split_off(before);
+        let acted = |line: &str| lines.iter().filter(|it| *it == line).count();
+        let at = |line: &str| lines.iter().position(|it| it == line);
+        for removed in ["hub/a", "hub", "lone"] {
+            assert_eq!(acted(&format!("remove /devices/{removed}")), 1, "{lines:#?}");
+        }
+        assert!(at("remove /devices/hub/a") < at("remove /devices/hub"), "{lines:#?}");
+        for added in ["new", "newer"] {
+            assert!(acted(&format!("add /devices/{added}")) > 0, "{lines:#?}");
+        }
+        assert_eq!(lines.last().unwrap(), "change /devices/busy", "{lines:#?}");
+    });
+}
+
+/// What is below a device that moved while it was looked for may not have been found.
+#[test]
+fn an_update_soon_after_a_comparison_leaves_it_in_doubt() {
+    ns::inside(|| {
+        let mut world = world();
+        let _daemon = world.plugd(&["--coldplug", "--state", "none"]).start();
+        World::settle("plugd");
+        let (mut path, mut minor) = ("/devices/lone".to_owned(), 60);
+        // On a busy machine it may not be soon enough.
+        eventually("it is compared once more", || {
+            assert_eq!(Plugd::new().args(["update"]).finish().code, Some(0));
+            minor += 1;
+            world.silent = true;
+            world.add(&format!("{path}/{minor}"), minor);
+            world.silent = false;
+            world.rename(&path);
+            path = world.paths().into_iter().find(|path| path.contains("/m")).unwrap();
+            World::settle("plugd");
+            let belief = hear(&world);
+            belief.devices.keys().any(|(_, known)| *known == minor).then_some(())
+        });
+    });
+}
+
+#[test]
 fn an_update_that_cannot_use_what_is_known_begins_anew() {
     ns::inside(|| {
         let mut world = world();

@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::Write;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -197,8 +198,8 @@ impl Machine {
     }
 
     /// Much of each kind was heard of.
-    fn check_heard(&self, storms: u64) {
-        let least = usize::try_from(storms).unwrap() / 2;
+    fn check_heard(&self, storms: &Range<u64>) {
+        let least = usize::try_from(storms.end - storms.start).unwrap() / 2;
         let [added, removed, moved] = self.heard;
         assert!(added > least && removed > least && moved * 5 > least, "{:?}", self.heard);
     }
@@ -252,16 +253,16 @@ const SMALL: [&str; 5] = ["--coldplug", "--state", "none", "--receive-buffer-siz
 fn after_every_storm_of_interfaces_the_state_is_exact() {
     ns::inside_a_machine(|| {
         let storms = seeds(100);
-        let mut machine = Machine::new(1);
+        let mut machine = Machine::new(storms.start + 1);
         let daemon = machine.with_rules(&SMALL);
         World::settle("plugd");
-        for storm in 0..storms {
+        for storm in storms.clone() {
             machine.storm(&daemon);
             World::settle("plugd");
             machine.check(false, &format!("storm {storm}"));
         }
-        machine.check_heard(storms);
-        assert!(metric("plugd_overruns_total") > storms / 4);
+        machine.check_heard(&storms);
+        assert!(metric("plugd_overruns_total") > (storms.end - storms.start) / 4);
     });
 }
 
@@ -269,16 +270,16 @@ fn after_every_storm_of_interfaces_the_state_is_exact() {
 fn a_handler_hears_of_all_interfaces_after_every_storm() {
     ns::inside_a_machine(|| {
         let storms = seeds(40);
-        let mut machine = Machine::new(2);
+        let mut machine = Machine::new(storms.start + 2);
         let daemon = machine.with_handler(&SMALL);
         World::settle("plugd");
-        for storm in 0..storms {
+        for storm in storms.clone() {
             machine.storm(&daemon);
             World::settle("plugd");
             machine.check(false, &format!("storm {storm}"));
         }
-        machine.check_heard(storms);
-        assert!(metric("plugd_overruns_total") > storms / 4);
+        machine.check_heard(&storms);
+        assert!(metric("plugd_overruns_total") > (storms.end - storms.start) / 4);
     });
 }
 
@@ -286,9 +287,9 @@ fn a_handler_hears_of_all_interfaces_after_every_storm() {
 fn of_interfaces_nothing_is_missed_if_plugd_is_killed() {
     ns::inside_a_machine(|| {
         let kills = seeds(60);
-        let mut machine = Machine::new(3);
+        let mut machine = Machine::new(kills.start + 3);
         let state = machine.at("state");
-        for kill in 0..kills {
+        for kill in kills.clone() {
             let size = if kill % 2 == 0 { "4K" } else { "1M" };
             let options = ["--receive-buffer-size", size, "--state", state.to_str().unwrap()];
             let daemon = machine.with_rules(&options);
@@ -308,7 +309,7 @@ fn of_interfaces_nothing_is_missed_if_plugd_is_killed() {
         let _daemon = machine.with_rules(&["--state", state.to_str().unwrap()]);
         World::settle("plugd");
         machine.check(false, "after the last kill");
-        machine.check_heard(kills);
+        machine.check_heard(&kills);
     });
 }
 
@@ -354,5 +355,66 @@ fn an_interface_that_is_renamed_just_after_the_start_is_not_taken_down() {
         World::settle("plugd");
         machine.check(false, "after that");
         assert_eq!(machine.heard, [2, 0, 1], "lo and the bridge come, nothing goes");
+    });
+}
+
+/// A sysfs of which nothing is to be seen but network interfaces: the kernel lets
+/// this namespace's root ask for events of these alone.
+fn only_interfaces(machine: &Machine) -> String {
+    let sys = machine.at("sys");
+    for directory in ["class/net", "devices", "kernel"] {
+        let at = sys.join(directory);
+        fs::create_dir_all(&at).unwrap();
+        let from = Path::new("/sys").join(directory);
+        let mounted = Command::new("mount").arg("--bind").args([from, at]).status().unwrap();
+        assert!(mounted.success(), "mount --bind {directory}: {mounted}");
+    }
+    sys.to_str().unwrap().to_owned()
+}
+
+/// Many interfaces. Returns how many there are.
+fn many(prefix: &str) -> usize {
+    (0..60).for_each(|number| inject::real_device(&format!("{prefix}{number}")));
+    interfaces().len()
+}
+
+#[test]
+fn asked_at_the_start_the_kernel_tells_no_more_at_once_than_fits() {
+    ns::inside_a_machine(|| {
+        for size in ["4K", "64K"] {
+            let mut machine = Machine::new(7);
+            let sys = only_interfaces(&machine);
+            let count = many(size);
+            let options = ["-v", "--coldplug=kernel", "--state", "none", "--sys", &sys];
+            let options = [&options[..], &["--receive-buffer-size", size]].concat();
+            let daemon = machine.with_handler(&options);
+            World::settle("plugd");
+            // All of it has come back by then, and nothing else was needed.
+            machine.check(false, size);
+            let told = format!("had the kernel tell of {count} devices, {count} events came");
+            daemon.wait_for_log(&told);
+            assert_eq!(machine.heard, [count, 0, 0]);
+            assert_eq!(
+                [metric("plugd_overruns_total"), metric("plugd_kernel_drops_total")],
+                [0; 2]
+            );
+        }
+    });
+}
+
+#[test]
+fn plugd_coldplug_has_the_kernel_tell_no_more_at_once_than_fits() {
+    ns::inside_a_machine(|| {
+        let mut machine = Machine::new(8);
+        let sys = only_interfaces(&machine);
+        let count = many("br");
+        let options = ["--state", "none", "--receive-buffer-size", "4K"];
+        let _daemon = machine.with_handler(&options);
+        let coldplug = Plugd::new().args(["coldplug", "--wait", "--sys", &sys]).finish();
+        assert_eq!(coldplug.code, Some(0), "{coldplug:?}");
+        // All of it is done by then.
+        machine.check(false, "after that");
+        assert_eq!(machine.heard, [count, 0, 0]);
+        assert_eq!([metric("plugd_overruns_total"), metric("plugd_kernel_drops_total")], [0; 2]);
     });
 }

@@ -1,16 +1,24 @@
 //! Storms of events, most of which are lost: in the end what was acted on is what
 //! there is, every time.
 
+use std::ops::Range;
+
 use rustix::process::Signal;
 
 use crate::harness::ns;
 
 use super::world::{Belief, World};
 
-/// How many storms: PLUGD_TEST_SEEDS, or as many as `default`.
-pub(super) fn seeds(default: u64) -> u64 {
-    let seeds = std::env::var("PLUGD_TEST_SEEDS");
-    seeds.map_or(default, |text| text.parse().expect("PLUGD_TEST_SEEDS is a number"))
+/// What storms are made of: PLUGD_TEST_SEEDS of them, or as many as `default`, from
+/// PLUGD_TEST_FIRST_SEED or 0 on.
+pub(super) fn seeds(default: u64) -> Range<u64> {
+    let number = |name: &str, default| {
+        std::env::var(name).map_or(default, |text| {
+            text.parse().unwrap_or_else(|_| panic!("{name} is no number: {text}"))
+        })
+    };
+    let first = number("PLUGD_TEST_FIRST_SEED", 0);
+    first..first + number("PLUGD_TEST_SEEDS", default)
 }
 
 /// A storm while plugd is held back now and then, so that events are lost.
@@ -31,7 +39,7 @@ fn after_every_storm_the_state_is_exact() {
     const EACH: u64 = 50;
     ns::inside(|| {
         let seeds = seeds(1000);
-        for first in (0..seeds).step_by(usize::try_from(EACH).unwrap()) {
+        for first in seeds.clone().step_by(usize::try_from(EACH).unwrap()) {
             let numbered = first % 150 != 0;
             let mut world = if numbered { World::numbered(first) } else { World::new(first) };
             let mut belief = Belief::default();
@@ -43,7 +51,7 @@ fn after_every_storm_the_state_is_exact() {
             let changes = if belief.without_changes { "no" } else { "yes" };
             let options = [&options[..], &["--replay-change", changes]].concat();
             let daemon = world.plugd(&options).args(coldplug).start();
-            for seed in first..(first + EACH).min(seeds) {
+            for seed in first..(first + EACH).min(seeds.end) {
                 world.confusing = seed % 3 == 0;
                 storm(&mut world, |held| {
                     daemon.signal(if held { Signal::STOP } else { Signal::CONT });
@@ -59,10 +67,10 @@ fn after_every_storm_the_state_is_exact() {
 fn killed_at_any_moment_nothing_is_missed_after_a_restart() {
     ns::inside(|| {
         let kills = seeds(200);
-        let mut world = World::numbered(7);
+        let mut world = World::numbered(kills.start + 7);
         let mut belief = Belief::default();
         let state = world.at("state");
-        for kill in 0..kills {
+        for kill in kills {
             let size = if kill % 2 == 0 { "4K" } else { "1M" };
             let options = ["--receive-buffer-size", size, "--state", state.to_str().unwrap()];
             let daemon = world.plugd(&options).start();
@@ -87,5 +95,88 @@ fn killed_at_any_moment_nothing_is_missed_after_a_restart() {
         let _daemon = world.plugd(&options).start();
         World::settle("plugd");
         belief.check(&world, "after the last kill");
+    });
+}
+
+#[test]
+fn after_every_storm_there_are_the_nodes_of_what_is_there() {
+    const EACH: u64 = 20;
+    ns::inside_as_root_apart(|| {
+        let seeds = seeds(200);
+        for first in seeds.clone().step_by(usize::try_from(EACH).unwrap()) {
+            let numbered = first % 60 != 0;
+            let mut world = if numbered { World::numbered(first) } else { World::new(first) };
+            let coldplug = if first % 40 == 0 { &["--coldplug"][..] } else { &[] };
+            let options = ["--receive-buffer-size", "4K", "--state", "none"];
+            world.thrifty = first % 100 >= 40;
+            let daemon = world.plugd_with_nodes(&options).args(coldplug).start();
+            for seed in first..(first + EACH).min(seeds.end) {
+                world.confusing = seed % 3 == 0;
+                storm(&mut world, |held| {
+                    daemon.signal(if held { Signal::STOP } else { Signal::CONT });
+                });
+                World::settle("plugd");
+                world.check_nodes(&format!("storm {seed}"));
+            }
+        }
+    });
+}
+
+#[test]
+fn killed_at_any_moment_the_nodes_are_right_after_a_restart() {
+    ns::inside_as_root_apart(|| {
+        let kills = seeds(200);
+        let mut world = World::numbered(kills.start + 8);
+        let state = world.at("state");
+        let options = ["--receive-buffer-size", "4K", "--state", state.to_str().unwrap()];
+        for kill in kills {
+            let daemon = world.plugd_with_nodes(&options).start();
+            world.confusing = kill % 4 < 2;
+            world.thrifty = kill % 3 == 0;
+            // Sometimes it is killed in the middle of its start.
+            if world.random(2) > 0 {
+                World::settle("plugd");
+                world.check_nodes(&format!("before kill {kill}"));
+            }
+            for _ in 0..world.random(60) {
+                world.happen();
+            }
+            daemon.signal(Signal::KILL);
+            drop(daemon);
+            for _ in 0..world.random(20) {
+                world.happen();
+            }
+        }
+        let _daemon = world.plugd_with_nodes(&options).start();
+        World::settle("plugd");
+        world.check_nodes("after the last kill");
+    });
+}
+
+#[test]
+fn updated_at_any_moment_nothing_is_missed() {
+    ns::inside(|| {
+        let seeds = seeds(100);
+        let mut world = World::numbered(seeds.start + 9);
+        let mut belief = Belief::default();
+        let options = ["-v", "--coldplug", "--receive-buffer-size", "4K", "--state", "none"];
+        let daemon = world.plugd(&options).start();
+        World::settle("plugd");
+        for (count, seed) in (1..).zip(seeds) {
+            world.confusing = seed % 3 == 0;
+            world.thrifty = seed % 4 == 0;
+            daemon.signal(Signal::STOP);
+            for _ in 0..world.random(60) {
+                world.happen();
+            }
+            // It takes some time to be ready for it, which is when more happens.
+            daemon.signal(Signal::USR2);
+            daemon.signal(Signal::CONT);
+            while daemon.logged("updated from version").len() < count {
+                world.happen();
+            }
+            World::settle("plugd");
+            belief.check(&world, &format!("update {seed}"));
+        }
     });
 }

@@ -6,7 +6,7 @@
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::os::unix::fs::{FileExt, symlink};
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, symlink};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -24,6 +24,18 @@ use crate::harness::inject::{Injector, uevent};
 /// tells it from all others, and is learned only when it comes; the state is what
 /// changes.
 pub(crate) type Devices = BTreeMap<(String, u32), (u32, u32)>;
+
+/// What there is in a /dev, by its name: of nodes their number, mode and owner, of
+/// links where they lead.
+type Nodes = BTreeMap<String, String>;
+
+/// What is made of devices, by the last digit of their number.
+const NODES: &str = "\
+d[0-9]*[01] 0:0 640
+d[0-9]*[23] 7:8 600 =sub/
+d[0-9]*[45] 100:200 604 >deep/sub/
+.* 1:2 666
+";
 
 #[derive(Debug, Clone)]
 struct Device {
@@ -113,6 +125,72 @@ impl World {
             .args([self.at("sys").as_os_str(), "--conf".as_ref(), self.at("rules").as_os_str()])
             .args(options)
             .fd(acted, 9)
+    }
+
+    /// A plugd that makes nodes and links for this world, in its `dev`.
+    pub(crate) fn plugd_with_nodes(&self, options: &[&str]) -> Plugd {
+        fs::create_dir_all(self.at("dev")).unwrap();
+        fs::write(self.at("rules"), NODES).unwrap();
+        Plugd::new()
+            .args(["run", "-q", "--sys"])
+            .args([self.at("sys").as_os_str(), "--conf".as_ref(), self.at("rules").as_os_str()])
+            .args(["--dev".as_ref(), self.at("dev").as_os_str()])
+            .args(options)
+    }
+
+    /// The nodes and links that there have to be.
+    fn nodes(&self) -> Nodes {
+        let mut nodes = Nodes::new();
+        for minor in self.devices.values().map(|device| device.minor) {
+            let (place, access) = match minor % 10 {
+                0 | 1 => ("", "640 0:0"),
+                2 | 3 => ("sub/", "600 7:8"),
+                4 | 5 => ("deep/sub/", "604 100:200"),
+                _ => ("", "666 1:2"),
+            };
+            nodes.insert(format!("{place}d{minor}"), format!("7:{minor} {access}"));
+            if place == "deep/sub/" {
+                nodes.insert(format!("d{minor}"), format!("-> {place}d{minor}"));
+            }
+        }
+        nodes
+    }
+
+    /// All that there is but directories.
+    fn nodes_made(&self) -> Nodes {
+        let mut nodes = Nodes::new();
+        let mut directories = vec![self.at("dev")];
+        while let Some(directory) = directories.pop() {
+            for entry in fs::read_dir(&directory).unwrap() {
+                let path = entry.unwrap().path();
+                let found = fs::symlink_metadata(&path).unwrap();
+                let name = path.strip_prefix(self.at("dev")).unwrap().to_str().unwrap().to_owned();
+                let what = if found.is_dir() {
+                    directories.push(path);
+                    continue;
+                } else if found.is_symlink() {
+                    format!("-> {}", fs::read_link(&path).unwrap().display())
+                } else if found.file_type().is_char_device() {
+                    let (number, mode) = (found.rdev(), found.mode() & 0o7777);
+                    let (major, minor) = (rustix::fs::major(number), rustix::fs::minor(number));
+                    format!("{major}:{minor} {mode:o} {}:{}", found.uid(), found.gid())
+                } else {
+                    format!("{:?}", found.file_type())
+                };
+                nodes.insert(name, what);
+            }
+        }
+        nodes
+    }
+
+    /// They have to be the same.
+    pub(crate) fn check_nodes(&self, when: &str) {
+        let (real, made) = (self.nodes(), self.nodes_made());
+        let told = self.told.take();
+        let wrong: Vec<_> = made.iter().filter(|node| real.get(node.0) != Some(node.1)).collect();
+        let missing: Vec<_> = real.iter().filter(|node| made.get(node.0) != Some(node.1)).collect();
+        let exact = wrong.is_empty() && missing.is_empty();
+        assert!(exact, "{when}: there are {wrong:?}, missing {missing:?}; told {told:#?}");
     }
 
     /// A number below `limit`, from a sequence that the seed decides.
