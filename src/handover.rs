@@ -155,7 +155,7 @@ impl Handover {
                 let (name, time) = match stage {
                     Stage::Free(time) => ("free", time),
                     Stage::Terminated(time) => ("terminated", Some(time)),
-                    Stage::Killed => ("killed", None),
+                    Stage::Killed(time) => ("killed", Some(time)),
                 };
                 line("running", &[&stop_name(stop), &name, &optional(time)]);
             }
@@ -277,7 +277,7 @@ impl Handover {
                 let stage = match (stage, values.optional_time()?) {
                     ("free", time) => Stage::Free(time),
                     ("terminated", Some(time)) => Stage::Terminated(time),
-                    ("killed", None) => Stage::Killed,
+                    ("killed", Some(time)) => Stage::Killed(time),
                     _ => return None,
                 };
                 self.state = State::Running { stop, stage };
@@ -447,7 +447,7 @@ mod tests {
         let stage = prop_oneof![
             proptest::option::of(time()).prop_map(Stage::Free),
             time().prop_map(Stage::Terminated),
-            Just(Stage::Killed),
+            time().prop_map(Stage::Killed),
         ];
         prop_oneof![
             Just(State::Reading),

@@ -620,6 +620,9 @@ impl Daemon {
                 Action::Read | Action::Exit => break,
             };
         }
+        if let Some(child) = &self.child {
+            log::error!("pid {} could not be killed, and is left behind", child.pid());
+        }
         match deed.step() {
             None => {
                 self.outlets.pass_on(deed.datagram, self.now());

@@ -18,6 +18,10 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 /// How long a program that has gone may take to come back: a new version may
 /// be just being installed.
 const MISSING_PATIENCE: Duration = Duration::from_secs(5);
+/// How long before a child that did not die of it is killed once more.
+const KILL_AGAIN: Duration = Duration::from_secs(60);
+/// How long a killed child has to die, at least, if a stop waits for it.
+const LAST_MOMENT: Duration = Duration::from_secs(1);
 
 /// How long a child may take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,6 +30,16 @@ pub struct Limits {
     pub timeout: Option<Duration>,
     /// From then until the group is killed.
     pub kill_after: Duration,
+}
+
+impl Limits {
+    /// How long a killed child has until more is done about it.
+    fn time_to_die(self, stop: Stop) -> Duration {
+        match stop {
+            Stop::No | Stop::Finish => KILL_AGAIN,
+            Stop::Now => self.kill_after.max(LAST_MOMENT),
+        }
+    }
 }
 
 /// The state of the daemon, and what it may do in it.
@@ -66,7 +80,7 @@ pub enum Stop {
     No,
     /// When the event in hand has been acted on.
     Finish,
-    /// As soon as the child is gone.
+    /// As soon as the child is gone, or cannot be made to.
     Now,
 }
 
@@ -77,8 +91,8 @@ pub enum Stage {
     Free(Option<Time>),
     /// It was asked to end, and will be killed then.
     Terminated(Time),
-    /// It was killed.
-    Killed,
+    /// It was killed; until then it has time to be gone.
+    Killed(Time),
 }
 
 /// The attempts to start a program.
@@ -143,7 +157,8 @@ pub enum Action {
     Terminate(Reason),
     /// Kill the child's process group.
     Kill,
-    /// End. If there are steps left, report the event as not completed.
+    /// End. If there are steps left, report the event as not completed; leave a
+    /// child that is still there alone.
     Exit,
 }
 
@@ -193,18 +208,16 @@ impl Machine {
         match self.state {
             State::Running { stage: Stage::Free(until), .. } => until,
             State::Running { stage: Stage::Terminated(until), .. }
+            | State::Running { stage: Stage::Killed(until), .. }
             | State::Retrying { until, .. } => Some(until),
-            State::Running { stage: Stage::Killed, .. }
-            | State::Reading
-            | State::Acting { .. }
-            | State::Done => None,
+            State::Reading | State::Acting { .. } | State::Done => None,
         }
     }
 
     /// Whether what is left of the child's process group shall be killed when
     /// the child itself has ended: it was asked to end as well.
     pub fn ends_group(&self) -> bool {
-        matches!(self.state, State::Running { stage: Stage::Terminated(_) | Stage::Killed, .. })
+        matches!(self.state, State::Running { stage: Stage::Terminated(_) | Stage::Killed(_), .. })
     }
 
     /// Whether the rest of the child's group still has time to end, when the child
@@ -296,8 +309,11 @@ fn transition(state: State, input: Input, now: Time, limits: Limits) -> (State, 
                     let stage = Stage::Terminated(now + limits.kill_after);
                     (State::Running { stop, stage }, Terminate(Reason::Stop))
                 }
-                (Stop::No | Stop::Finish, _)
-                | (Stop::Now, Stage::Terminated(_) | Stage::Killed) => {
+                (Stop::Now, Stage::Killed(until)) => {
+                    let stage = Stage::Killed(until.min(now + limits.time_to_die(stop)));
+                    (State::Running { stop, stage }, Continue)
+                }
+                (Stop::No | Stop::Finish, _) | (Stop::Now, Stage::Terminated(_)) => {
                     (State::Running { stop, stage }, Continue)
                 }
             }
@@ -307,7 +323,18 @@ fn transition(state: State, input: Input, now: Time, limits: Limits) -> (State, 
             (State::Running { stop, stage }, Terminate(Reason::Timeout))
         }
         (State::Running { stop, stage: Stage::Terminated(until) }, Input::Tick) if until <= now => {
-            (State::Running { stop, stage: Stage::Killed }, Kill)
+            let stage = Stage::Killed(now + limits.time_to_die(stop));
+            (State::Running { stop, stage }, Kill)
+        }
+        // One that may not be killed, or is stuck in the kernel.
+        (State::Running { stop: Stop::Now, stage: Stage::Killed(until) }, Input::Tick)
+            if until <= now =>
+        {
+            (State::Done, Exit)
+        }
+        (State::Running { stop, stage: Stage::Killed(until) }, Input::Tick) if until <= now => {
+            let stage = Stage::Killed(now + limits.time_to_die(stop));
+            (State::Running { stop, stage }, Kill)
         }
         (
             State::Running { .. },

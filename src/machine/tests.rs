@@ -48,8 +48,15 @@ const INPUTS: [Input; 12] = [
     TICK,
 ];
 const STOPS: [Stop; 3] = [Stop::No, Stop::Finish, Stop::Now];
-const STAGES: [Stage; 6] =
-    [FREE, TIMED, TIMED_OUT, Stage::Terminated(AFTER), Stage::Terminated(BEFORE), Stage::Killed];
+const STAGES: [Stage; 7] = [
+    FREE,
+    TIMED,
+    TIMED_OUT,
+    Stage::Terminated(AFTER),
+    Stage::Terminated(BEFORE),
+    Stage::Killed(AFTER),
+    Stage::Killed(BEFORE),
+];
 
 const FREE: Stage = Stage::Free(None);
 const TIMED: Stage = Stage::Free(Some(AFTER));
@@ -58,6 +65,9 @@ const TIMED_OUT: Stage = Stage::Free(Some(BEFORE));
 const STARTING: Stage = Stage::Free(Some(Time::from_secs(1180)));
 /// What a child that is asked to end now gets.
 const ENDING: Stage = Stage::Terminated(Time::from_secs(1005));
+/// What a child that is killed now gets, and if a stop waits for it.
+const DYING: Stage = Stage::Killed(Time::from_secs(1060));
+const DYING_FAST: Stage = Stage::Killed(Time::from_secs(1005));
 
 /// It was refused for want of something; the last pause was 800 ms.
 const WANTING: Option<Retry> = retry(800, None);
@@ -100,7 +110,7 @@ fn states() -> Vec<State> {
         (PAUSE | RESUME | TICK, ..) => {}
     }
     match FREE {
-        Stage::Free(None | Some(_)) | Stage::Terminated(_) | Stage::Killed => {}
+        Stage::Free(None | Some(_)) | Stage::Terminated(_) | Stage::Killed(_) => {}
     }
     let mut states = vec![Reading, Done];
     for stop in STOPS {
@@ -194,7 +204,12 @@ fn table() -> Vec<Row> {
         rows.push(row(finish, &[STOP], ending, Terminate(Reason::Stop)));
         rows.push(row(now, &[STOP], ending, Terminate(Reason::Stop)));
     }
-    for stage in [Stage::Terminated(AFTER), Stage::Terminated(BEFORE), Stage::Killed] {
+    for stage in [
+        Stage::Terminated(AFTER),
+        Stage::Terminated(BEFORE),
+        Stage::Killed(AFTER),
+        Stage::Killed(BEFORE),
+    ] {
         let [_, finish, now] = STOPS.map(|stop| running(stop, stage));
         rows.push(row(finish, &[STOP], now, Continue));
         rows.push(ignores(now, &[STOP]));
@@ -202,14 +217,17 @@ fn table() -> Vec<Row> {
     for stop in STOPS {
         let [timed_out, terminated] =
             [TIMED_OUT, Stage::Terminated(BEFORE)].map(|stage| running(stop, stage));
-        let killed = running(stop, Stage::Killed);
+        let dying = running(stop, if stop == Stop::Now { DYING_FAST } else { DYING });
+        let killed = running(stop, Stage::Killed(BEFORE));
+        let again = if stop == Stop::Now { (Done, Exit) } else { (dying, Kill) };
         rows.extend([
             row(timed_out, &[TICK], running(stop, ENDING), Terminate(Reason::Timeout)),
-            row(terminated, &[TICK], killed, Kill),
+            row(terminated, &[TICK], dying, Kill),
+            row(killed, &[TICK], again.0, again.1),
             ignores(running(stop, FREE), &[TICK]),
             ignores(running(stop, TIMED), &[TICK]),
             ignores(running(stop, Stage::Terminated(AFTER)), &[TICK]),
-            ignores(killed, &[TICK]),
+            ignores(running(stop, Stage::Killed(AFTER)), &[TICK]),
         ]);
     }
     for retry in [WANTING, LACKING, LACKED] {
@@ -270,6 +288,16 @@ fn a_pause_lasts_until_it_is_ended_whatever_happens_meanwhile() {
 }
 
 #[test]
+fn a_stop_waits_less_for_a_killed_child() {
+    let expected = (running(Stop::Now, DYING_FAST), Continue);
+    assert_eq!(after(running(Stop::Finish, DYING), STOP, LIMITS), expected);
+    let at_once = Limits { kill_after: Duration::ZERO, ..LIMITS };
+    let last_moment = Stage::Killed(NOW + LAST_MOMENT);
+    let terminated = running(Stop::Now, Stage::Terminated(NOW));
+    assert_eq!(after(terminated, TICK, at_once), (running(Stop::Now, last_moment), Kill));
+}
+
+#[test]
 fn without_a_timeout_a_child_may_run_for_ever() {
     let limits = Limits { timeout: None, ..LIMITS };
     let expected = (running(Stop::No, FREE), Continue);
@@ -281,6 +309,8 @@ fn what_is_due_now_is_due() {
     for (state, action) in [
         (running(Stop::No, Stage::Free(Some(NOW))), Terminate(Reason::Timeout)),
         (running(Stop::No, Stage::Terminated(NOW)), Kill),
+        (running(Stop::No, Stage::Killed(NOW)), Kill),
+        (running(Stop::Now, Stage::Killed(NOW)), Exit),
         (retrying(WANTING, NOW), Perform),
     ] {
         assert_eq!(after(state, TICK, LIMITS).1, action, "{state:?}");
@@ -357,7 +387,7 @@ fn limits() -> impl Strategy<Value = Limits> {
 struct Child {
     started: Time,
     terminated: Option<Time>,
-    killed: bool,
+    killed: Option<Time>,
 }
 
 /// Whether a step was carried out, and how.
@@ -480,11 +510,16 @@ impl World {
                 let child = self.child.as_mut().expect("nobody to kill");
                 let terminated = child.terminated.expect("killed before it was asked to end");
                 assert!(terminated + kill_after <= now, "killed early");
-                assert!(!std::mem::replace(&mut child.killed, true), "killed twice");
+                let before = child.killed.replace(now);
+                assert!(before.is_none_or(|at| at + KILL_AGAIN <= now), "killed again so soon");
             }
             Exit => {
                 assert!(!self.exited, "ended twice");
-                assert!(self.child.is_none(), "a child is left alone");
+                if let Some(child) = &self.child {
+                    let killed = child.killed.expect("a child is left that was not killed");
+                    assert!(self.stops >= 2, "a child is left although it might end");
+                    assert!(killed + LAST_MOMENT <= self.now, "a child had no time to die");
+                }
                 assert!(self.stops > 0 || self.input_ended, "nobody asked to end");
                 if self.stops < 2 && self.hand.is_some() {
                     self.finish_event();
@@ -512,7 +547,7 @@ impl World {
             Input::Started => {
                 self.owes_answer = false;
                 self.refused.clear();
-                let child = Child { started: self.now, terminated: None, killed: false };
+                let child = Child { started: self.now, terminated: None, killed: None };
                 assert!(self.child.replace(child).is_none(), "a second child");
             }
             Input::Refused(refusal) => {
@@ -606,17 +641,17 @@ impl World {
         }
     }
 
-    /// From here on children end, or do not, and time passes only at deadlines.
+    /// From here on children end as it is said, and time passes only at deadlines.
     /// Returns the number of inputs until the end, or until nothing more can
     /// happen without one.
-    fn run_down(&mut self, children_end: bool) -> usize {
+    fn run_down(&mut self, children_end: Children) -> usize {
         (0..)
             .find(|_| {
                 let input = if self.exited {
                     return true;
                 } else if self.owes_answer {
                     if self.pending().is_some() { STARTED } else { PLAN_DONE }
-                } else if self.child.is_some() && (children_end || self.killed()) {
+                } else if self.ends(children_end) {
                     CHILD_GONE
                 } else if let Some(at) = self.machine.deadline() {
                     self.now = self.now.max(at);
@@ -630,9 +665,21 @@ impl World {
             .unwrap()
     }
 
-    fn killed(&self) -> bool {
-        self.child.as_ref().is_some_and(|child| child.killed)
+    fn ends(&self, children_end: Children) -> bool {
+        self.child.as_ref().is_some_and(|child| match children_end {
+            Children::ByThemselves => true,
+            Children::WhenKilled => child.killed.is_some(),
+            Children::Never => false,
+        })
     }
+}
+
+/// When children end.
+#[derive(Debug, Clone, Copy)]
+enum Children {
+    ByThemselves,
+    WhenKilled,
+    Never,
 }
 
 proptest! {
@@ -660,7 +707,7 @@ proptest! {
             world.steps_of_next_event = steps;
             world.go(&happening);
         }
-        let inputs = world.run_down(true);
+        let inputs = world.run_down(Children::ByThemselves);
         prop_assert!(world.exited || world.may_read(), "stuck: {world:?}");
         prop_assert!(inputs <= 10, "{inputs} inputs");
     }
@@ -670,6 +717,7 @@ proptest! {
         limits in limits(),
         history in prop::collection::vec((happening(), 0..4usize), 0..50),
         twice: bool,
+        dies: bool,
     ) {
         let mut world = World::new(limits, 1);
         for (happening, steps) in history {
@@ -681,8 +729,12 @@ proptest! {
                 world.say(STOP);
             }
         }
-        // Asked twice, it ends even if no child does so by itself.
-        let inputs = world.run_down(!twice);
+        // Asked twice, it ends even if no child does so by itself, nor by being killed.
+        let inputs = world.run_down(match (twice, dies) {
+            (false, _) => Children::ByThemselves,
+            (true, true) => Children::WhenKilled,
+            (true, false) => Children::Never,
+        });
         prop_assert!(world.exited, "{world:?}");
         prop_assert!(inputs <= 10, "{inputs} inputs");
     }

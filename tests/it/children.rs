@@ -1,6 +1,8 @@
 //! How children end, by themselves or not.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::process::Command;
 use std::time::Instant;
 
 use rustix::net::SocketType;
@@ -8,7 +10,7 @@ use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 
 use crate::harness::daemon::{Daemon, Plugd};
 use crate::harness::inject::uevent;
-use crate::harness::{eventually, unix};
+use crate::harness::{eventually, ns, unix};
 
 /// Starts `plugd run` with a handler script, and gives it one event.
 fn one_event(options: &[&str], script: &str) -> (Daemon, std::os::fd::OwnedFd) {
@@ -94,6 +96,39 @@ fn a_child_that_ignores_sigterm_is_killed() {
     pids.iter().for_each(|pid| eventually("it is gone", || is_gone(pid).then_some(())));
     unix::send(&sender, &uevent("add", "/devices/x", &["SEQNUM=8"]));
     daemon.wait_for_counters("received 2, handled 1, failed 1 (timed out 1)");
+}
+
+/// Such as one that is stuck in the kernel, or has become another user's.
+#[test]
+fn a_child_that_cannot_be_killed_does_not_keep_it_from_stopping() {
+    ns::inside_as_root_with_mounts(|| {
+        // A place where everybody may run programs, and become root by one.
+        let mount = Command::new("mount").args(["-t", "tmpfs", "tmpfs", "/mnt"]).status();
+        assert!(mount.unwrap().success());
+        let (plugd, become_root) = ("/mnt/plugd", "/mnt/setpriv");
+        fs::copy(env!("CARGO_BIN_EXE_plugd"), plugd).unwrap();
+        fs::copy("/usr/bin/setpriv", become_root).unwrap();
+        fs::set_permissions(become_root, fs::Permissions::from_mode(0o4755)).unwrap();
+        let (sender, receiver) = unix::pair(SocketType::SEQPACKET);
+        let mut daemon = Plugd::reading(receiver)
+            .program(plugd)
+            .prelude("exec setpriv --reuid 65534 --regid 65534 --clear-groups \"$0\" \"$@\"")
+            .args(["--timeout", "0.5", "--kill-after", "0.2", "--"])
+            .args([become_root, "--reuid=0", "--regid=0", "--clear-groups", "sleep", "1000"])
+            .start();
+        unix::send(&sender, &uevent("add", "/devices/x", &["SEQNUM=7"]));
+        let line = daemon.wait_for_log("does not end: SIGKILL to its process group");
+        let child = pid(line.split("pid ").nth(1).unwrap().split(':').next().unwrap());
+        daemon.signal(Signal::TERM);
+        daemon.wait_for_log("stopping when");
+        daemon.signal(Signal::TERM);
+        daemon.wait_for_log("could not be killed, and is left behind");
+        daemon.wait_for_log("add /devices/x (SEQNUM 7): not completed, from here on: run");
+        daemon.wait_for_log("stopped: received 1, handled 0, failed 1");
+        // The log's end is awaited, too, and it has that.
+        kill_process(child, Signal::KILL).unwrap();
+        assert_eq!(daemon.wait_exit().code(), Some(0));
+    });
 }
 
 /// The child heeds SIGTERM, its own child does not.
