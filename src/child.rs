@@ -10,11 +10,13 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
+use std::process;
 
 use rustix::fs::{Access, AtFlags, CWD, FileType, accessat, stat};
 use rustix::io::Errno;
 use rustix::process::{
-    Pid, Signal, WaitId, WaitIdOptions, getpgid, kill_process_group, pidfd_send_signal, waitid,
+    Pid, Signal, WaitId, WaitIdOptions, WaitOptions, child_subreaper, getpgid, kill_process_group,
+    pidfd_send_signal, wait, waitid,
 };
 
 use crate::environment::Environment;
@@ -175,6 +177,18 @@ impl AsRawFd for Child {
     fn as_raw_fd(&self) -> RawFd {
         self.pidfd.as_raw_fd()
     }
+}
+
+/// Whether processes that have lost their parent become children of this one: it is
+/// the first of its PID namespace, or has asked for them (PR_SET_CHILD_SUBREAPER(2const)).
+pub fn adopts_orphans() -> bool {
+    process::id() == 1 || child_subreaper().is_ok_and(|it| it.is_some())
+}
+
+/// Reaps children that have ended, whoever started them: to be called while there
+/// is none whose end is of interest.
+pub fn reap_orphans() {
+    while matches!(wait(WaitOptions::NOHANG), Ok(Some(_))) {}
 }
 
 /// The state and the process group in /proc/PID/stat (proc_pid_stat(5)).

@@ -108,6 +108,8 @@ pub struct Daemon {
     child: Option<Child>,
     /// It has ended, but others of its group still have time to do so.
     lingers: bool,
+    /// What programs leave in the background is for this process to reap.
+    adopts_orphans: bool,
     /// How the last child ended, until it is reported.
     ended: Option<Ended>,
     machine: Machine,
@@ -260,6 +262,7 @@ impl Daemon {
             // After the signal handlers, which it notes.
             spawner: Spawner::new(),
             child: None,
+            adopts_orphans: child::adopts_orphans(),
             lingers: false,
             ended: None,
             machine: Machine::new(limits),
@@ -675,6 +678,9 @@ impl Daemon {
             deed.steps.next();
         };
         self.unwatch_sources();
+        if self.adopts_orphans && !self.update.is_probing() {
+            child::reap_orphans();
+        }
         let environment = run.environment();
         match Child::spawn(&mut self.spawner, &run, &environment) {
             Ok(child) => {

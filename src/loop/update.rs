@@ -88,6 +88,11 @@ impl Update {
         }
     }
 
+    /// Whether a new version is being tried: a child that is none of an event's.
+    pub(super) fn is_probing(&self) -> bool {
+        self.probe.is_some()
+    }
+
     pub(super) fn deadline(&self) -> Option<Time> {
         self.probe.as_ref().map(|probe| probe.deadline)
     }

@@ -192,3 +192,24 @@ fn no_child_is_left_unreaped() {
     daemon.wait_for_counters("received 50, handled 25, failed 25");
     assert_eq!(daemon.children(), Vec::<u32>::new());
 }
+
+/// As the first process of a container, say.
+#[test]
+fn orphans_that_become_its_children_are_reaped() {
+    ns::inside_with_few_pids(320, || {
+        let (sender, receiver) = unix::pair(SocketType::SEQPACKET);
+        let daemon = Plugd::new()
+            .program("unshare")
+            .args(["-pf", "--mount-proc", "--kill-child", env!("CARGO_BIN_EXE_plugd"), "run"])
+            .args(["--control", "none", "--fd", "3", "--"])
+            .sh("(sleep 0.01; :) & echo $SEQNUM >>$TMP/out")
+            .fd(receiver, 3)
+            .launch();
+        for n in 1..=500 {
+            unix::send(&sender, &uevent("add", "/devices/x", &[&format!("SEQNUM={n}")]));
+            if n % 50 == 0 {
+                daemon.wait_for_lines("out", n);
+            }
+        }
+    });
+}
