@@ -1044,6 +1044,8 @@ impl Daemon {
             );
             log::info!("{text}");
             self.recovery.text = text;
+            // As after the start: most of what this took is not needed any more.
+            let _ = sys::forget_code();
             now + DOUBT
         });
         self.end_recovery(replay.number, replay.last);
