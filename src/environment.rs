@@ -20,7 +20,7 @@ const HANDOVER: [&[u8]; 4] = [b"LISTEN_*", b"NOTIFY_SOCKET", b"PLUGD_HANDOVER", 
 /// Variables by which whoever sets them can make a shell, the dynamic linker,
 /// the C library or an interpreter run or read something else than intended.
 /// An event may not set them. `*` at the end stands for anything.
-const PROTECTED: [&[u8]; 59] = [
+const PROTECTED: [&[u8]; 77] = [
     // shells
     b"BASHOPTS",
     b"BASH_ENV",
@@ -29,6 +29,7 @@ const PROTECTED: [&[u8]; 59] = [
     b"BASH_XTRACEFD",
     b"CDPATH",
     b"ENV",
+    b"EXECIGNORE",
     b"FPATH",
     b"GLOBIGNORE",
     b"HOME",
@@ -67,10 +68,13 @@ const PROTECTED: [&[u8]; 59] = [
     b"TERMCAP",
     b"TERMINFO*",
     b"TERMPATH",
+    b"TEXTDOMAIN*",
     b"TZDIR",
     // interpreters
     b"AWKLIBPATH",
     b"AWKPATH",
+    b"GEM_*",
+    b"GUILE_*",
     b"JAVA_TOOL_OPTIONS",
     b"JDK_JAVA_OPTIONS",
     b"LUA_*",
@@ -80,7 +84,22 @@ const PROTECTED: [&[u8]; 59] = [
     b"PHP_INI_SCAN_DIR",
     b"PYTHON*",
     b"RUBY*",
+    b"TCLLIBPATH",
     b"_JAVA_OPTIONS",
+    // tools that handlers run: plugins, configurations, programs of theirs
+    b"ALSA_CONFIG_*",
+    b"BLKID_*",
+    b"EDITOR",
+    b"GIT_*",
+    b"LESSCLOSE",
+    b"LESSOPEN",
+    b"LIBMOUNT_*",
+    b"LVM_*",
+    b"PAGER",
+    b"RSYNC_RSH",
+    b"TAR_OPTIONS",
+    b"TC_LIB_DIR",
+    b"XTABLES_LIBDIR",
     // kmod and mdev rules' own
     b"MODPROBE_OPTIONS",
     b"MDEV",
@@ -255,9 +274,10 @@ mod tests {
         let fields = b"PATH=/evil\0LD_PRELOAD=x\0LD_=x\0IFS=x\0ENV=x\0BASH_ENV=x\0SHELLOPTS=x\0\
                        PS4=x\0GCONV_PATH=x\0BASH_FUNC_ls=x\0PYTHONPATH=x\0LISTEN_FDS=1\0\
                        HOME=/evil\0MDEV=x\0_JAVA_OPTIONS=x\0JDK_JAVA_OPTIONS=x\0MUSL_LOCPATH=x\0\
-                       PHPRC=x\0PHP_INI_SCAN_DIR=x\0F=() { :; }; x\0=x\0a b=x\0\xff=x\0a-b=x\0x()=x\x001=x\0OK_1=y\0";
+                       PHPRC=x\0PHP_INI_SCAN_DIR=x\0XTABLES_LIBDIR=x\0LVM_SYSTEM_DIR=x\0\
+                       LIBMOUNT_FSTAB=x\0TAR_OPTIONS=x\0LESSOPEN=x\0GIT_SSH=x\0F=() { :; }; x\0=x\0a b=x\0\xff=x\0a-b=x\0x()=x\x001=x\0OK_1=y\0";
         let (variables, withheld) = environment(&base(&[("PATH", "/p")]), fields);
         assert_eq!(variables, ["HOME=/", "OK_1=y", "PATH=/p"]);
-        assert_eq!(withheld.len(), 26);
+        assert_eq!(withheld.len(), 32);
     }
 }

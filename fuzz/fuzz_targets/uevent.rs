@@ -84,7 +84,7 @@ fn check_environment(event: &Uevent<'_>) {
 
 /// A list of its own, so that a slip in the other one is found.
 fn is_dangerous(key: &[u8]) -> bool {
-    let exact: [&[u8]; 13] = [
+    let exact: [&[u8]; 17] = [
         b"IFS",
         b"ENV",
         b"BASH_ENV",
@@ -98,6 +98,10 @@ fn is_dangerous(key: &[u8]) -> bool {
         b"LOCPATH",
         b"NOTIFY_SOCKET",
         b"MODPROBE_OPTIONS",
+        b"XTABLES_LIBDIR",
+        b"TC_LIB_DIR",
+        b"LVM_SYSTEM_DIR",
+        b"TAR_OPTIONS",
     ];
     let begins: [&[u8]; 7] =
         [b"LD_", b"LISTEN_", b"UPSTART_", b"BASH_FUNC_", b"PYTHON", b"PERL", b"RUBY"];
