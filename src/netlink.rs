@@ -291,6 +291,11 @@ impl Source {
         self.kind == Kind::Netlink && self.groups() & KERNEL_GROUP != 0
     }
 
+    /// Whether this takes events of the kernel alone, which do not come here.
+    pub fn is_in_vain(&self) -> bool {
+        self.kind == Kind::Netlink && self.groups() & KERNEL_GROUP == 0
+    }
+
     /// Whether events of the network interfaces of other namespaces come from
     /// here too.
     pub fn listens_to_all_namespaces(&self) -> bool {

@@ -287,6 +287,10 @@ fn parse(mut parser: lexopt::Parser) -> Result<Result<Options, Request>, Fatal> 
                 let fd = options::value(&mut parser, "--fd", "a file descriptor", |text| {
                     options::digits::<RawFd>(text)
                 })?;
+                if (1..=2).contains(&fd) {
+                    let text = format!("--fd {fd}: that is where programs and the log write to");
+                    return Err(Fatal::Usage(text));
+                }
                 if options.fds.contains(&fd) {
                     return Err(Fatal::Usage(format!("--fd {fd} is given twice")));
                 }
@@ -431,6 +435,9 @@ pub(super) fn inherited_sources(named: &[RawFd]) -> Result<Option<Vec<Source>>, 
 pub(super) fn adopt_source(fd: RawFd) -> Result<Source, Fatal> {
     let source = take_over(fd)?;
     log::info!("reading from file descriptor {fd}");
+    if source.is_in_vain() {
+        log::warn!("file descriptor {fd}: not in the group that the kernel sends uevents to");
+    }
     Ok(source)
 }
 

@@ -4,10 +4,11 @@ use std::fs::{self, File};
 use std::num::NonZero;
 use std::os::fd::{AsFd, OwnedFd, RawFd};
 
+use plugd::sys::{self, SocketOption};
 use rustix::net::{
     AddressFamily, Protocol, SocketAddrUnix, SocketFlags, SocketType, bind, listen, socket_with,
 };
-use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
+use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, Signal, pidfd_getfd, pidfd_open};
 use socket2::SockRef;
 
 use crate::harness::daemon::{Daemon, Finished, Plugd};
@@ -131,7 +132,14 @@ fn a_netlink_socket_handed_over_serves_as_its_own() {
 }
 
 #[test]
-fn any_number_will_do_even_a_standard_stream() {
+fn any_number_will_do_but_for_where_programs_write() {
+    for number in [1, 2] {
+        let (_sender, receiver) = unix::pair(SocketType::DGRAM);
+        let plugd = Plugd::run(&["--fd", &number.to_string(), "true"]).fd(receiver, 10);
+        let finished = plugd.finish();
+        assert_eq!(finished.code, Some(100), "{finished:?}");
+        assert!(finished.stderr.contains("that is where programs and the log write to"));
+    }
     for number in [0, 10, 57] {
         let (sender, receiver) = unix::pair(SocketType::DGRAM);
         let plugd = Plugd::run(&["--fd", &number.to_string()]);
@@ -139,6 +147,36 @@ fn any_number_will_do_even_a_standard_stream() {
         let daemon = plugd.fd(receiver, number).sh("read x || echo $N >>$TMP/out").start();
         assert_handles(&daemon, &sender);
     }
+}
+
+/// The kernel's events are told from others by the sender: no other would be taken.
+#[test]
+fn it_warns_of_a_socket_that_hears_nothing_of_the_kernel() {
+    ns::inside(|| {
+        let told = "file descriptor 3: not in the group that the kernel sends uevents to";
+        for (groups, expected) in [(0, 1), (2, 1), (3, 0)] {
+            let daemon = Plugd::reading(inject::socket(groups)).sh(RECORD).start();
+            daemon.wait_for_log("reading from file descriptor 3");
+            daemon.counters();
+            assert_eq!(daemon.logged(told).len(), expected, "groups {groups}");
+        }
+    });
+}
+
+/// Some have it switched off that the kernel tells of an overrun.
+#[test]
+fn overruns_are_told_of_on_any_inherited_socket() {
+    ns::inside(|| {
+        let socket = inject::socket(1);
+        sys::set_socket_option(socket.as_fd(), SocketOption::NoEnobufs, 1).unwrap();
+        SockRef::from(&socket).set_recv_buffer_size(4096).unwrap();
+        let daemon = Plugd::reading(socket).args(["--", "true"]).start();
+        daemon.signal(Signal::STOP);
+        let injector = Injector::new();
+        (0..100).for_each(|n| injector.event("add", &format!("/devices/{n}"), &[]));
+        daemon.signal(Signal::CONT);
+        daemon.wait_for_counters("overruns 1");
+    });
 }
 
 /// LISTEN_FDS counts for `plugd run` and under the other name, if it is meant for this process.
