@@ -133,7 +133,12 @@ fn set(file: &str, text: &str) {
 
 /// All that was written to a log.
 fn log() -> String {
-    let logs = ["/run/log/plugd/current", "/run/plugd.log", "/run/supervisor.log"];
+    let logs = [
+        "/run/log/plugd/current",
+        "/run/log/plugd-handler/current",
+        "/run/plugd.log",
+        "/run/supervisor.log",
+    ];
     logs.iter().map(|file| fs::read_to_string(file).unwrap_or_default()).collect()
 }
 
@@ -174,6 +179,10 @@ fn works_and_is_respawned() {
     kill_process(Pid::from_raw(first).unwrap(), Signal::KILL).unwrap();
     eventually("it is started anew", || pid().filter(|&pid| pid != first));
     acts_on("br2");
+    // It knows what was there; what it was killed at may be done once more.
+    let settled = Plugd::new().args(["settle"]).finish();
+    assert_eq!(settled.code, Some(0), "{settled:?}; {}", log());
+    assert!(count("add", "br1") <= 2 && count("add", "lo") <= 1, "{}", log());
 }
 
 /// It was stopped as it should be, and is not there any more.

@@ -49,7 +49,7 @@ fn a_piece_for_rcs_with_a_handler() {
         return;
     }
     ns::inside_a_machine(|| {
-        a_piece_of_rcs("PLUGD_OPTIONS= PLUGD_HANDLER=/run/hotplug");
+        a_piece_of_rcs("PLUGD_HANDLER=/run/hotplug");
         assert!(log().contains("reading from file descriptor 3"), "{}", log());
     });
 }

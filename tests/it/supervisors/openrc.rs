@@ -152,7 +152,7 @@ fn supervise_daemon_with_a_handler() {
         return;
     }
     ns::inside_a_machine(|| {
-        supervised("plugd_options=\nplugd_handler=/run/hotplug");
+        supervised("plugd_handler=/run/hotplug");
         wait_for_log("reading from file descriptor 3");
     });
 }
@@ -202,7 +202,7 @@ fn start_stop_daemon_with_a_handler() {
         return;
     }
     ns::inside_a_machine(|| {
-        let settings = "plugd_options=\nplugd_handler=/run/hotplug";
+        let settings = "plugd_handler=/run/hotplug";
         let machine = install("plugd-forking.initd", settings);
         act(&machine, "start");
         acts_on("br1");

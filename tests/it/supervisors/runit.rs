@@ -49,7 +49,7 @@ fn a_service_with_a_handler() {
         return;
     }
     ns::inside_a_machine(|| {
-        a_service("plugd-handler", "PLUGD_OPTIONS= PLUGD_HANDLER=/run/hotplug");
+        a_service("plugd-handler", "PLUGD_HANDLER=/run/hotplug");
         wait_for_log("reading from file descriptor 3");
     });
 }
