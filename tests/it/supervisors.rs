@@ -23,9 +23,14 @@ use crate::harness::{eventually, inject, skip};
 const CONTRIB: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/contrib");
 /// What services are told to do; each event of the network is a line of /run/events.
 const OPTIONS: &str = "--dev /run/dev --conf /run/mdev.conf";
-const RULES: &str =
-    "SUBSYSTEM=net;.* 0:0 660 ! *echo $ACTION $DEVPATH >>/run/events\n.* 0:0 660 !\n";
+/// [`SLOW`] takes its time.
+const RULES: &str = "SUBSYSTEM=net;.* 0:0 660 ! \
+    *[ $INTERFACE != slow ] || sleep 1; echo $ACTION $DEVPATH >>/run/events\n.* 0:0 660 !\n";
 const HANDLER: &str = "#!/bin/sh\necho $ACTION $DEVPATH >>/run/events\n";
+/// A device that is there before plugd.
+const SLOW: &str = "slow";
+/// Another place for the control socket.
+const ELSEWHERE: &str = "/run/plugd.socket";
 
 /// Whether all of these programs are there; if not, says that the test is skipped.
 fn have(test: &str, need: &str, programs: &[&str]) -> bool {
@@ -162,6 +167,13 @@ fn count(action: &str, device: &str) -> usize {
     let line = format!("{action} /devices/virtual/net/{device}");
     let events = fs::read_to_string("/run/events").unwrap_or_default();
     events.lines().filter(|event| **event == line).count()
+}
+
+/// The devices that were there have been acted on, and plugd answers at [`ELSEWHERE`].
+fn is_set_up() {
+    assert_eq!(count("add", SLOW), 1, "it was not waited for; log: {}", log());
+    let told = Plugd::new().args(["status", "--quiet", "--control", ELSEWHERE]).finish();
+    assert_eq!(told.code, Some(0), "{told:?}; log: {}", log());
 }
 
 /// Makes a device and waits until it was acted on.
