@@ -4,6 +4,7 @@
 mod busybox;
 mod dinit;
 mod openrc;
+mod quick_start;
 mod runit;
 mod s6;
 
