@@ -4,9 +4,9 @@
 //!
 //! Where QEMU or Debian's packages are missing that is said, and is a failure if
 //! the variable REQUIRE has the word `vm`. Build the static binary before: one that
-//! is older than its sources is not taken. How
-//! long each scenario took is printed. PLUGD_VM_ACCEL is QEMU's accelerator: KVM
-//! is not looked for, as it may be there and hang.
+//! is older than its sources is not taken. How long each scenario took is printed.
+//! PLUGD_VM_ACCEL is QEMU's accelerator: KVM is not looked for, as it may be there
+//! and hang.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod agent;
