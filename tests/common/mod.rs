@@ -40,14 +40,36 @@ pub(crate) fn target_directory() -> &'static Path {
     Path::new(PLUGD).parent().unwrap().parent().unwrap()
 }
 
-/// The static binary for this machine: named in PLUGD_STATIC, or where cargo puts it.
-pub(crate) fn static_binary() -> Option<PathBuf> {
+/// The static binary for this machine: named in PLUGD_STATIC, or where cargo puts it;
+/// or why there is none.
+pub(crate) fn static_binary() -> Result<PathBuf, &'static str> {
     if let Some(file) = std::env::var_os("PLUGD_STATIC") {
-        return Some(file.into());
+        return Ok(file.into());
     }
     let target = target_directory().join(format!("{ARCH}-unknown-linux-musl"));
     let builds = ["release", "debug"].map(|profile| target.join(profile).join("plugd"));
-    builds.into_iter().find(|file| file.exists())
+    let mut builds = builds.into_iter().filter(|file| file.exists()).peekable();
+    if builds.peek().is_none() {
+        return Err("no static binary: build it, or name it in PLUGD_STATIC");
+    }
+    builds
+        .find(|file| is_up_to_date(file).unwrap_or(false))
+        .ok_or("the static binary is older than its sources: build it anew")
+}
+
+/// Whether no source of a binary that cargo has built is newer. Cargo lists them
+/// beside it: `BINARY: SOURCE SOURCE...`
+fn is_up_to_date(binary: &Path) -> std::io::Result<bool> {
+    let list = std::fs::read_to_string(binary.with_extension("d"))?;
+    let built = binary.metadata()?.modified()?;
+    // Blanks in names are escaped.
+    let list = list.trim().replace("\\ ", "\0");
+    for source in list.split(' ').skip(1) {
+        if Path::new(&source.replace('\0', " ")).metadata()?.modified()? > built {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 /// Whether there is a program of this name.

@@ -394,9 +394,9 @@ fn mount(arguments: &[&str]) {
 #[test]
 fn names_are_found_without_nss() {
     ns::inside_as_root_with_mounts(|| {
-        let Some(file) = static_binary() else {
-            let why = "no static binary: build it, or name it in PLUGD_STATIC";
-            return skip("static", "names_are_found_without_nss", why);
+        let file = match static_binary() {
+            Ok(file) => file,
+            Err(why) => return skip("static", "names_are_found_without_nss", why),
         };
         let place = Place::new();
         let root = place.path("root");

@@ -4,6 +4,7 @@
 mod busybox;
 mod dinit;
 mod openrc;
+mod quick_start;
 mod runit;
 mod s6;
 
@@ -23,9 +24,14 @@ use crate::harness::{eventually, inject, skip};
 const CONTRIB: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/contrib");
 /// What services are told to do; each event of the network is a line of /run/events.
 const OPTIONS: &str = "--dev /run/dev --conf /run/mdev.conf";
-const RULES: &str =
-    "SUBSYSTEM=net;.* 0:0 660 ! *echo $ACTION $DEVPATH >>/run/events\n.* 0:0 660 !\n";
+/// [`SLOW`] takes its time.
+const RULES: &str = "SUBSYSTEM=net;.* 0:0 660 ! \
+    *[ $INTERFACE != slow ] || sleep 1; echo $ACTION $DEVPATH >>/run/events\n.* 0:0 660 !\n";
 const HANDLER: &str = "#!/bin/sh\necho $ACTION $DEVPATH >>/run/events\n";
+/// A device that is there before plugd.
+const SLOW: &str = "slow";
+/// Another place for the control socket.
+const ELSEWHERE: &str = "/run/plugd.socket";
 
 /// Whether all of these programs are there; if not, says that the test is skipped.
 fn have(test: &str, need: &str, programs: &[&str]) -> bool {
@@ -133,7 +139,12 @@ fn set(file: &str, text: &str) {
 
 /// All that was written to a log.
 fn log() -> String {
-    let logs = ["/run/log/plugd/current", "/run/plugd.log", "/run/supervisor.log"];
+    let logs = [
+        "/run/log/plugd/current",
+        "/run/log/plugd-handler/current",
+        "/run/plugd.log",
+        "/run/supervisor.log",
+    ];
     logs.iter().map(|file| fs::read_to_string(file).unwrap_or_default()).collect()
 }
 
@@ -159,6 +170,13 @@ fn count(action: &str, device: &str) -> usize {
     events.lines().filter(|event| **event == line).count()
 }
 
+/// The devices that were there have been acted on, and plugd answers at [`ELSEWHERE`].
+fn is_set_up() {
+    assert_eq!(count("add", SLOW), 1, "it was not waited for; log: {}", log());
+    let told = Plugd::new().args(["status", "--quiet", "--control", ELSEWHERE]).finish();
+    assert_eq!(told.code, Some(0), "{told:?}; log: {}", log());
+}
+
 /// Makes a device and waits until it was acted on.
 fn acts_on(device: &str) {
     inject::real_device(device);
@@ -174,6 +192,10 @@ fn works_and_is_respawned() {
     kill_process(Pid::from_raw(first).unwrap(), Signal::KILL).unwrap();
     eventually("it is started anew", || pid().filter(|&pid| pid != first));
     acts_on("br2");
+    // It knows what was there; what it was killed at may be done once more.
+    let settled = Plugd::new().args(["settle"]).finish();
+    assert_eq!(settled.code, Some(0), "{settled:?}; {}", log());
+    assert!(count("add", "br1") <= 2 && count("add", "lo") <= 1, "{}", log());
 }
 
 /// It was stopped as it should be, and is not there any more.

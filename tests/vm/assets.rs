@@ -128,7 +128,7 @@ fn prepare() -> Result<Assets, String> {
     if ARCH != "x86_64" {
         return Err(format!("the machines are x86_64's, and the static binary is {ARCH}'s"));
     }
-    let plugd = static_binary().ok_or("no static binary: build it, or name it in PLUGD_STATIC")?;
+    let plugd = static_binary()?;
     let cache = target_directory().join("vm-cache");
     fill(&cache).map_err(|error| format!("{}: {error}", cache.display()))?;
     let (kernel, modules) = (cache.join("vmlinux"), cache.join("modules"));

@@ -46,6 +46,7 @@ impl Image {
             .guest("hotplug", "etc/hotplug")
             .guest("group", "etc/group")
             .guest("passwd", "etc/passwd")
+            .guest("nsswitch.conf", "etc/nsswitch.conf")
             .contrib("mdev/disk-links", "etc/mdev/disk-links")
             .text(
                 "etc/mdev.conf",

@@ -3,9 +3,10 @@
 //! Devices are plugged in and unplugged. Needs no root.
 //!
 //! Where QEMU or Debian's packages are missing that is said, and is a failure if
-//! the variable REQUIRE has the word `vm`. Build the static binary before. How
-//! long each scenario took is printed. PLUGD_VM_ACCEL is QEMU's accelerator: KVM
-//! is not looked for, as it may be there and hang.
+//! the variable REQUIRE has the word `vm`. Build the static binary before: one that
+//! is older than its sources is not taken. How long each scenario took is printed.
+//! PLUGD_VM_ACCEL is QEMU's accelerator: KVM is not looked for, as it may be there
+//! and hang.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod agent;

@@ -25,8 +25,7 @@ fn s6() {
         let image = Image::new(assets, "init-s6")
             .part(assets, Part::S6)
             .contrib("s6", "etc/s6")
-            .text("etc/s6/plugd-handler/conf", 0o644, "PLUGD_OPTIONS=\n")
-            .text("etc/s6/plugd-handler/log/conf", 0o644, "PLUGD_LOG_DIR=/run/log/handler\n")
+            .text("etc/s6/plugd-handler/conf", 0o644, "PLUGD_USER=nobody\n")
             .text("etc/s6/plugd-handler/down", 0o644, "");
         let services = Services {
             is_ready: "s6-svwait -U -t 60000 /run/service/plugd",
@@ -49,8 +48,7 @@ fn runit() {
             .guest("runit/2", "etc/runit/2")
             .guest("runit/3", "etc/runit/3")
             .contrib("runit", "etc/sv")
-            .text("etc/sv/plugd-handler/conf", 0o644, "PLUGD_OPTIONS=\n")
-            .text("etc/sv/plugd-handler/log/conf", 0o644, "PLUGD_LOG_DIR=/run/log/handler\n")
+            .text("etc/sv/plugd-handler/conf", 0o644, "PLUGD_USER=nobody\n")
             .text("etc/sv/plugd-handler/down", 0o644, "")
             .link("etc/service/plugd", "/etc/sv/plugd")
             .link("etc/service/plugd-handler", "/etc/sv/plugd-handler");
@@ -76,7 +74,7 @@ fn openrc() {
             .contrib("openrc/plugd.confd", "etc/conf.d/plugd")
             .link("etc/init.d/plugd-handler", "plugd")
             .contrib("openrc/plugd-forking.initd", "etc/init.d/plugd-forking")
-            .text("etc/conf.d/plugd-handler", 0o644, "plugd_handler=/etc/hotplug\nplugd_options=\n")
+            .text("etc/conf.d/plugd-handler", 0o644, "plugd_handler=/etc/hotplug\n")
             .text("etc/insserv.conf", 0o644, "")
             .link("etc/runlevels/sysinit/plugd", "/etc/init.d/plugd");
         let services = Services {
@@ -105,7 +103,7 @@ fn busybox() {
             is_ready: "[ -e /run/booted ]",
             stop: "plugd stop",
             start: ". /etc/init.d/rcS.plugd",
-            start_handler: "echo PLUGD_HANDLER=/etc/hotplug PLUGD_OPTIONS= >/etc/default/plugd
+            start_handler: "echo PLUGD_HANDLER=/etc/hotplug >/etc/default/plugd
                 . /etc/init.d/rcS.plugd",
             stop_handler: "plugd stop",
             logs: "/run/plugd.log",
@@ -132,13 +130,18 @@ fn play(assets: &Assets, image: Image, services: &Services) -> Machine {
 
 /// plugd is killed, comes back by itself, and knows what it has acted on.
 fn is_started_anew(machine: &mut Machine, services: &Services) {
+    is_respawned(machine);
+    machine.eventually(services.is_ready);
+    machine.must(&format!("grep 'devices are known from before' {}", services.logs));
+    machine.see_come(&USB_STORAGE);
+}
+
+/// plugd is killed, and comes back by itself.
+fn is_respawned(machine: &mut Machine) {
     let old = machine.must("pidof plugd");
     machine.must(&format!("kill -9 {old}"));
     machine.eventually(&format!("new=$(pidof plugd) && [ \"$new\" != '{old}' ]"));
     machine.eventually("plugd status --quiet");
-    machine.eventually(services.is_ready);
-    machine.must(&format!("grep 'devices are known from before' {}", services.logs));
-    machine.see_come(&USB_STORAGE);
 }
 
 /// A device that comes and one that goes while plugd is down.
@@ -158,11 +161,18 @@ fn catches_up(machine: &mut Machine, services: &Services) {
 }
 
 /// netlink-datagram-socket-listen opens the socket, and goes on as plugd with a
-/// handler.
+/// handler, for which what the rules have acted on is new. Killed, it knows what
+/// that has acted on.
 fn runs_a_handler(machine: &mut Machine, services: &Services) {
+    machine.must("rm -r /run/plugd; : >/run/handled; chmod 666 /run/handled");
     machine.must(services.start_handler);
     machine.eventually("plugd status --quiet");
     machine.must("tr '\\0' ' ' </proc/$(pidof plugd)/cmdline | grep -e '--fd 3 .*/etc/hotplug'");
+    machine.must("plugd settle --timeout 60");
+    assert_eq!(machine.must("grep -cx 'add net eth0 :' /run/handled"), "1");
+    is_respawned(machine);
+    machine.must("plugd settle --timeout 60");
+    assert_eq!(machine.must("grep -cx 'add net eth0 :' /run/handled"), "1");
     for (device, name) in [(&USB_STORAGE, "block sda 8:0"), (&VIRTIO_NET, "net eth1 :")] {
         machine.plug(device);
         machine.eventually(&format!("grep -x 'add {name}' /run/handled"));

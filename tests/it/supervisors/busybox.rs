@@ -5,11 +5,11 @@ use std::fs;
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::harness::background::finish;
-use crate::harness::{eventually, ns};
+use crate::harness::{eventually, inject, ns};
 
 use super::{
-    CONTRIB, Machine, OPTIONS, RULES, acts_on, copy, have, is_stopped, log, pid, set, wait_for_log,
-    works_and_is_respawned,
+    CONTRIB, ELSEWHERE, Machine, OPTIONS, RULES, SLOW, acts_on, copy, have, is_set_up, is_stopped,
+    log, pid, set, wait_for_log, works_and_is_respawned,
 };
 
 /// A /etc/default of its own, with these settings.
@@ -49,8 +49,35 @@ fn a_piece_for_rcs_with_a_handler() {
         return;
     }
     ns::inside_a_machine(|| {
-        a_piece_of_rcs("PLUGD_OPTIONS= PLUGD_HANDLER=/run/hotplug");
+        a_piece_of_rcs("PLUGD_HANDLER=/run/hotplug");
         assert!(log().contains("reading from file descriptor 3"), "{}", log());
+    });
+}
+
+/// The boot goes on when the devices are set up.
+#[test]
+fn a_start_waits_for_devices() {
+    if !have("busybox: waiting", "tools", &["busybox", "ip"]) {
+        return;
+    }
+    ns::inside_a_machine(|| {
+        let machine = Machine::new();
+        inject::real_device(SLOW);
+        let options = format!("PLUGD_OPTIONS='--coldplug {OPTIONS}' PLUGD_CONTROL={ELSEWHERE}");
+        settings(&machine, &options);
+        copy("busybox", "/run/busybox");
+        machine.must("busybox", &["sh", "-c", ". /run/busybox/rcS.plugd"]);
+        is_set_up();
+        machine.must("plugd", &["stop", "--control", ELSEWHERE]);
+        wait_for_log("stopped: ");
+
+        fs::remove_dir_all("/run/plugd").unwrap();
+        fs::remove_file("/run/events").unwrap();
+        for action in ["start", "reload", "status"] {
+            machine.must("busybox", &["sh", "/run/busybox/S10plugd", action]);
+            is_set_up();
+        }
+        machine.must("busybox", &["sh", "/run/busybox/S10plugd", "stop"]);
     });
 }
 

@@ -55,9 +55,17 @@ fn it_gives_up() {
         kill_process(Pid::from_raw(pid().unwrap()).unwrap(), Signal::KILL).unwrap();
         eventually("dinit gives up", || (!is(&machine, "is-started", "plugd")).then_some(()));
         let tries = log().matches("/run/mdev.conf:1:").count();
-        assert!((1..=2).contains(&tries), "{}", log());
+        assert!((1..=10).contains(&tries), "{}", log());
         fs::write("/run/mdev.conf", RULES).unwrap();
         machine.must("dinitctl", &[&CTL[..], &["start", "plugd"]].concat());
         acts_on("br1");
+
+        // What has not come up is not tried again.
+        machine.must("dinitctl", &[&CTL[..], &["stop", "plugd"]].concat());
+        fs::write("/run/mdev.conf", "nonsense\n").unwrap();
+        let before = log().matches("/run/mdev.conf:1:").count();
+        let started = machine.run("dinitctl", &[&CTL[..], &["start", "plugd"]].concat());
+        assert_eq!(started.code, Some(1), "{started:?}");
+        assert_eq!(log().matches("/run/mdev.conf:1:").count(), before + 1, "{}", log());
     });
 }

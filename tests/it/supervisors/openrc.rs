@@ -5,11 +5,11 @@ use std::os::unix::fs::symlink;
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::harness::{eventually, ns};
+use crate::harness::{eventually, inject, ns};
 
 use super::{
-    Machine, OPTIONS, RULES, acts_on, copy, have, is_stopped, log, own_etc, pid, set, wait_for_log,
-    works_and_is_respawned, write_program,
+    ELSEWHERE, Machine, OPTIONS, RULES, SLOW, acts_on, copy, have, is_set_up, is_stopped, log,
+    own_etc, pid, set, wait_for_log, works_and_is_respawned, write_program,
 };
 
 const SCRIPT: &str = "/etc/init.d/plugd";
@@ -152,7 +152,7 @@ fn supervise_daemon_with_a_handler() {
         return;
     }
     ns::inside_a_machine(|| {
-        supervised("plugd_options=\nplugd_handler=/run/hotplug");
+        supervised("plugd_handler=/run/hotplug");
         wait_for_log("reading from file descriptor 3");
     });
 }
@@ -169,6 +169,34 @@ fn rules_are_read_anew() {
         wait_for_log("the rules were read anew");
         act(&machine, "stop");
     });
+}
+
+/// The boot goes on when the devices are set up.
+fn waits_for_devices(script: &str) {
+    inject::real_device(SLOW);
+    let settings = format!("plugd_options='--coldplug {OPTIONS}'\nplugd_control={ELSEWHERE}");
+    let machine = install(script, &settings);
+    for action in ["start", "reload"] {
+        act(&machine, action);
+        is_set_up();
+    }
+    act(&machine, "stop");
+}
+
+#[test]
+fn supervise_daemon_waits_for_devices() {
+    if !have("openrc: waiting", "tools", &["openrc-run", "supervise-daemon", "ip"]) {
+        return;
+    }
+    ns::inside_a_machine(|| waits_for_devices("plugd.initd"));
+}
+
+#[test]
+fn start_stop_daemon_waits_for_devices() {
+    if !have("openrc: forking, waiting", "tools", &["openrc-run", "start-stop-daemon", "ip"]) {
+        return;
+    }
+    ns::inside_a_machine(|| waits_for_devices("plugd-forking.initd"));
 }
 
 #[test]
@@ -202,7 +230,7 @@ fn start_stop_daemon_with_a_handler() {
         return;
     }
     ns::inside_a_machine(|| {
-        let settings = "plugd_options=\nplugd_handler=/run/hotplug";
+        let settings = "plugd_handler=/run/hotplug";
         let machine = install("plugd-forking.initd", settings);
         act(&machine, "start");
         acts_on("br1");

@@ -5,7 +5,8 @@ use std::fs;
 use crate::harness::{eventually, ns};
 
 use super::{
-    Machine, OPTIONS, copy, have, is_stopped, pid, set, wait_for_log, works_and_is_respawned,
+    ELSEWHERE, Machine, OPTIONS, copy, have, is_stopped, pid, set, wait_for_log,
+    works_and_is_respawned,
 };
 
 const SERVICE: &str = "/run/sv/plugd";
@@ -49,9 +50,32 @@ fn a_service_with_a_handler() {
         return;
     }
     ns::inside_a_machine(|| {
-        a_service("plugd-handler", "PLUGD_OPTIONS= PLUGD_HANDLER=/run/hotplug");
+        a_service("plugd-handler", "PLUGD_HANDLER=/run/hotplug");
         wait_for_log("reading from file descriptor 3");
     });
+}
+
+/// `./check` asks where plugd is.
+fn is_found_elsewhere(name: &str, settings: &str) {
+    let machine = start(name, &format!("{settings} PLUGD_CONTROL={ELSEWHERE}"));
+    machine.must("sv", &["-w", "30", "start", SERVICE]);
+    machine.must("plugd", &["status", "--quiet", "--control", ELSEWHERE]);
+}
+
+#[test]
+fn a_control_socket_elsewhere() {
+    if !have("runit: a control socket elsewhere", "tools", &TOOLS) {
+        return;
+    }
+    ns::inside_a_machine(|| is_found_elsewhere("plugd", &format!("PLUGD_OPTIONS='{OPTIONS}'")));
+}
+
+#[test]
+fn a_control_socket_elsewhere_with_a_handler() {
+    if !have("runit: a handler's control socket", "tools", &TOOLS) {
+        return;
+    }
+    ns::inside_a_machine(|| is_found_elsewhere("plugd-handler", "PLUGD_HANDLER=/run/hotplug"));
 }
 
 /// `sv start` must not say that all is well.

@@ -51,7 +51,7 @@ fn a_service_with_a_handler() {
         return;
     }
     ns::inside_a_machine(|| {
-        let settings = "PLUGD_OPTIONS= PLUGD_HANDLER=/run/hotplug";
+        let settings = "PLUGD_HANDLER=/run/hotplug";
         let machine = start("plugd-handler", settings);
         wait(&machine, "-U");
         works_and_is_respawned();
