@@ -200,7 +200,7 @@ impl Bench {
             let asked = asked();
             done.store(true, Relaxed);
             let rate = load.join().unwrap()?;
-            println!("  {rate:8.0}  events a second came");
+            println!("  {rate:8.0}  events a second sent");
             asked
         })
     }
