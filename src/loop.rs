@@ -234,6 +234,8 @@ impl Daemon {
     pub fn new(setup: Setup) -> io::Result<Self> {
         let Setup { sources, limits, manner, mut control, .. } = setup;
         let Setup { notifier, presence, engine, may_update, outlets, recovery, .. } = setup;
+        // Soon, as another file may be put in the place of its own.
+        let update = Update::new(may_update);
         let poll = Poll::new()?;
         let signals = Signals::handle(manner.orders().map(|(signal, _)| signal))?;
         register(poll.registry(), &signals, &Watch::Signals)?;
@@ -278,7 +280,7 @@ impl Daemon {
             presence,
             notifier,
             engine,
-            update: Update::new(may_update),
+            update,
             resumed: None,
         })
     }
