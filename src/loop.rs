@@ -50,6 +50,9 @@ pub use self::update::{inherited, is_rehearsal};
 /// of datagrams that are dropped must not keep a stop request waiting.
 const READS_PER_TURN: u32 = 64;
 
+/// As many may be a step in making up for what was missed, which looks at some devices.
+const READS_PER_STEP: u32 = 16;
+
 /// How often to look at what cannot be watched: for want of kernel memory, or as it
 /// is not our child.
 const RECHECK_INTERVAL: Duration = Duration::from_millis(100);
@@ -233,6 +236,8 @@ impl Daemon {
     pub fn new(setup: Setup) -> io::Result<Self> {
         let Setup { sources, limits, manner, mut control, .. } = setup;
         let Setup { notifier, presence, engine, may_update, outlets, recovery, .. } = setup;
+        // Soon, as another file may be put in the place of its own.
+        let update = Update::new(may_update);
         let poll = Poll::new()?;
         let signals = Signals::handle(manner.orders().map(|(signal, _)| signal))?;
         register(poll.registry(), &signals, &Watch::Signals)?;
@@ -278,7 +283,7 @@ impl Daemon {
             presence,
             notifier,
             engine,
-            update: Update::new(may_update),
+            update,
             resumed: None,
         })
     }
@@ -415,7 +420,7 @@ impl Daemon {
             match self.recover(buffer) {
                 Recovered::Proceed => {}
                 Recovered::Again => {
-                    self.reads_left -= 1;
+                    self.reads_left = self.reads_left.saturating_sub(READS_PER_STEP);
                     continue;
                 }
                 Recovered::Event(length) => {

@@ -7,6 +7,7 @@
 //! class, and the kernel sends no event for it (dev_uevent_filter). Owns a
 //! descriptor of the root.
 
+use std::ffi::CStr;
 use std::mem::MaybeUninit;
 use std::ops::Range;
 use std::os::fd::OwnedFd;
@@ -79,6 +80,16 @@ impl Sysfs {
 
     /// Finds all devices.
     ///
+    /// # Errors
+    /// If there is neither a directory for buses nor one for classes.
+    pub fn list(&self) -> Result<Listing, Failed> {
+        let mut search = self.search()?;
+        while search.go_on(self) {}
+        Ok(search.finish())
+    }
+
+    /// Begins to find all devices.
+    ///
     /// They are found by the links in /sys/bus and /sys/class, where every
     /// device is that an event can come of: a third of the system calls that
     /// it takes to walk through /sys/devices, most of whose directories are
@@ -86,10 +97,10 @@ impl Sysfs {
     ///
     /// # Errors
     /// If there is neither a directory for buses nor one for classes.
-    pub fn list(&self) -> Result<Listing, Failed> {
-        let mut gathering = Gathering::default();
-        let buses = gathering.subsystems(&self.below, b"bus", b"/devices");
-        let classes = gathering.subsystems(&self.below, b"class", b"");
+    pub fn search(&self) -> Result<Search, Failed> {
+        let mut search = Search::default();
+        let buses = search.subsystems(&self.below, b"bus", b"/devices");
+        let classes = search.subsystems(&self.below, b"class", b"");
         if (buses, classes) == (Err(Errno::NOENT), Err(Errno::NOENT)) {
             return Err(Failed::new("list devices in", b"/class", Errno::NOENT));
         }
@@ -97,20 +108,10 @@ impl Sysfs {
             match result {
                 // There may be none of a kind.
                 Ok(()) | Err(Errno::NOENT) => {}
-                Err(error) => gathering.failed.push(Failed::new("list devices in", path, error)),
+                Err(error) => search.failed.push(Failed::new("list devices in", path, error)),
             }
         }
-        let Gathering { mut devices, text, failed } = gathering;
-        // Of a device found twice the bus comes first.
-        devices.sort_unstable_by(|a, b| {
-            (a.rank, &text[a.path.clone()], a.subsystem.start).cmp(&(
-                b.rank,
-                &text[b.path.clone()],
-                b.subsystem.start,
-            ))
-        });
-        devices.dedup_by(|b, a| text[a.path.clone()] == text[b.path.clone()]);
-        Ok(Listing { devices, text, failed })
+        Ok(search)
     }
 
     /// Finds all devices, and begins to look at them.
@@ -215,18 +216,64 @@ struct Found {
     subsystem: Range<usize>,
 }
 
-/// The devices found so far.
+/// The devices found so far, and where more are looked for.
 #[derive(Debug, Default)]
-struct Gathering {
+pub struct Search {
     devices: Vec<Found>,
     text: Vec<u8>,
     failed: Vec<Failed>,
+    /// The buses and classes whose devices are still to be found: where they are, and
+    /// the name.
+    left: Vec<(Vec<u8>, Range<usize>)>,
+    /// The directory of the last of these, once that was begun with.
+    directory: Option<OwnedFd>,
 }
 
 /// For a directory that is listed.
 const DIRECTORY: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY);
 
-impl Gathering {
+impl Search {
+    /// Finds some more devices, less than a hundred. Returns whether there may be others.
+    pub fn go_on(&mut self, sys: &Sysfs) -> bool {
+        let Some((path, subsystem)) = self.left.pop() else { return false };
+        let directory = match self.directory.take() {
+            Some(directory) => Ok(directory),
+            None => sys.below.open(&path, DIRECTORY),
+        };
+        let more = directory.and_then(|directory| {
+            let more = self.links(&directory, &subsystem)?;
+            Ok(more.then_some(directory))
+        });
+        match more {
+            Ok(Some(directory)) => {
+                self.directory = Some(directory);
+                self.left.push((path, subsystem));
+            }
+            // Gone, or none.
+            Ok(None) | Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => {}
+            Err(error) => {
+                let path = [b"/", &path[..]].concat();
+                self.failed.push(Failed::new("list devices in", &path, error));
+            }
+        }
+        !self.left.is_empty()
+    }
+
+    /// The devices found.
+    pub fn finish(self) -> Listing {
+        let Self { mut devices, text, failed, .. } = self;
+        // Of a device found twice the bus comes first.
+        devices.sort_unstable_by(|a, b| {
+            (a.rank, &text[a.path.clone()], a.subsystem.start).cmp(&(
+                b.rank,
+                &text[b.path.clone()],
+                b.subsystem.start,
+            ))
+        });
+        devices.dedup_by(|b, a| text[a.path.clone()] == text[b.path.clone()]);
+        Listing { devices, text, failed }
+    }
+
     /// Goes through the buses or the classes.
     fn subsystems(&mut self, sys: &Beneath, kind: &[u8], devices: &[u8]) -> Result<(), Errno> {
         let all = sys.open(kind, DIRECTORY)?;
@@ -238,51 +285,54 @@ impl Gathering {
             if name.starts_with(b".") {
                 continue;
             }
-            let path = [kind, b"/", name, devices].concat();
             let start = self.text.len();
             self.text.extend_from_slice(name);
-            match self.links(sys, &path, start..self.text.len()) {
-                // Gone, or none.
-                Ok(()) | Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => {}
-                Err(error) => {
-                    let path = [b"/", &path[..]].concat();
-                    self.failed.push(Failed::new("list devices in", &path, error));
-                }
-            }
+            let path = [kind, b"/", name, devices].concat();
+            self.left.push((path, start..self.text.len()));
         }
         Ok(())
     }
 
-    /// Goes through the devices of one of them.
-    fn links(&mut self, sys: &Beneath, path: &[u8], subsystem: Range<usize>) -> Result<(), Errno> {
-        let directory = sys.open(path, DIRECTORY)?;
-        let mut buffer = [MaybeUninit::uninit(); 8 * 1024];
-        let mut entries = RawDir::new(&directory, &mut buffer);
+    /// Goes through some devices of one of them. Returns whether there may be more.
+    fn links(&mut self, directory: &OwnedFd, subsystem: &Range<usize>) -> Result<bool, Errno> {
+        let mut buffer = [MaybeUninit::uninit(); 2 * 1024];
+        let mut entries = RawDir::new(directory, &mut buffer);
         while let Some(entry) = entries.next() {
             let entry = entry?;
-            let name = entry.file_name();
-            if !matches!(entry.file_type(), FileType::Symlink | FileType::Unknown) {
-                continue;
+            if matches!(entry.file_type(), FileType::Symlink | FileType::Unknown) {
+                self.link(directory, entry.file_name(), subsystem)?;
             }
-            let mut link = [MaybeUninit::uninit(); LINK_MAX];
-            let target = match readlinkat_raw(&directory, name, &mut link) {
-                Ok((target, _)) => &*target,
-                // It has gone, or is no link.
-                Err(Errno::NOENT | Errno::INVAL) => continue,
-                Err(error) => return Err(error),
-            };
-            let mut device = target;
-            while let Some(rest) = device.strip_prefix(b"../") {
-                device = rest;
+            if entries.is_buffer_empty() {
+                return Ok(true);
             }
-            if device.starts_with(b"devices/") && check(device).is_ok() && target.len() < LINK_MAX {
-                let start = self.text.len();
-                self.text.push(b'/');
-                self.text.extend_from_slice(device);
-                let path = start..self.text.len();
-                let rank = rank(&self.text[path.clone()]);
-                self.devices.push(Found { rank, path, subsystem: subsystem.clone() });
-            }
+        }
+        Ok(false)
+    }
+
+    fn link(
+        &mut self,
+        directory: &OwnedFd,
+        name: &CStr,
+        subsystem: &Range<usize>,
+    ) -> Result<(), Errno> {
+        let mut link = [MaybeUninit::uninit(); LINK_MAX];
+        let target = match readlinkat_raw(directory, name, &mut link) {
+            Ok((target, _)) => &*target,
+            // It has gone, or is no link.
+            Err(Errno::NOENT | Errno::INVAL) => return Ok(()),
+            Err(error) => return Err(error),
+        };
+        let mut device = target;
+        while let Some(rest) = device.strip_prefix(b"../") {
+            device = rest;
+        }
+        if device.starts_with(b"devices/") && check(device).is_ok() && target.len() < LINK_MAX {
+            let start = self.text.len();
+            self.text.push(b'/');
+            self.text.extend_from_slice(device);
+            let path = start..self.text.len();
+            let rank = rank(&self.text[path.clone()]);
+            self.devices.push(Found { rank, path, subsystem: subsystem.clone() });
         }
         Ok(())
     }

@@ -28,7 +28,7 @@ use crate::netlink::LEAST_COST;
 use crate::recovery::{self, Cause, Changes, Pace};
 use crate::state_file::Store;
 use crate::sys;
-use crate::sysfs::{Listing, Reader, Sysfs};
+use crate::sysfs::{Listing, Reader, Search, Sysfs};
 use crate::uevent::Uevent;
 
 use super::Daemon;
@@ -135,6 +135,8 @@ enum Phase {
         cause: Cause,
         until: Time,
     },
+    /// All devices are being found.
+    Finding(Box<Finding>),
     Triggering(Box<Triggering>),
     Replaying(Box<Replay>),
     /// All is done; but what was found may have been about to go, its last event
@@ -143,6 +145,19 @@ enum Phase {
         replay: Box<Replay>,
         until: Time,
     },
+}
+
+/// The devices that are there are being found.
+#[derive(Debug)]
+struct Finding {
+    cause: Cause,
+    /// To have the kernel tell of them.
+    triggers: bool,
+    sys: Sysfs,
+    search: Search,
+    /// The last event before.
+    last: Option<u64>,
+    began: Time,
 }
 
 /// The kernel is being asked to tell of all devices.
@@ -293,6 +308,7 @@ impl Recovery {
         let cause = match &self.phase {
             Phase::Quiet => return None,
             Phase::Draining { cause, .. } | Phase::Waiting { cause, .. } => *cause,
+            Phase::Finding(finding) => finding.cause,
             Phase::Triggering(_) => Cause::Coldplug,
             Phase::Replaying(replay) | Phase::Doubting { replay, .. } => replay.cause,
         };
@@ -322,7 +338,10 @@ impl Recovery {
             Phase::Doubting { until, .. } => {
                 Some(self.fresh.due.map_or(*until, |at| at.min(*until)))
             }
-            Phase::Draining { .. } | Phase::Triggering(_) | Phase::Replaying(_) => None,
+            Phase::Draining { .. }
+            | Phase::Finding(_)
+            | Phase::Triggering(_)
+            | Phase::Replaying(_) => None,
         }
     }
 
@@ -334,6 +353,7 @@ impl Recovery {
             Phase::Replaying(replay) => replay.left = replay.left.saturating_sub(1),
             Phase::Quiet
             | Phase::Waiting { .. }
+            | Phase::Finding(_)
             | Phase::Triggering(_)
             | Phase::Doubting { .. } => {}
         }
@@ -537,7 +557,9 @@ impl Daemon {
             Phase::Waiting { until, .. } => *until = now.min(*until),
             Phase::Draining { .. } => {}
             // What it has seen may be of before.
-            Phase::Triggering(_) | Phase::Replaying(_) => recovery.again = true,
+            Phase::Finding(_) | Phase::Triggering(_) | Phase::Replaying(_) => {
+                recovery.again = true;
+            }
         }
         self.mark_sources_ready();
         Ok(())
@@ -578,11 +600,17 @@ impl Daemon {
                 Recovered::Proceed
             }
             Phase::Draining { cause, .. } => {
-                if self.recovery.start == Start::Trigger {
+                let triggers = self.recovery.start == Start::Trigger;
+                if self.find(cause, triggers) && triggers {
                     self.recovery.start = Start::Nothing;
-                    self.begin_triggering(cause);
+                }
+                Recovered::Again
+            }
+            Phase::Finding(mut finding) => {
+                if finding.search.go_on(&finding.sys) {
+                    self.recovery.phase = Phase::Finding(finding);
                 } else {
-                    self.begin_replay(cause);
+                    self.have_found(*finding);
                 }
                 Recovered::Again
             }
@@ -631,6 +659,7 @@ impl Daemon {
             Phase::Quiet
             | Phase::Draining { .. }
             | Phase::Waiting { .. }
+            | Phase::Finding(_)
             | Phase::Triggering(_) => {}
         }
     }
@@ -660,8 +689,43 @@ impl Daemon {
         })
     }
 
-    fn begin_replay(&mut self, cause: Cause) {
-        let Some((sys, listing, last)) = self.list(cause) else { return };
+    /// Begins to find all devices. If that cannot be done, it is tried again later.
+    fn find(&mut self, cause: Cause, triggers: bool) -> bool {
+        self.counters.scans += 1;
+        let (began, gapless) = (self.now(), self.queue().1 == self.recovery.baseline);
+        let root = &self.recovery.sys;
+        let begun = Sysfs::open(root)
+            .map_err(|error| Failed::new("open", root.as_os_str().as_encoded_bytes(), error))
+            // Whatever happens from here on has a greater number.
+            .and_then(|sys| Ok((sys.last_event(), sys.search()?, sys)));
+        match begun {
+            Ok((last, search, sys)) => {
+                self.recovery.unreadable = false;
+                self.requests.begun(self.counters.scans, gapless);
+                let finding = Finding { cause, triggers, sys, search, last, began };
+                self.recovery.phase = Phase::Finding(Box::new(finding));
+                true
+            }
+            Err(failed) => {
+                if !std::mem::replace(&mut self.recovery.unreadable, true) {
+                    log::warn!("{failed}; devices that were missed ({cause}) are looked for later");
+                }
+                let now = self.now();
+                self.recovery.pace.ended(now, false);
+                let until = self.recovery.pace.next(now);
+                self.recovery.phase = Phase::Waiting { cause, until };
+                false
+            }
+        }
+    }
+
+    fn have_found(&mut self, finding: Finding) {
+        let Finding { cause, triggers, sys, search, last, began } = finding;
+        let listing = search.finish();
+        listing.failed.iter().for_each(|failed| log::warn!("{failed}"));
+        if triggers {
+            return self.begin_triggering(sys, listing, began);
+        }
         if cause == Cause::Restart {
             self.recovery.changes_missed |= match self.recovery.before {
                 Progress::Left => false,
@@ -675,7 +739,8 @@ impl Daemon {
         self.recovery.in_doubt = Time::MAX;
         let mut by_path: Vec<u32> =
             (0..listing.len()).filter_map(|index| index.try_into().ok()).collect();
-        by_path.sort_unstable_by(|&a, &b| listing.path(a as usize).cmp(listing.path(b as usize)));
+        // They are, but for a few at the end.
+        by_path.sort_by(|&a, &b| listing.path(a as usize).cmp(listing.path(b as usize)));
         self.recovery.phase = Phase::Replaying(Box::new(Replay {
             cause,
             sys,
@@ -694,40 +759,10 @@ impl Daemon {
             live: false,
             left: 0,
             tally: [0; 3],
-            began: self.now(),
+            began,
             number: self.counters.scans,
             in_doubt: None,
         }));
-    }
-
-    /// Lists all devices; with the number of the last event before. If that
-    /// cannot be done, it is tried again later.
-    fn list(&mut self, cause: Cause) -> Option<(Sysfs, Listing, Option<u64>)> {
-        self.counters.scans += 1;
-        let gapless = self.queue().1 == self.recovery.baseline;
-        let root = &self.recovery.sys;
-        let listed = Sysfs::open(root)
-            .map_err(|error| Failed::new("open", root.as_os_str().as_encoded_bytes(), error))
-            // Whatever happens from here on has a greater number.
-            .and_then(|sys| Ok((sys.last_event(), sys.list()?, sys)));
-        match listed {
-            Ok((last, listing, sys)) => {
-                self.recovery.unreadable = false;
-                self.requests.begun(self.counters.scans, gapless);
-                listing.failed.iter().for_each(|failed| log::warn!("{failed}"));
-                Some((sys, listing, last))
-            }
-            Err(failed) => {
-                if !std::mem::replace(&mut self.recovery.unreadable, true) {
-                    log::warn!("{failed}; devices that were missed ({cause}) are looked for later");
-                }
-                let now = self.now();
-                self.recovery.pace.ended(now, false);
-                let until = self.recovery.pace.next(now);
-                self.recovery.phase = Phase::Waiting { cause, until };
-                None
-            }
-        }
     }
 
     fn replay(&mut self, mut replay: Box<Replay>, idle: bool, buffer: &mut [u8]) -> Recovered {
@@ -1085,8 +1120,7 @@ impl Daemon {
     }
 
     /// Has the kernel send an event for every device.
-    fn begin_triggering(&mut self, cause: Cause) {
-        let Some((sys, listing, _)) = self.list(cause) else { return };
+    fn begin_triggering(&mut self, sys: Sysfs, listing: Listing, began: Time) {
         let uuid = fs::read_to_string("/proc/sys/kernel/random/uuid").unwrap_or_default();
         self.recovery.phase = Phase::Triggering(Box::new(Triggering {
             sys,
@@ -1097,7 +1131,7 @@ impl Daemon {
             came: 0,
             refused: 0,
             first_refusal: None,
-            began: self.now(),
+            began,
             number: self.counters.scans,
         }));
     }
@@ -1138,7 +1172,7 @@ impl Daemon {
         if let Some(first) = first_refusal {
             log::warn!("{refused} devices are not told of by the kernel; the first one: {first}");
             // Those are found by reading.
-            self.begin_replay(Cause::Coldplug);
+            self.find(Cause::Coldplug, false);
             return;
         }
         let took = self.now().saturating_sub(began);

@@ -104,6 +104,25 @@ fn parents_come_before_their_children_and_each_device_once() {
     assert!(found[3].as_ref().unwrap().contains("SUBSYSTEM=x"));
 }
 
+/// Very many devices are not found in one go, for which all else would have to wait.
+#[test]
+fn many_devices_are_found_some_at_a_time() {
+    let tree = Tree::new();
+    for n in 0..1000 {
+        let listed_in = if n % 10 == 0 { "bus/x/devices" } else { "class/y" };
+        tree.link(listed_in, &format!("x{n}"), &format!("../../devices/x{n}"));
+    }
+    let (sys, mut found) = (tree.sys(), vec![0]);
+    let mut search = sys.search().unwrap();
+    while search.go_on(&sys) {
+        found.push(search.devices.len());
+    }
+    found.push(search.devices.len());
+    assert!(found.windows(2).all(|pair| pair[1] - pair[0] < 100), "{found:?}");
+    assert_eq!(search.finish().len(), 1000);
+    assert_eq!(sys.list().unwrap().len(), 1000);
+}
+
 #[test]
 fn what_is_no_device_is_passed_over() {
     let tree = Tree::new();

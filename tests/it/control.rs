@@ -522,6 +522,8 @@ fn with_few_descriptors_there_are_few_clients() {
         host.wait_until_it_listens();
         // Who says nothing keeps out nobody, nor a program.
         let _silent = [(); 5].map(|()| host.connect());
+        // They might have had something to say.
+        host.daemon.sleeps();
         host.event(1);
         for args in [&["settle"][..], &["wait", "--timeout", "0.1", "A=1"], &["status"]] {
             let expected = i32::from(args[0] == "wait");
