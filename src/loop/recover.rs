@@ -813,8 +813,12 @@ impl Daemon {
             };
             match replay.reader.read(&replay.sys, &replay.listing, index, "add") {
                 Ok(true) => {}
-                // Its `remove` is queued, or it is found to be gone later.
-                Ok(false) => continue,
+                // Its `remove` is queued; or was lost, and that is queued of one that came
+                // after it.
+                Ok(false) => {
+                    replay.lingering.push(path.to_vec());
+                    continue;
+                }
                 Err(failed) => {
                     log::warn!("{failed}");
                     unread.push(path.to_vec());

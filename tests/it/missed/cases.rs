@@ -220,6 +220,28 @@ fn a_change_that_is_lost_before_the_first_scan_is_made_up_for() {
     });
 }
 
+/// Known as one, replaced unheard, and what came after it goes while it is looked at.
+#[test]
+fn what_goes_while_it_is_looked_at_may_be_another_one_than_is_known() {
+    ns::inside(|| {
+        let mut world = world();
+        let daemon = world.plugd(&SMALL).args(["-v", "--coldplug"]).start();
+        World::settle("plugd");
+        hold(&daemon);
+        (0..40).for_each(|_| world.change("/devices/busy"));
+        world.replace("/devices/lone", false);
+        // It is listed still, but cannot be read.
+        let uevent = world.at("sys/devices/lone/uevent");
+        fs::remove_file(&uevent).unwrap();
+        daemon.signal(Signal::CONT);
+        daemon.wait_for_log("overrun: 4 devices");
+        fs::write(&uevent, "").unwrap();
+        world.remove("/devices/lone");
+        World::settle("plugd");
+        hear(&world).check(&world, "in the end");
+    });
+}
+
 /// The kernel makes a disk known in sysfs before it is ready, and tells of it then.
 #[test]
 fn a_device_that_was_found_too_early_is_acted_on_again() {
