@@ -317,6 +317,34 @@ fn what_is_known_from_before_goes_before_what_comes_is_added() {
     });
 }
 
+/// With another number: disks of the newer kind have their names again, not those.
+#[test]
+fn what_goes_takes_nothing_along_of_another_one_of_its_name() {
+    ns::inside(|| {
+        let mut world = world();
+        let state = world.at("state");
+        let options = ["--state", state.to_str().unwrap()];
+        let mut daemon = world.plugd(&options).start();
+        World::settle("plugd");
+        daemon.signal(Signal::TERM);
+        daemon.wait_exit();
+        world.remove("/devices/lone");
+        world.renamed = true;
+        fs::rename(world.at("sys/class"), world.at("hidden")).unwrap();
+        let daemon = world.plugd(&options).start();
+        daemon.wait_for_log("devices that were missed (restart) are looked for later");
+        world.hidden(|world| world.add("/devices/other", 50));
+        eventually("it is acted on", || {
+            let belief = hear(&world);
+            let last = belief.heard.last()?;
+            last.starts_with("add /devices/other").then_some(())
+        });
+        fs::rename(world.at("hidden"), world.at("sys/class")).unwrap();
+        World::settle("plugd");
+        hear(&world).check(&world, "in the end");
+    });
+}
+
 /// What has acted, and on what, is a part of what the state tells.
 #[test]
 fn another_program_or_directory_means_all_over_again() {
