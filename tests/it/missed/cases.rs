@@ -345,6 +345,24 @@ fn what_goes_takes_nothing_along_of_another_one_of_its_name() {
     });
 }
 
+#[test]
+fn of_two_of_one_name_the_one_that_stays_is_acted_on_again() {
+    ns::inside(|| {
+        let world = world();
+        let _daemon = world.plugd(&SMALL).args(["--coldplug", "--replay-change", "no"]).start();
+        World::settle("plugd");
+        let twin = ["SUBSYSTEM=c", "MAJOR=7", "MINOR=60", "DEVNAME=d4", "SERIAL=60"];
+        let injector = inject::Injector::new();
+        injector.event("add", "/devices/twin", &twin);
+        World::settle("plugd");
+        injector.event("remove", "/devices/twin", &twin);
+        World::settle("plugd");
+        let mut belief = hear(&world);
+        assert_eq!(replayed(&belief, "overrun"), ["add /devices/lone"]);
+        belief.check(&world, "in the end");
+    });
+}
+
 /// What has acted, and on what, is a part of what the state tells.
 #[test]
 fn another_program_or_directory_means_all_over_again() {
