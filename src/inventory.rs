@@ -16,6 +16,7 @@
 pub mod identity;
 mod judgment;
 
+use std::ffi::CStr;
 use std::fmt;
 use std::sync::atomic::{Ordering, compiler_fence};
 
@@ -164,6 +165,8 @@ pub struct Inventory<S> {
     index: HashTable<u32>,
     /// The same of those that have something that no two devices have at a time.
     claims: HashTable<u32>,
+    /// The same of those that have a DEVNAME, by that.
+    names: HashTable<u32>,
     /// The identity in an event.
     scratch: Vec<u8>,
 }
@@ -192,6 +195,7 @@ impl<S: Storage> Inventory<S> {
             alive: 0,
             index: HashTable::new(),
             claims: HashTable::new(),
+            names: HashTable::new(),
             scratch: Vec::with_capacity(256),
         }
     }
@@ -207,6 +211,7 @@ impl<S: Storage> Inventory<S> {
             alive: 0,
             index: HashTable::new(),
             claims: HashTable::new(),
+            names: HashTable::new(),
             scratch: Vec::with_capacity(256),
         };
         match inventory.read(world) {
@@ -325,9 +330,11 @@ impl<S: Storage> Inventory<S> {
     }
 
     /// To be called before an event is acted on. `sure`: no event was lost before
-    /// it, so the device at its path is the one that is known.
-    pub fn begin(&mut self, event: &Uevent<'_>, sure: bool) {
-        let Some(Tracked { action, path, old_path }) = Tracked::of(event) else { return };
+    /// it, so the device at its path is the one that is known. Returns whether it
+    /// may take along what belongs to another device, which then has to be acted on
+    /// once more.
+    pub fn begin(&mut self, event: &Uevent<'_>, sure: bool) -> bool {
+        let Some(Tracked { action, path, old_path }) = Tracked::of(event) else { return false };
         let held = self.find(path);
         match (action, held) {
             (b"add", Some(at)) => {
@@ -346,8 +353,13 @@ impl<S: Storage> Inventory<S> {
                 self.replace(path, &identity, BEGUN, 0);
                 self.scratch = identity;
             }
-            (b"remove", Some(at)) if self.tells_of(event, at) => self.set_state(at, BEGUN),
-            (b"remove", Some(_)) => {}
+            (b"remove", held) => {
+                let own = held.filter(|&at| self.tells_of(event, at));
+                if let Some(at) = own {
+                    self.set_state(at, BEGUN);
+                }
+                return self.unsettle_namesakes(event, own);
+            }
             (b"move", _) => {
                 if let Some(old) = old_path {
                     self.begin_move(event, old, path, sure);
@@ -367,6 +379,20 @@ impl<S: Storage> Inventory<S> {
             }
             (_, None) => {}
         }
+        false
+    }
+
+    /// What is made of one device by its name is taken along by any other of that
+    /// name that goes: one that came before it, and went unseen. Returns whether there
+    /// are such, but the one that goes.
+    fn unsettle_namesakes(&mut self, event: &Uevent<'_>, own: Option<usize>) -> bool {
+        let Some(name) = event.last(b"DEVNAME").map(CStr::to_bytes) else { return false };
+        let bytes = self.storage.bytes();
+        let found = self.names.iter_hash(hash(name)).map(|&unit| offset(unit));
+        let others = found.filter(|&at| Some(at) != own && name_at(bytes, at) == Some(name));
+        let others: Vec<usize> = others.collect();
+        others.iter().for_each(|&at| self.set_state(at, BEGUN));
+        !others.is_empty()
     }
 
     /// To be called after it has been acted on.
@@ -527,16 +553,18 @@ impl<S: Storage> Inventory<S> {
         }
         let mut offsets: Vec<usize> = self.index.iter().map(|&unit| offset(unit)).collect();
         offsets.sort_unstable();
-        let bytes = self.storage.bytes_mut();
         let mut end = new + REGION_HEAD;
         self.index.clear();
         self.claims.clear();
+        self.names.clear();
         for at in offsets {
+            let bytes = self.storage.bytes_mut();
             let size = record_size(bytes, at);
             bytes.copy_within(at..at + size, end);
-            insert(&mut self.index, &mut self.claims, bytes, end);
+            self.insert(end);
             end += size;
         }
+        let bytes = self.storage.bytes_mut();
         put(bytes, new + AT_CAPACITY, new_capacity as u64);
         put(bytes, new + AT_USED, (end - new) as u64);
         compiler_fence(Ordering::SeqCst);
@@ -556,9 +584,30 @@ impl<S: Storage> Inventory<S> {
 
     /// Makes a record one that can be found.
     fn enter(&mut self, at: usize) {
+        self.insert(at);
         let bytes = self.storage.bytes();
-        insert(&mut self.index, &mut self.claims, bytes, at);
         self.alive += record_size(bytes, at);
+    }
+
+    fn insert(&mut self, at: usize) {
+        // 32 GiB of devices would not fit in any /sys.
+        let Ok(unit) = u32::try_from(at / ALIGNMENT) else { return };
+        let bytes = self.storage.bytes();
+        let rehash = |&unit: &u32| hash(path_at(bytes, offset(unit)));
+        self.index.insert_unique(hash(path_at(bytes, at)), unit, rehash);
+        let identity = identity_at(bytes, at);
+        if let Some(claim) = identity::claim(identity) {
+            let same =
+                |&unit: &u32| identity::claim_the_same(identity_at(bytes, offset(unit)), identity);
+            let rehash =
+                |&unit: &u32| identity::claim(identity_at(bytes, offset(unit))).unwrap_or(0);
+            // Of two, the later one has it.
+            *self.claims.entry(claim, same, rehash).or_insert(unit).get_mut() = unit;
+        }
+        if let Some(name) = name_at(bytes, at) {
+            let rehash = |&unit: &u32| hash(name_at(bytes, offset(unit)).unwrap_or_default());
+            self.names.insert_unique(hash(name), unit, rehash);
+        }
     }
 
     fn kill(&mut self, at: usize) {
@@ -571,6 +620,11 @@ impl<S: Storage> Inventory<S> {
         }
         if let Some(claim) = identity::claim(identity_at(bytes, at))
             && let Ok(found) = self.claims.find_entry(claim, |&unit| offset(unit) == at)
+        {
+            found.remove();
+        }
+        if let Some(name) = name_at(bytes, at)
+            && let Ok(found) = self.names.find_entry(hash(name), |&unit| offset(unit) == at)
         {
             found.remove();
         }
@@ -599,21 +653,6 @@ impl<S> fmt::Debug for Inventory<S> {
     }
 }
 
-fn insert(index: &mut HashTable<u32>, claims: &mut HashTable<u32>, bytes: &[u8], at: usize) {
-    // 32 GiB of devices would not fit in any /sys.
-    let Ok(unit) = u32::try_from(at / ALIGNMENT) else { return };
-    let rehash = |&unit: &u32| hash(path_at(bytes, offset(unit)));
-    index.insert_unique(hash(path_at(bytes, at)), unit, rehash);
-    let identity = identity_at(bytes, at);
-    if let Some(claim) = identity::claim(identity) {
-        let same =
-            |&unit: &u32| identity::claim_the_same(identity_at(bytes, offset(unit)), identity);
-        let rehash = |&unit: &u32| identity::claim(identity_at(bytes, offset(unit))).unwrap_or(0);
-        // Of two, the later one has it.
-        *claims.entry(claim, same, rehash).or_insert(unit).get_mut() = unit;
-    }
-}
-
 fn offset(unit: u32) -> usize {
     unit as usize * ALIGNMENT
 }
@@ -634,6 +673,10 @@ fn path_at(bytes: &[u8], at: usize) -> &[u8] {
 fn identity_at(bytes: &[u8], at: usize) -> &[u8] {
     let start = at + RECORD_HEAD + length_at(bytes, at + AT_PATH_LENGTH);
     &bytes[start..][..length_at(bytes, at + AT_IDENTITY_LENGTH)]
+}
+
+fn name_at(bytes: &[u8], at: usize) -> Option<&[u8]> {
+    identity::value(identity_at(bytes, at), b"DEVNAME")
 }
 
 fn get(bytes: &[u8], at: usize) -> u64 {

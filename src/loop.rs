@@ -588,8 +588,8 @@ impl Daemon {
     ) -> io::Result<()> {
         let says_all = source.is_none_or(|source| self.sources[source].source.says_all());
         let (plan, hands) = engine.plan(event, says_all);
-        if self.is_tracked(source, event) {
-            self.recovery.begin(event, source.is_none());
+        if self.is_tracked(source, event) && self.recovery.begin(event, source.is_none()) {
+            self.compare_again();
         }
         let (steps, since) = (plan.steps(), self.now());
         let (failed, refused) = (false, None);

@@ -157,16 +157,40 @@ fn another_world_is_told() {
 }
 
 #[test]
+fn what_goes_unsettles_all_others_of_its_name() {
+    let mut inventory = empty();
+    for (path, number) in [("/devices/a", 1), ("/devices/b", 2), ("/devices/c", 3)] {
+        let name = if number == 3 { "other" } else { "name" };
+        act(&mut inventory, "add", path, &format!("MAJOR=7\0MINOR={number}\0DEVNAME={name}\0"));
+    }
+    let settled = |inventory: &Inventory<Vec<u8>>| {
+        [&b"/devices/a"[..], b"/devices/b", b"/devices/c"]
+            .map(|path| inventory.get(path).map(|known| known.settled))
+    };
+    let remove = datagram("remove", "/devices/a", "MAJOR=7\0MINOR=1\0DEVNAME=name\0");
+    assert!(inventory.begin(&event(&remove), true));
+    inventory.finish(&event(&remove));
+    assert_eq!(settled(&inventory), [None, Some(false), Some(true)]);
+    // Also of one that is not known any more; not of itself.
+    act(&mut inventory, "add", "/devices/b", "MAJOR=7\0MINOR=2\0DEVNAME=name\0");
+    assert!(inventory.begin(&event(&remove), true));
+    assert_eq!(settled(&inventory), [None, Some(false), Some(true)]);
+    let remove = datagram("remove", "/devices/c", "MAJOR=7\0MINOR=3\0DEVNAME=other\0");
+    assert!(!inventory.begin(&event(&remove), true));
+}
+
+#[test]
 fn memory_is_bounded() {
     const DEVICES: usize = 50_000;
     let mut inventory = empty();
     let paths =
         |i: usize| format!("/devices/pci0000:00/0000:00:1f.2/ata1/host0/target/block/sd{i}");
     let fields =
-        |i| format!("MAJOR=259\0MINOR={i:05}\0DEVNAME=sdxyz\0DEVTYPE=disk\0DISKSEQ=123456\0");
+        |i| format!("MAJOR=259\0MINOR={i:05}\0DEVNAME=s{i:04x}\0DEVTYPE=disk\0DISKSEQ=123456\0");
     let total = |inventory: &Inventory<Vec<u8>>| {
-        let indices = inventory.index.allocation_size() + inventory.claims.allocation_size();
-        inventory.storage.capacity() + indices
+        let Inventory { storage, index, claims, names, .. } = inventory;
+        let indices = [index, claims, names].map(HashTable::allocation_size);
+        storage.capacity() + indices.iter().sum::<usize>()
     };
     for i in 0..DEVICES {
         act(&mut inventory, "add", &paths(i), &fields(i));

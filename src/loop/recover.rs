@@ -381,16 +381,18 @@ impl Recovery {
     }
 
     /// Notes that an event is about to be acted on; `replayed` if it came of a
-    /// comparison.
-    pub(super) fn begin(&mut self, event: &Uevent<'_>, replayed: bool) {
-        self.inventory.begin(event, self.trust != Trust::Lossy);
-        if replayed || !self.is_overtaken(event) {
-            return;
-        }
+    /// comparison. Returns whether another device has to be acted on once more that
+    /// no comparison under way will find.
+    pub(super) fn begin(&mut self, event: &Uevent<'_>, replayed: bool) -> bool {
+        let unsettles = self.inventory.begin(event, self.trust != Trust::Lossy);
         // It may tell of the one that was there before the one that a scan found.
-        if let Some(tracked) = Tracked::of(event).filter(|t| t.action != b"remove") {
+        if !replayed
+            && self.is_overtaken(event)
+            && let Some(tracked) = Tracked::of(event).filter(|t| t.action != b"remove")
+        {
             self.inventory.doubt(tracked.path);
         }
+        unsettles && !self.is_scanning()
     }
 
     /// Whether an event may have been sent before the last scan.
@@ -846,8 +848,12 @@ impl Daemon {
             };
             match replay.reader.read(&replay.sys, &replay.listing, index, "add") {
                 Ok(true) => {}
-                // Its `remove` is queued, or it is found to be gone later.
-                Ok(false) => continue,
+                // Its `remove` is queued; or was lost, and that is queued of one that came
+                // after it.
+                Ok(false) => {
+                    replay.lingering.push(path.to_vec());
+                    continue;
+                }
                 Err(failed) => {
                     log::warn!("{failed}");
                     unread.push(path.to_vec());

@@ -220,6 +220,28 @@ fn a_change_that_is_lost_before_the_first_scan_is_made_up_for() {
     });
 }
 
+/// Known as one, replaced unheard, and what came after it goes while it is looked at.
+#[test]
+fn what_goes_while_it_is_looked_at_may_be_another_one_than_is_known() {
+    ns::inside(|| {
+        let mut world = world();
+        let daemon = world.plugd(&SMALL).args(["-v", "--coldplug"]).start();
+        World::settle("plugd");
+        hold(&daemon);
+        (0..40).for_each(|_| world.change("/devices/busy"));
+        world.replace("/devices/lone", false);
+        // It is listed still, but cannot be read.
+        let uevent = world.at("sys/devices/lone/uevent");
+        fs::remove_file(&uevent).unwrap();
+        daemon.signal(Signal::CONT);
+        daemon.wait_for_log("overrun: 4 devices");
+        fs::write(&uevent, "").unwrap();
+        world.remove("/devices/lone");
+        World::settle("plugd");
+        hear(&world).check(&world, "in the end");
+    });
+}
+
 /// The kernel makes a disk known in sysfs before it is ready, and tells of it then.
 #[test]
 fn a_device_that_was_found_too_early_is_acted_on_again() {
@@ -292,6 +314,52 @@ fn what_is_known_from_before_goes_before_what_comes_is_added() {
         fs::rename(world.at("hidden"), world.at("sys/class")).unwrap();
         World::settle("plugd");
         hear(&world).check(&world, "in the end");
+    });
+}
+
+/// With another number: disks of the newer kind have their names again, not those.
+#[test]
+fn what_goes_takes_nothing_along_of_another_one_of_its_name() {
+    ns::inside(|| {
+        let mut world = world();
+        let state = world.at("state");
+        let options = ["--state", state.to_str().unwrap()];
+        let mut daemon = world.plugd(&options).start();
+        World::settle("plugd");
+        daemon.signal(Signal::TERM);
+        daemon.wait_exit();
+        world.remove("/devices/lone");
+        world.renamed = true;
+        fs::rename(world.at("sys/class"), world.at("hidden")).unwrap();
+        let daemon = world.plugd(&options).start();
+        daemon.wait_for_log("devices that were missed (restart) are looked for later");
+        world.hidden(|world| world.add("/devices/other", 50));
+        eventually("it is acted on", || {
+            let belief = hear(&world);
+            let last = belief.heard.last()?;
+            last.starts_with("add /devices/other").then_some(())
+        });
+        fs::rename(world.at("hidden"), world.at("sys/class")).unwrap();
+        World::settle("plugd");
+        hear(&world).check(&world, "in the end");
+    });
+}
+
+#[test]
+fn of_two_of_one_name_the_one_that_stays_is_acted_on_again() {
+    ns::inside(|| {
+        let world = world();
+        let _daemon = world.plugd(&SMALL).args(["--coldplug", "--replay-change", "no"]).start();
+        World::settle("plugd");
+        let twin = ["SUBSYSTEM=c", "MAJOR=7", "MINOR=60", "DEVNAME=d4", "SERIAL=60"];
+        let injector = inject::Injector::new();
+        injector.event("add", "/devices/twin", &twin);
+        World::settle("plugd");
+        injector.event("remove", "/devices/twin", &twin);
+        World::settle("plugd");
+        let mut belief = hear(&world);
+        assert_eq!(replayed(&belief, "overrun"), ["add /devices/lone"]);
+        belief.check(&world, "in the end");
     });
 }
 

@@ -47,6 +47,8 @@ fn after_every_storm_the_state_is_exact() {
             let options = ["--receive-buffer-size", "4K", "--state", "none"];
             // Then a device that was replaced has to be told from one that was not.
             world.thrifty = first % 100 == 50;
+            world.renamed = first % 200 == 100;
+            world.mixed = first % 300 >= 150;
             belief.without_changes = first % 200 == 50;
             let changes = if belief.without_changes { "no" } else { "yes" };
             let options = [&options[..], &["--replay-change", changes]].concat();
@@ -63,38 +65,49 @@ fn after_every_storm_the_state_is_exact() {
     });
 }
 
+/// Worlds of several kinds, each for some of the seeds.
+fn worlds(seeds: Range<u64>, mut test: impl FnMut(World, Range<u64>)) {
+    const EACH: u64 = 50;
+    for first in seeds.clone().step_by(usize::try_from(EACH).unwrap()) {
+        let mut world = World::numbered(first);
+        world.renamed = first % 100 == 50;
+        world.mixed = first % 200 < 100;
+        test(world, first..(first + EACH).min(seeds.end));
+    }
+}
+
 #[test]
 fn killed_at_any_moment_nothing_is_missed_after_a_restart() {
     ns::inside(|| {
-        let kills = seeds(200);
-        let mut world = World::numbered(kills.start + 7);
-        let mut belief = Belief::default();
-        let state = world.at("state");
-        for kill in kills {
-            let size = if kill % 2 == 0 { "4K" } else { "1M" };
-            let options = ["--receive-buffer-size", size, "--state", state.to_str().unwrap()];
-            let daemon = world.plugd(&options).start();
-            world.confusing = kill % 4 < 2;
-            world.thrifty = kill % 3 == 0;
-            // Sometimes it is killed in the middle of its start.
-            if world.random(2) > 0 {
-                World::settle("plugd");
-                belief.check(&world, &format!("before kill {kill}"));
+        worlds(seeds(200), |mut world, kills| {
+            let mut belief = Belief::default();
+            let state = world.at("state");
+            for kill in kills {
+                let size = if kill % 2 == 0 { "4K" } else { "1M" };
+                let options = ["--receive-buffer-size", size, "--state", state.to_str().unwrap()];
+                let daemon = world.plugd(&options).start();
+                world.confusing = kill % 4 < 2;
+                world.thrifty = kill % 3 == 0;
+                // Sometimes it is killed in the middle of its start.
+                if world.random(2) > 0 {
+                    World::settle("plugd");
+                    belief.check(&world, &format!("before kill {kill}"));
+                }
+                for _ in 0..world.random(60) {
+                    world.happen();
+                }
+                daemon.signal(Signal::KILL);
+                drop(daemon);
+                world.cut();
+                for _ in 0..world.random(20) {
+                    world.happen();
+                }
             }
-            for _ in 0..world.random(60) {
-                world.happen();
-            }
-            daemon.signal(Signal::KILL);
-            drop(daemon);
-            world.cut();
-            for _ in 0..world.random(20) {
-                world.happen();
-            }
-        }
-        let options = ["--state", state.to_str().unwrap()];
-        let _daemon = world.plugd(&options).start();
-        World::settle("plugd");
-        belief.check(&world, "after the last kill");
+            let options = ["--state", state.to_str().unwrap()];
+            let _daemon = world.plugd(&options).start();
+            World::settle("plugd");
+            belief.check(&world, "after the last kill");
+        });
     });
 }
 
@@ -108,7 +121,9 @@ fn after_every_storm_there_are_the_nodes_of_what_is_there() {
             let mut world = if numbered { World::numbered(first) } else { World::new(first) };
             let coldplug = if first % 40 == 0 { &["--coldplug"][..] } else { &[] };
             let options = ["--receive-buffer-size", "4K", "--state", "none"];
-            world.thrifty = first % 100 >= 40;
+            world.thrifty = first % 100 >= 60;
+            world.renamed = first % 100 <= 20;
+            world.mixed = first % 40 == 0;
             let daemon = world.plugd_with_nodes(&options).args(coldplug).start();
             for seed in first..(first + EACH).min(seeds.end) {
                 world.confusing = seed % 3 == 0;
@@ -125,58 +140,58 @@ fn after_every_storm_there_are_the_nodes_of_what_is_there() {
 #[test]
 fn killed_at_any_moment_the_nodes_are_right_after_a_restart() {
     ns::inside_as_root_apart(|| {
-        let kills = seeds(200);
-        let mut world = World::numbered(kills.start + 8);
-        let state = world.at("state");
-        let options = ["--receive-buffer-size", "4K", "--state", state.to_str().unwrap()];
-        for kill in kills {
-            let daemon = world.plugd_with_nodes(&options).start();
-            world.confusing = kill % 4 < 2;
-            world.thrifty = kill % 3 == 0;
-            // Sometimes it is killed in the middle of its start.
-            if world.random(2) > 0 {
-                World::settle("plugd");
-                world.check_nodes(&format!("before kill {kill}"));
+        worlds(seeds(200), |mut world, kills| {
+            let state = world.at("state");
+            let options = ["--receive-buffer-size", "4K", "--state", state.to_str().unwrap()];
+            for kill in kills {
+                let daemon = world.plugd_with_nodes(&options).start();
+                world.confusing = kill % 4 < 2;
+                world.thrifty = kill % 3 == 0;
+                // Sometimes it is killed in the middle of its start.
+                if world.random(2) > 0 {
+                    World::settle("plugd");
+                    world.check_nodes(&format!("before kill {kill}"));
+                }
+                for _ in 0..world.random(60) {
+                    world.happen();
+                }
+                daemon.signal(Signal::KILL);
+                drop(daemon);
+                for _ in 0..world.random(20) {
+                    world.happen();
+                }
             }
-            for _ in 0..world.random(60) {
-                world.happen();
-            }
-            daemon.signal(Signal::KILL);
-            drop(daemon);
-            for _ in 0..world.random(20) {
-                world.happen();
-            }
-        }
-        let _daemon = world.plugd_with_nodes(&options).start();
-        World::settle("plugd");
-        world.check_nodes("after the last kill");
+            let _daemon = world.plugd_with_nodes(&options).start();
+            World::settle("plugd");
+            world.check_nodes("after the last kill");
+        });
     });
 }
 
 #[test]
 fn updated_at_any_moment_nothing_is_missed() {
     ns::inside(|| {
-        let seeds = seeds(100);
-        let mut world = World::numbered(seeds.start + 9);
-        let mut belief = Belief::default();
-        let options = ["-v", "--coldplug", "--receive-buffer-size", "4K", "--state", "none"];
-        let daemon = world.plugd(&options).start();
-        World::settle("plugd");
-        for (count, seed) in (1..).zip(seeds) {
-            world.confusing = seed % 3 == 0;
-            world.thrifty = seed % 4 == 0;
-            daemon.signal(Signal::STOP);
-            for _ in 0..world.random(60) {
-                world.happen();
-            }
-            // It takes some time to be ready for it, which is when more happens.
-            daemon.signal(Signal::USR2);
-            daemon.signal(Signal::CONT);
-            while daemon.logged("updated from version").len() < count {
-                world.happen();
-            }
+        worlds(seeds(200), |mut world, seeds| {
+            let mut belief = Belief::default();
+            let options = ["-v", "--coldplug", "--receive-buffer-size", "4K", "--state", "none"];
+            let daemon = world.plugd(&options).start();
             World::settle("plugd");
-            belief.check(&world, &format!("update {seed}"));
-        }
+            for (count, seed) in (1..).zip(seeds) {
+                world.confusing = seed % 3 == 0;
+                world.thrifty = seed % 4 == 0;
+                daemon.signal(Signal::STOP);
+                for _ in 0..world.random(60) {
+                    world.happen();
+                }
+                // It takes some time to be ready for it, which is when more happens.
+                daemon.signal(Signal::USR2);
+                daemon.signal(Signal::CONT);
+                while daemon.logged("updated from version").len() < count {
+                    world.happen();
+                }
+                World::settle("plugd");
+                belief.check(&world, &format!("update {seed}"));
+            }
+        });
     });
 }

@@ -29,7 +29,7 @@ pub(crate) type Devices = BTreeMap<(String, u32), (u32, u32)>;
 /// links where they lead.
 type Nodes = BTreeMap<String, String>;
 
-/// What is made of devices, by the last digit of their number.
+/// What is made of devices, by the last digit of their names.
 const NODES: &str = "\
 d[0-9]*[01] 0:0 640
 d[0-9]*[23] 7:8 600 =sub/
@@ -39,15 +39,44 @@ d[0-9]*[45] 100:200 604 >deep/sub/
 
 #[derive(Debug, Clone)]
 struct Device {
+    kind: Kind,
     minor: u32,
+    /// Its node is called by that.
+    name: u32,
     serial: u32,
     state: u32,
 }
 
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// It has a node.
+    Usual,
+    /// It has none: all of this kind have the same identity.
+    WithoutNode,
+    /// Whatever changes makes another medium of it.
+    Disk,
+}
+
 impl Device {
     fn text(&self) -> String {
-        let Self { minor, serial, state } = self;
-        format!("MAJOR=7\nMINOR={minor}\nDEVNAME=d{minor}\nSERIAL={serial}\nSTATE={state:08}\n")
+        let Self { kind, minor, name, serial, state } = self;
+        let node = format!("MAJOR=7\nMINOR={minor}\nDEVNAME=d{name}\n");
+        let identity = match kind {
+            Kind::Usual => node,
+            Kind::WithoutNode => String::new(),
+            // As long as it is the same device, the text is of the same length.
+            Kind::Disk => format!("{node}DISKSEQ={serial}{state:08}\n"),
+        };
+        format!("{identity}SERIAL={serial}\nSTATE={state:08}\n")
+    }
+
+    fn subsystem(&self) -> &'static str {
+        if self.kind == Kind::Disk { "block" } else { "c" }
+    }
+
+    /// The number of its node.
+    fn number(&self) -> Option<u32> {
+        (self.kind != Kind::WithoutNode).then_some(self.minor)
     }
 }
 
@@ -58,6 +87,10 @@ pub(crate) struct World {
     next: u32,
     /// Numbers are given out again as soon as they are free.
     pub(crate) thrifty: bool,
+    /// Names are, numbers are not.
+    pub(crate) renamed: bool,
+    /// There are devices of all kinds.
+    pub(crate) mixed: bool,
     /// This kernel tells how many events there were.
     numbered: bool,
     /// Where the links to the devices are.
@@ -76,7 +109,7 @@ impl World {
     pub(crate) fn new(seed: u64) -> Self {
         // There, as in sysfs, no inode number is given twice.
         let tmp = tempfile::tempdir_in("/dev/shm").unwrap();
-        for directory in ["sys/devices", "sys/class/c", "sys/kernel", "made"] {
+        for directory in ["sys/devices", "sys/class/c", "sys/class/block", "sys/kernel", "made"] {
             fs::create_dir_all(tmp.path().join(directory)).unwrap();
         }
         fs::write(tmp.path().join("rules"), ".* 0:0 660 *true\n").unwrap();
@@ -92,6 +125,8 @@ impl World {
             random,
             told,
             thrifty: false,
+            renamed: false,
+            mixed: false,
             numbered: false,
             classes: "sys/class",
             confusing: false,
@@ -141,16 +176,18 @@ impl World {
     /// The nodes and links that there have to be.
     fn nodes(&self) -> Nodes {
         let mut nodes = Nodes::new();
-        for minor in self.devices.values().map(|device| device.minor) {
-            let (place, access) = match minor % 10 {
+        for device in self.devices.values() {
+            let (Some(minor), name) = (device.number(), device.name) else { continue };
+            let (place, access) = match name % 10 {
                 0 | 1 => ("", "640 0:0"),
                 2 | 3 => ("sub/", "600 7:8"),
                 4 | 5 => ("deep/sub/", "604 100:200"),
                 _ => ("", "666 1:2"),
             };
-            nodes.insert(format!("{place}d{minor}"), format!("7:{minor} {access}"));
+            let what = format!("{} 7:{minor} {access}", device.subsystem());
+            nodes.insert(format!("{place}d{name}"), what);
             if place == "deep/sub/" {
-                nodes.insert(format!("d{minor}"), format!("-> {place}d{minor}"));
+                nodes.insert(format!("d{name}"), format!("-> {place}d{name}"));
             }
         }
         nodes
@@ -170,12 +207,15 @@ impl World {
                     continue;
                 } else if found.is_symlink() {
                     format!("-> {}", fs::read_link(&path).unwrap().display())
-                } else if found.file_type().is_char_device() {
+                } else {
                     let (number, mode) = (found.rdev(), found.mode() & 0o7777);
                     let (major, minor) = (rustix::fs::major(number), rustix::fs::minor(number));
-                    format!("{major}:{minor} {mode:o} {}:{}", found.uid(), found.gid())
-                } else {
-                    format!("{:?}", found.file_type())
+                    let kind = match found.file_type() {
+                        kind if kind.is_char_device() => "c".to_owned(),
+                        kind if kind.is_block_device() => "block".to_owned(),
+                        kind => format!("{kind:?}"),
+                    };
+                    format!("{kind} {major}:{minor} {mode:o} {}:{}", found.uid(), found.gid())
                 };
                 nodes.insert(name, what);
             }
@@ -257,7 +297,7 @@ impl World {
 
     /// A number for a device.
     fn number(&self) -> u32 {
-        if !self.thrifty {
+        if !self.thrifty || self.renamed {
             return self.next;
         }
         let taken: BTreeSet<u32> = self.devices.values().map(|device| device.minor).collect();
@@ -267,12 +307,21 @@ impl World {
     pub(crate) fn add(&mut self, path: &str, minor: u32) {
         self.next += 1;
         let serial = self.next;
+        let taken: BTreeSet<u32> = self.devices.values().map(|device| device.name).collect();
+        let first = if self.renamed { 1 } else { minor };
+        let name = (first..).find(|name| !taken.contains(name)).unwrap();
+        // Whatever comes to a path is of the same subsystem, as in sysfs.
+        let kind = match self.mixed.then(|| kind_of(path)) {
+            Some(0) => Kind::WithoutNode,
+            Some(1) => Kind::Disk,
+            _ => Kind::Usual,
+        };
         let made = self.at("made/it");
         fs::create_dir(&made).unwrap();
-        let device = Device { minor, serial, state: 0 };
+        let device = Device { kind, minor, name, serial, state: 0 };
         fs::write(made.join("uevent"), device.text()).unwrap();
         fs::rename(made, self.in_sys(path)).unwrap();
-        symlink(format!("../..{path}"), self.link(path)).unwrap();
+        symlink(format!("../..{path}"), self.link(path, &device)).unwrap();
         self.devices.insert(path.to_owned(), device);
         self.tell("add", path, "");
     }
@@ -282,7 +331,7 @@ impl World {
         let below = format!("{path}/");
         let paths = self.paths().into_iter().rev();
         for path in paths.filter(|other| other == path || other.starts_with(&below)) {
-            fs::remove_file(self.link(&path)).unwrap();
+            fs::remove_file(self.link(&path, &self.devices[&path])).unwrap();
             fs::remove_file(self.in_sys(&path).join("uevent")).unwrap();
             self.tell("remove", &path, "");
             fs::remove_dir_all(self.in_sys(&path)).unwrap();
@@ -306,13 +355,14 @@ impl World {
         let minor = self.devices[path].minor;
         self.remove(path);
         self.next += 1;
-        let minor = if same { minor } else { self.number() };
+        let minor = if same && !self.renamed { minor } else { self.number() };
         self.add(path, minor);
     }
 
     /// A device moves to another name, with all below it.
     pub(crate) fn rename(&mut self, path: &str) {
-        let new = format!("{}/m{}", path.rsplit_once('/').unwrap().0, self.random(30));
+        let parent = path.rsplit_once('/').unwrap().0;
+        let new = format!("{parent}/m{}", 4 * self.random(7) + kind_of(path));
         if self.devices.contains_key(&new) {
             return;
         }
@@ -321,9 +371,9 @@ impl World {
         let paths = self.paths().into_iter();
         for old in paths.filter(|other| other == path || other.starts_with(&below)) {
             let moved = new.clone() + &old[path.len()..];
-            fs::remove_file(self.link(&old)).unwrap();
-            symlink(format!("../..{moved}"), self.link(&moved)).unwrap();
             let device = self.devices.remove(&old).unwrap();
+            fs::remove_file(self.link(&old, &device)).unwrap();
+            symlink(format!("../..{moved}"), self.link(&moved, &device)).unwrap();
             self.devices.insert(moved, device);
         }
         self.tell("move", &new, path);
@@ -345,8 +395,8 @@ impl World {
         self.at("sys").join(&path[1..])
     }
 
-    fn link(&self, path: &str) -> PathBuf {
-        self.at(self.classes).join("c").join(path.replace('/', "!"))
+    fn link(&self, path: &str, device: &Device) -> PathBuf {
+        self.at(self.classes).join(device.subsystem()).join(path.replace('/', "!"))
     }
 
     fn tell(&self, action: &str, path: &str, old: &str) {
@@ -359,7 +409,8 @@ impl World {
         let device = &self.devices[path];
         self.told.borrow_mut().push(format!("{action} {path} {device:?} {old}"));
         let (text, old) = (device.text(), format!("DEVPATH_OLD={old}"));
-        let mut fields = vec!["SUBSYSTEM=c"];
+        let subsystem = format!("SUBSYSTEM={}", device.subsystem());
+        let mut fields = vec![&*subsystem];
         fields.extend((action == "move").then_some(&*old));
         fields.extend(text.lines());
         self.injector.send(&uevent(action, path, &fields)).unwrap_or_else(|error| {
@@ -374,7 +425,9 @@ impl World {
     /// What there is.
     pub(crate) fn real(&self) -> Devices {
         let devices = self.devices.iter();
-        devices.map(|(path, d)| ((path.clone(), d.minor), (d.serial, d.state))).collect()
+        devices
+            .map(|(path, d)| ((path.clone(), d.number().unwrap_or(0)), (d.serial, d.state)))
+            .collect()
     }
 
     /// Takes away what was half written when plugd was killed: it is as good as not
@@ -391,6 +444,12 @@ impl World {
         let reply = connection.receive().unwrap();
         assert_eq!(reply.outcome, Outcome::Ok, "settle: {}", reply.text);
     }
+}
+
+/// A device's name ends in a number that tells of what kind it is.
+fn kind_of(path: &str) -> usize {
+    let end = path.rfind(|c: char| !c.is_ascii_digit()).map_or(0, |at| at + 1);
+    path[end..].parse::<usize>().unwrap_or(0) % 4
 }
 
 /// The number of the kernel's last event, which gives one to those that are sent
@@ -445,9 +504,8 @@ pub(crate) fn cut(acted: &Path) {
 #[derive(Default)]
 pub(crate) struct Belief {
     pub(crate) devices: Devices,
-    /// Whose node there is, by its number: who comes last has it, and whoever goes takes
-    /// it along.
-    nodes: BTreeMap<u32, String>,
+    /// What nodes there are: who comes last has it, and whoever goes takes it along.
+    nodes: BTreeSet<String>,
     /// Nobody tells it of changes that were missed.
     pub(crate) without_changes: bool,
     acted: Acted,
@@ -466,7 +524,7 @@ impl Belief {
         let text = |key: &str| event.last(key.as_bytes()).map(|v| v.to_str().unwrap().to_owned());
         let (action, path) = (text("ACTION").unwrap(), text("DEVPATH").unwrap());
         let number = |key| text(key).and_then(|value| value.parse::<u32>().ok());
-        let minor = number("MINOR").unwrap();
+        let (minor, name) = (number("MINOR").unwrap_or(0), text("DEVNAME"));
         let (serial, state) = (number("SERIAL"), number("STATE").unwrap_or(0));
         let replay = text("PLUGD_REPLAY");
         let told = format!("{serial:?} {state:?} {replay:?} {:?}", text("SEQNUM"));
@@ -479,13 +537,13 @@ impl Belief {
         };
         match &*action {
             "add" => {
-                self.nodes.insert(minor, path.clone());
+                self.nodes.extend(name);
                 // One that goes just now has no file any more that tells its serial.
                 self.devices.insert((path, minor), (serial.unwrap_or(0), state));
             }
             "change" => self.devices.get_mut(&(path, minor)).map_or((), change),
             "remove" => {
-                self.nodes.remove(&minor);
+                name.map(|name| self.nodes.remove(&name));
                 self.devices.remove(&(path, minor));
             }
             "move" => {
@@ -517,9 +575,9 @@ impl Belief {
             states.for_each(|(_, state)| *state = 0);
         }
         let told = world.told.take();
-        let nodes: BTreeSet<u32> = real.keys().map(|(_, number)| *number).collect();
-        let believed: BTreeSet<u32> = self.nodes.keys().copied().collect();
-        if self.devices == real && believed == nodes {
+        let devices = world.devices.values().filter(|device| device.number().is_some());
+        let nodes: BTreeSet<String> = devices.map(|device| format!("d{}", device.name)).collect();
+        if self.devices == real && self.nodes == nodes {
             self.heard.clear();
             return;
         }
@@ -527,7 +585,7 @@ impl Belief {
             self.devices.iter().filter(|device| real.get(device.0) != Some(device.1)).collect();
         let missing: Vec<_> =
             real.iter().filter(|device| self.devices.get(device.0) != Some(device.1)).collect();
-        let (nodes_missing, nodes_wrong) = (&nodes - &believed, &believed - &nodes);
+        let (nodes_missing, nodes_wrong) = (&nodes - &self.nodes, &self.nodes - &nodes);
         panic!(
             "{when}: believed {wrong:?}, missing {missing:?}; nodes missing {:?}, wrong {:?}; told {told:#?}; heard {:#?}",
             nodes_missing, nodes_wrong, self.heard
