@@ -20,6 +20,8 @@
 )]
 
 mod common;
+#[path = "common/mount.rs"]
+mod mount;
 #[path = "common/world.rs"]
 mod world;
 
@@ -42,7 +44,8 @@ use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, waitid};
 use rustix::time::{ClockId, clock_gettime};
 
 use common::{Outcome, listener, queued, verdict};
-use world::{mount, spread, tree};
+use mount::mount;
+use world::{spread, tree};
 
 const ROUNDS: usize = 41;
 const SCANS: usize = 201;

@@ -23,6 +23,8 @@ mod common;
 mod injector;
 #[path = "common/memory.rs"]
 mod memory;
+#[path = "common/mount.rs"]
+mod mount;
 #[path = "common/world.rs"]
 mod world;
 
@@ -41,7 +43,8 @@ use rustix::process::{Pid, Signal, kill_process};
 use common::{Outcome, listener, queued, verdict};
 use injector::Injector;
 use memory::memory;
-use world::{mount, spread, tree};
+use mount::mount;
+use world::{spread, tree};
 
 /// Set in the process that only receives.
 const FLOOR: &str = "PLUGD_BENCH_FLOOR";

@@ -1,21 +1,13 @@
-//! For the benches that make device nodes: a /dev of their own, what becomes of
-//! it, and what a process has cost.
+//! For the benches that make device nodes: what becomes of /dev, and what a process
+//! has cost.
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use crate::common::Outcome;
-
-/// Mounts an empty tmpfs, in place of one from before.
-pub(crate) fn mount(dev: &Path) -> Outcome<()> {
-    while Command::new("umount").arg(dev).stderr(Stdio::null()).status()?.success() {}
-    let status = Command::new("mount").args(["-t", "tmpfs", "dev"]).arg(dev).status()?;
-    if status.success() { Ok(()) } else { Err(format!("mount: {status}").into()) }
-}
 
 /// Least, median and most.
 pub(crate) fn spread(values: &mut [f64]) -> (f64, f64, f64) {
