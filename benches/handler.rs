@@ -16,6 +16,10 @@
 )]
 
 mod common;
+#[path = "common/injector.rs"]
+mod injector;
+#[path = "common/memory.rs"]
+mod memory;
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -29,7 +33,8 @@ use std::time::{Duration, Instant};
 use plugd::netlink::Source;
 use rustix::process::{Pid, Signal, kill_process};
 
-use common::{Injector, Outcome, listener, queued, verdict};
+use common::{Outcome, listener, queued, verdict};
+use injector::Injector;
 
 const EVENTS: usize = 5000;
 const ROUNDS: usize = 11;
@@ -384,7 +389,7 @@ impl Daemon {
     fn memory(&self, when: &str) -> Outcome<u64> {
         // Until it has nothing more to do.
         sleep(Duration::from_millis(50));
-        let common::Memory { resident, anonymous } = common::memory(self.process.id())?;
+        let memory::Memory { resident, anonymous } = memory::memory(self.process.id())?;
         println!("  {resident:8} KiB  RSS {when}; {anonymous} KiB of it anonymous");
         Ok(resident)
     }

@@ -19,11 +19,17 @@
 )]
 
 mod common;
+#[path = "common/injector.rs"]
+mod injector;
+#[path = "common/memory.rs"]
+mod memory;
+#[path = "common/mount.rs"]
+mod mount;
+#[path = "common/world.rs"]
+mod world;
 
-use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::fs::{self, File};
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, Stdio};
 use std::thread::sleep;
@@ -34,7 +40,11 @@ use plugd::sysfs::Sysfs;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::{Pid, Signal, kill_process};
 
-use common::{Injector, Outcome, listener, memory, queued, verdict};
+use common::{Outcome, listener, queued, verdict};
+use injector::Injector;
+use memory::memory;
+use mount::mount;
+use world::{spread, tree};
 
 /// Set in the process that only receives.
 const FLOOR: &str = "PLUGD_BENCH_FLOOR";
@@ -206,9 +216,9 @@ impl Bench {
             for (&who, times) in all.iter().zip(&mut times) {
                 let daemon = self.start(who, &conf)?;
                 daemon.replay(events, 2 * events.len())?;
-                let before = daemon.time()?;
+                let before = world::time(daemon.process.id())?;
                 let count = daemon.replay(events, EVENTS)?;
-                let time = daemon.time()? - before;
+                let time = world::time(daemon.process.id())? - before;
                 if matches!(who, Who::Plugd | Who::Mdevd) {
                     trees.push(tree(&self.dev())?);
                 }
@@ -251,12 +261,15 @@ impl Bench {
             for _ in 0..ROUNDS {
                 let daemon = self.start(who, &conf)?;
                 daemon.replay(&self.devices, 2 * self.devices.len())?;
-                let before = daemon.time()?;
+                let before = world::time(daemon.process.id())?;
                 for event in &self.devices {
                     self.injector.send(event)?;
-                    while queued()? > 0 || daemon.is_running()? {}
+                    while queued()? > 0 || world::is_running(daemon.process.id())? {}
                 }
-                times.push(microseconds(daemon.time()? - before, self.devices.len()));
+                times.push(microseconds(
+                    world::time(daemon.process.id())? - before,
+                    self.devices.len(),
+                ));
                 daemon.stop()?;
             }
             report(who, &mut times);
@@ -348,7 +361,7 @@ impl Bench {
             let mut times = Vec::new();
             for _ in 0..ROUNDS {
                 let daemon = self.start(Who::Plugd, &conf)?;
-                times.push(daemon.time()?.as_secs_f64() * 1e3);
+                times.push(world::time(daemon.process.id())?.as_secs_f64() * 1e3);
                 daemon.stop()?;
             }
             Ok(spread(&mut times).1)
@@ -364,12 +377,6 @@ const BUSYBOX_WORLD: &str = "mount -t tmpfs etc /etc && mount -t tmpfs dev /dev 
     [ ! -e \"$1\" ] || cp \"$1\" /etc/mdev.conf
     exec \"$0\" mdev -df";
 
-fn mount(dev: &Path) -> Outcome<()> {
-    while Command::new("umount").arg(dev).stderr(Stdio::null()).status()?.success() {}
-    let status = Command::new("mount").args(["-t", "tmpfs", "dev"]).arg(dev).status()?;
-    if status.success() { Ok(()) } else { Err(format!("mount: {status}").into()) }
-}
-
 /// Prints how these times are spread, and returns their median.
 fn report(who: Who, times: &mut [f64]) -> f64 {
     let (least, median, most) = spread(times);
@@ -382,32 +389,6 @@ fn report(who: Who, times: &mut [f64]) -> f64 {
 #[allow(clippy::cast_precision_loss, reason = "far below 2^52")]
 fn microseconds(time: Duration, count: usize) -> f64 {
     time.as_nanos() as f64 / 1e3 / count as f64
-}
-
-/// Least, median and most.
-fn spread(values: &mut [f64]) -> (f64, f64, f64) {
-    values.sort_by(f64::total_cmp);
-    (values[0], values[values.len() / 2], values[values.len() - 1])
-}
-
-/// What is below a directory: of each file its path, and what `ls -l` says.
-fn tree(root: &Path) -> Outcome<BTreeMap<PathBuf, String>> {
-    let mut files = BTreeMap::new();
-    let mut directories = vec![root.to_owned()];
-    while let Some(directory) = directories.pop() {
-        for entry in fs::read_dir(directory)? {
-            let path = entry?.path();
-            let meta = fs::symlink_metadata(&path)?;
-            if meta.is_dir() {
-                directories.push(path.clone());
-            }
-            let target = fs::read_link(&path).unwrap_or_default();
-            let (mode, owner, group) = (meta.mode(), meta.uid(), meta.gid());
-            let what = format!("{mode:o} {owner}:{group} {:x} {target:?}", meta.rdev());
-            files.insert(path, what);
-        }
-    }
-    Ok(files)
 }
 
 struct Daemon<'b> {
@@ -454,9 +435,12 @@ impl Daemon<'_> {
         loop {
             let empty =
                 queued().map_err(|e| format!("{e}: {}", self.log().unwrap_or_default()))? == 0;
-            let before = self.time()?;
+            let before = world::time(self.process.id())?;
             sleep(Duration::from_millis(2));
-            if empty && self.time()? == before && !self.is_running()? {
+            if empty
+                && world::time(self.process.id())? == before
+                && !world::is_running(self.process.id())?
+            {
                 return Ok(());
             }
             if Instant::now() > deadline {
@@ -465,20 +449,8 @@ impl Daemon<'_> {
         }
     }
 
-    fn is_running(&self) -> Outcome<bool> {
-        let stat = fs::read_to_string(format!("/proc/{}/stat", self.process.id()))?;
-        Ok(!stat.rsplit(')').next().unwrap_or_default().starts_with(" S"))
-    }
-
-    /// The processor time that it has used, exact if it sleeps (proc_pid_schedstat(5)).
-    fn time(&self) -> Outcome<Duration> {
-        let stat = fs::read_to_string(format!("/proc/{}/schedstat", self.process.id()))?;
-        let nanoseconds = stat.split(' ').next().unwrap_or_default().parse()?;
-        Ok(Duration::from_nanos(nanoseconds))
-    }
-
     fn memory(&self, when: &str) -> Outcome<u64> {
-        let common::Memory { resident, anonymous } = memory(self.process.id())?;
+        let memory::Memory { resident, anonymous } = memory(self.process.id())?;
         let who = format!("{:?}", self.who).to_lowercase();
         println!("  {who:8} {resident:6} KiB  RSS {when}; {anonymous} KiB of it anonymous");
         Ok(resident)

@@ -1,15 +1,11 @@
 //! What the benches have in common: the binary that is measured, a namespace
-//! to do it in, and a way to have the kernel send events there.
+//! to do it in, and what waits in the kernel there. What not all of them need is
+//! in files beside this one.
 
 use std::ffi::OsString;
 use std::fs;
-use std::io;
-use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::process::Command;
-
-use rustix::net::netlink::{KOBJECT_UEVENT, SocketAddrNetlink};
-use rustix::net::{AddressFamily, SendFlags, SocketType};
 
 const TARGET: &str = "x86_64-unknown-linux-musl";
 /// Set in the process that measures, to the daemon's binary.
@@ -55,29 +51,6 @@ pub(crate) fn verdict(value: f64, target: f64, what: &str) {
     println!("  {word}: {value:.2} {what}, at most {target:.2} wanted");
 }
 
-/// Sends to the kernel what it then broadcasts in this network namespace as
-/// its own (lib/kobject_uevent.c, uevent_net_rcv_skb).
-pub(crate) struct Injector {
-    socket: OwnedFd,
-}
-
-impl Injector {
-    pub(crate) fn new() -> io::Result<Self> {
-        let protocol = Some(KOBJECT_UEVENT);
-        Ok(Self { socket: rustix::net::socket(AddressFamily::NETLINK, SocketType::RAW, protocol)? })
-    }
-
-    /// Sends an event that has no SEQNUM: the kernel appends one.
-    pub(crate) fn send(&self, event: &[u8]) -> Outcome<()> {
-        // struct nlmsghdr: length, type, flags, sequence number, port id.
-        let length = u32::try_from(16 + event.len())?.to_ne_bytes();
-        let message = [&length[..], &[0x10, 0, 1, 0], &[0; 8], event].concat();
-        let kernel = SocketAddrNetlink::new(0, 0);
-        rustix::net::sendto(&self.socket, &message, SendFlags::empty(), &kernel)?;
-        Ok(())
-    }
-}
-
 /// The bytes that wait in the kernel for whoever listens to uevents in this
 /// namespace, as the kernel counts them.
 pub(crate) fn queued() -> Outcome<usize> {
@@ -93,21 +66,4 @@ pub(crate) fn listener() -> Outcome<Option<usize>> {
         }
     }
     Ok(None)
-}
-
-/// What a process has in memory, in KiB.
-#[derive(Clone, Copy)]
-pub(crate) struct Memory {
-    pub(crate) resident: u64,
-    pub(crate) anonymous: u64,
-}
-
-/// Reads that. Exact, other than the counters in /proc/PID/status (proc(5)).
-pub(crate) fn memory(pid: u32) -> Outcome<Memory> {
-    let text = fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))?;
-    let kib = |name: &str| -> Outcome<u64> {
-        let line = text.lines().find_map(|line| line.strip_prefix(name)).ok_or("no such line")?;
-        Ok(line.trim().trim_end_matches(" kB").parse()?)
-    };
-    Ok(Memory { resident: kib("Rss:")?, anonymous: kib("Anonymous:")? })
 }
