@@ -14,6 +14,10 @@
 )]
 
 mod common;
+#[path = "common/injector.rs"]
+mod injector;
+#[path = "common/memory.rs"]
+mod memory;
 
 use std::fs::{self, File};
 use std::io::{Read, Write};
@@ -30,7 +34,9 @@ use mio::net::{UnixListener as Listener, UnixStream as Stream};
 use mio::{Events, Interest, Poll, Token};
 use plugd::netlink::Source;
 
-use common::{Injector, Outcome, listener, queued, verdict};
+use common::{Outcome, listener, queued, verdict};
+use injector::Injector;
+use memory::Memory;
 
 const CLIENTS: usize = 10;
 const QUESTIONS: usize = 1000;
@@ -97,7 +103,7 @@ impl Drop for Killed {
 
 impl Killed {
     fn tell_memory(&self) -> Outcome<()> {
-        let common::Memory { resident, anonymous } = common::memory(self.0.id())?;
+        let Memory { resident, anonymous } = memory::memory(self.0.id())?;
         println!("  {resident:8}  KiB RSS; {anonymous} KiB of it anonymous");
         Ok(())
     }
