@@ -1,20 +1,22 @@
 //! POSIX extended regular expressions, as regcomp(3) takes them in the C locale.
 //!
 //! Pure. [`Ere`] owns the parsed expression. Whether something matches is found
-//! by the regex crate's automata, which [`Ere::hir`] translates to; they are
-//! linear in the text and take many expressions in one pass. Where the groups
+//! by the regex crate's automata, which `automaton` makes; they are linear in the
+//! text and take many expressions in one pass. Where the groups
 //! lie is found in `groups`, for a match is the longest of the leftmost, which
 //! no translation can express: of alternatives the first that makes it so
 //! counts, and of repetitions as many as there can be. That is where both glibc
 //! and musl have the groups, wherever they agree.
 #![forbid(unsafe_code)]
 
+mod automaton;
 mod groups;
 
 use std::fmt;
 
+pub use automaton::{Scope, TooLarge, automaton};
 pub use groups::Scratch;
-use regex_syntax::hir::{Class, ClassBytes, ClassBytesRange, Hir, Look, Repetition};
+use regex_automata::util::look::Look;
 
 /// Groups can lie this deep in each other.
 const DEEPEST: usize = 100;
@@ -129,7 +131,7 @@ enum Node {
     Group { index: usize, node: Box<Node> },
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
 struct ByteSet([u64; 4]);
 
 impl ByteSet {
@@ -147,19 +149,6 @@ impl ByteSet {
         let mut set = Self::default();
         (0..=u8::MAX).filter(|&byte| predicate(byte)).for_each(|byte| set.insert(byte));
         set
-    }
-
-    fn ranges(&self) -> Vec<ClassBytesRange> {
-        let mut ranges: Vec<ClassBytesRange> = Vec::new();
-        for byte in (0..=u8::MAX).filter(|&byte| self.contains(byte)) {
-            match ranges.last_mut() {
-                Some(last) if last.end().checked_add(1) == Some(byte) => {
-                    *last = ClassBytesRange::new(last.start(), byte);
-                }
-                _ => ranges.push(ClassBytesRange::new(byte, byte)),
-            }
-        }
-        ranges
     }
 
     fn complement(self) -> Self {
@@ -181,11 +170,6 @@ impl Ere {
         Ok(Self { node })
     }
 
-    /// The expression for the regex crate's automata.
-    pub fn hir(&self) -> Hir {
-        self.node.hir()
-    }
-
     /// Whether it is plain to see that every text is matched, somewhere.
     pub fn matches_anywhere_in_all(&self) -> bool {
         self.node.surely_matches_empty()
@@ -198,24 +182,6 @@ impl Ere {
 }
 
 impl Node {
-    fn hir(&self) -> Hir {
-        match self {
-            Self::Empty => Hir::empty(),
-            Self::Byte(byte) => Hir::literal([*byte]),
-            Self::Class(set) => Hir::class(Class::Bytes(ClassBytes::new(set.ranges()))),
-            Self::Look(look) => Hir::look(*look),
-            Self::Concat(nodes) => Hir::concat(nodes.iter().map(Self::hir).collect()),
-            Self::Alternatives(nodes) => Hir::alternation(nodes.iter().map(Self::hir).collect()),
-            Self::Repeat { node, min, max } => Hir::repetition(Repetition {
-                min: *min,
-                max: *max,
-                greedy: true,
-                sub: Box::new(node.hir()),
-            }),
-            Self::Group { node, .. } => node.hir(),
-        }
-    }
-
     /// How many bytes, assertions and repetitions it has, the counts written out.
     fn size(&self) -> usize {
         let sum = |nodes: &[Self]| {
@@ -255,11 +221,15 @@ impl Node {
         }
     }
 
+    /// `.*`
+    fn is_anything(&self) -> bool {
+        matches!(self, Self::Repeat { node, min: 0, max: None }
+            if matches!(&**node, Self::Class(set) if **set == ByteSet::ALL))
+    }
+
     fn surely_matches_all(&self) -> bool {
         match self {
-            Self::Repeat { node, min: 0, max: None } => {
-                matches!(&**node, Self::Class(set) if **set == ByteSet::ALL)
-            }
+            Self::Repeat { .. } => self.is_anything(),
             Self::Group { node, .. } => node.surely_matches_all(),
             Self::Alternatives(nodes) => nodes.iter().any(Self::surely_matches_all),
             // Around the whole, the anchors say nothing.
@@ -271,9 +241,7 @@ impl Node {
                 }
                 _ => false,
             },
-            Self::Empty | Self::Byte(_) | Self::Class(_) | Self::Look(_) | Self::Repeat { .. } => {
-                false
-            }
+            Self::Empty | Self::Byte(_) | Self::Class(_) | Self::Look(_) => false,
         }
     }
 }

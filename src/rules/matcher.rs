@@ -7,41 +7,16 @@
 //! a limit; nothing is allocated once they are there.
 #![forbid(unsafe_code)]
 
-use regex_automata::hybrid::LazyStateID;
 use regex_automata::hybrid::dfa::{Cache, DFA};
-use regex_automata::nfa::thompson;
 use regex_automata::util::start;
 use regex_automata::{Anchored, MatchKind};
-use regex_syntax::hir::{Class, ClassBytes, ClassBytesRange, Hir, Look, Repetition};
 
-use super::ere::Ere;
-use super::parse::{Device, Numbers, Rule};
+use super::ere::{self, Ere};
+pub use super::ere::{Scope, TooLarge};
+use super::parse::{self, Device, Numbers, Rule};
 
 /// The memory that an automaton may use for its states, in bytes.
-const STATES_MAX: usize = 256 * 1024;
-/// The memory that an automaton may use before it has any, in bytes.
-const AUTOMATON_MAX: usize = 32 * 1024 * 1024;
-
-/// All regular expressions together are too large.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct TooLarge;
-
-impl std::fmt::Display for TooLarge {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("the regular expressions are too large, all together")
-    }
-}
-
-impl std::error::Error for TooLarge {}
-
-/// Which part of a text has to match.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Scope {
-    /// All of it.
-    Whole,
-    /// Any part of it.
-    Anywhere,
-}
+const STATES_MAX: usize = 4 * 1024 * 1024;
 
 /// Many regular expressions in one automaton.
 #[derive(Debug)]
@@ -59,31 +34,8 @@ impl Set {
         expressions: impl IntoIterator<Item = &'a Ere>,
         scope: Scope,
     ) -> Result<Self, TooLarge> {
-        let around = || match scope {
-            Scope::Whole => Hir::empty(),
-            Scope::Anywhere => Hir::repetition(Repetition {
-                min: 0,
-                max: None,
-                greedy: true,
-                sub: Box::new(Hir::class(Class::Bytes(ClassBytes::new([ClassBytesRange::new(
-                    0,
-                    u8::MAX,
-                )])))),
-            }),
-        };
-        let hirs: Vec<Hir> = expressions
-            .into_iter()
-            .map(|ere| Hir::concat(vec![around(), ere.hir(), around(), Hir::look(Look::End)]))
-            .collect();
-        let nfa = thompson::Compiler::new()
-            .configure(
-                thompson::Config::new()
-                    .utf8(false)
-                    .which_captures(thompson::WhichCaptures::None)
-                    .nfa_size_limit(Some(AUTOMATON_MAX)),
-            )
-            .build_many_from_hir(&hirs)
-            .map_err(|_| TooLarge)?;
+        let expressions: Vec<&Ere> = expressions.into_iter().collect();
+        let nfa = ere::automaton(&expressions, scope)?;
         let dfa = DFA::builder()
             .configure(
                 DFA::config()
@@ -92,33 +44,35 @@ impl Set {
                     .skip_cache_capacity_check(true),
             )
             .build_from_nfa(nfa)
-            .map_err(|_| TooLarge)?;
+            .map_err(|_| TooLarge(0))?;
         let cache = dfa.create_cache();
         Ok(Self { dfa, cache })
     }
 
-    /// Tells the index of each expression that matches.
+    /// Tells the index of each expression that matches, perhaps more than once.
     pub fn matches(&mut self, text: &[u8], mut found: impl FnMut(usize)) {
-        let Some(last) = self.walk(text) else { return };
-        if last.is_match() {
-            for index in 0..self.dfa.match_len(&self.cache, last) {
-                found(self.dfa.match_pattern(&self.cache, last, index).as_usize());
-            }
-        }
-    }
-
-    /// The state after the end of the text. Only an automaton that may give up
-    /// has errors; this one may not.
-    fn walk(&mut self, text: &[u8]) -> Option<LazyStateID> {
+        // Only an automaton that may give up has errors; this one may not.
+        let Self { dfa, cache } = self;
         let start = start::Config::new().anchored(Anchored::Yes);
-        let mut state = self.dfa.start_state(&mut self.cache, &start).ok()?;
+        let Ok(mut state) = dfa.start_state(cache, &start) else { return };
+        let mut tell = |dfa: &DFA, cache: &Cache, state| {
+            for index in 0..dfa.match_len(cache, state) {
+                found(dfa.match_pattern(cache, state, index).as_usize());
+            }
+        };
         for &byte in text {
-            state = self.dfa.next_state(&mut self.cache, state, byte).ok()?;
-            if state.is_dead() {
-                return None;
+            let Ok(next) = dfa.next_state(cache, state, byte) else { return };
+            state = next;
+            if state.is_match() {
+                tell(dfa, cache, state);
+            } else if state.is_dead() {
+                return;
             }
         }
-        self.dfa.next_eoi_state(&mut self.cache, state).ok()
+        let Ok(state) = dfa.next_eoi_state(cache, state) else { return };
+        if state.is_match() {
+            tell(dfa, cache, state);
+        }
     }
 
     /// The memory that it uses now, in bytes.
@@ -200,9 +154,9 @@ impl Matcher {
     ///
     /// # Errors
     /// They may be too large.
-    pub fn new(rules: &[Rule]) -> Result<Self, TooLarge> {
+    pub fn new(rules: &[Rule]) -> Result<Self, parse::Error> {
         // Equal conditions are one.
-        let mut known: Vec<(&[u8], &Ere)> = Vec::new();
+        let mut known: Vec<(&[u8], &Ere, usize)> = Vec::new();
         let mut ids = std::collections::HashMap::new();
         let mut matcher = Self {
             names: None,
@@ -224,7 +178,7 @@ impl Matcher {
                 .map(|condition| {
                     let text = (&condition.variable[..], &condition.text[..]);
                     *ids.entry(text).or_insert_with(|| {
-                        known.push((&condition.variable, &condition.ere));
+                        known.push((&condition.variable, &condition.ere, index));
                         matcher.of_conditions.push(Vec::new());
                         known.len() - 1
                     })
@@ -249,7 +203,9 @@ impl Matcher {
         }
         matcher.numbers.sort_unstable_by_key(|(numbers, _)| numbers.major);
         if !names.is_empty() {
-            matcher.names = Some(Set::new(names, Scope::Whole)?);
+            let of_names = &matcher.of_names;
+            let names = Set::new(names, Scope::Whole);
+            matcher.names = Some(names.map_err(|TooLarge(at)| too_large(&rules[of_names[at]]))?);
         }
         matcher.holding = Bits::new(known.len());
 
@@ -262,7 +218,10 @@ impl Matcher {
                 mine.iter().partition(|&&id| known[id].1.matches_anywhere_in_all());
             let set = match &of_set[..] {
                 [] => None,
-                ids => Some(Set::new(ids.iter().map(|&id| known[id].1), Scope::Anywhere)?),
+                ids => {
+                    let set = Set::new(ids.iter().map(|&id| known[id].1), Scope::Anywhere);
+                    Some(set.map_err(|TooLarge(at)| too_large(&rules[known[ids[at]].2]))?)
+                }
             };
             matcher.variables.push(Variable { key: key.into(), set, of_set, present, seen: 0 });
         }
@@ -333,6 +292,20 @@ impl Matcher {
     }
 }
 
+/// The mistake that the expressions are too large, most of all that of this rule.
+fn too_large(rule: &Rule) -> parse::Error {
+    let parse::Origin { file, line, text } = &rule.origin;
+    parse::Error {
+        file: file.clone(),
+        line: *line,
+        column: 1,
+        text: text.clone(),
+        message: "the regular expressions are too large, all together; \
+                  this is the largest of them"
+            .into(),
+    }
+}
+
 /// A cheap first look at a key: most keys of an event are asked for by no rule.
 fn key_bit(key: &[u8]) -> u64 {
     let first = key.first().copied().unwrap_or_default();
@@ -352,6 +325,7 @@ mod tests {
         let mut found = Vec::new();
         set.matches(text.as_bytes(), |index| found.push(index));
         found.sort_unstable();
+        found.dedup();
         found
     }
 
@@ -372,14 +346,11 @@ mod tests {
     fn memory_is_limited_whatever_is_matched() {
         let eres = eres(&["[a-p]*a.{12}", "[0-9a-f]+x", "(ab|ba|[c-z])*b.{9}"]);
         let mut set = Set::new(&eres, Scope::Anywhere).unwrap();
-        let mut scratch = crate::rules::ere::Scratch::default();
-        let mut seed = 1u64;
+        let mut scratch = ere::Scratch::default();
+        let mut seed = 1;
         for round in 0..4_000 {
             let text: String = (0..40)
-                .map(|_| {
-                    seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-                    char::from(b"abc1x"[(seed >> 33) as usize % 5])
-                })
+                .map(|_| ["a", "b", "c", "1", "x"][usize::try_from(random(&mut seed, 5)).unwrap()])
                 .collect();
             let found = found(&mut set, &text);
             if round % 100 == 0 {
@@ -393,9 +364,66 @@ mod tests {
         assert!(set.cache.clear_count() > 0);
     }
 
+    fn random(seed: &mut u64, below: u64) -> u64 {
+        *seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        (*seed >> 33) % below
+    }
+
+    /// The devices of machines are varied, and so are generated rules.
+    #[test]
+    fn states_of_many_expressions_fit() {
+        let mut seed = 1;
+        let mut modalias = || {
+            let mut hex = || format!("{:04X}", random(&mut seed, 1 << 16));
+            format!("usb:v{}p{}d{}dc00dsc00dp00ic{}", hex(), hex(), hex(), &hex()[2..])
+        };
+        let patterns: Vec<String> = (0..500)
+            .map(|n| match (n % 4, &modalias()) {
+                (0, text) => format!("{}.*", &text[..14]),
+                (1, text) => format!("^usb:v....{}d.*dc", &text[9..14]),
+                (2, _) => format!("p[0-9A-F]*d.*dp.*{n:03}"),
+                (_, text) => format!("(v|x){}p", &text[5..9]),
+            })
+            .collect();
+        let patterns: Vec<&str> = patterns.iter().map(String::as_str).collect();
+        let mut set = Set::new(&eres(&patterns), Scope::Anywhere).unwrap();
+        for _ in 0..2_000 {
+            found(&mut set, &modalias());
+        }
+        assert_eq!(set.cache.clear_count(), 0);
+        assert!(set.memory() < STATES_MAX, "{}", set.memory());
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn all_at_once_are_found_as_one_by_one(
+            patterns in proptest::collection::vec(
+                r"(\^|[.]\*)?([abc]|[.]|[.]\*|a{1,5}b|\(ab?\|b+\)|\[bc\]|\\[<b]|[bc]\{1,2\}|(\(\^a\)\?)){0,5}([$]|[.]\*)?",
+                1..60,
+            ),
+            texts in proptest::collection::vec("[abc ]{0,12}", 1..5),
+            whole: bool,
+        ) {
+            let scope = if whole { Scope::Whole } else { Scope::Anywhere };
+            let patterns: Vec<&str> = patterns.iter().map(String::as_str).collect();
+            let eres = eres(&patterns);
+            let mut set = Set::new(&eres, scope).unwrap();
+            let mut scratch = ere::Scratch::default();
+            for text in texts {
+                let mut matches = |ere: &Ere| match scope {
+                    Scope::Whole => ere.captures_whole(text.as_bytes(), &mut scratch).is_some(),
+                    Scope::Anywhere => ere.captures_within(text.as_bytes(), &mut scratch).is_some(),
+                };
+                let expected: Vec<usize> = (0..eres.len()).filter(|&i| matches(&eres[i])).collect();
+                proptest::prop_assert_eq!(found(&mut set, &text), expected, "{}", text);
+            }
+        }
+    }
+
     #[test]
     fn what_is_too_large_all_together_is_told() {
-        let eres = eres(&["[ab]{9000}"; 500]);
-        assert!(matches!(Set::new(&eres, Scope::Whole), Err(TooLarge)));
+        let mut eres = eres(&["[ab]{9000}"; 500]);
+        eres[3] = Ere::parse(b"[ab]{9001}").unwrap();
+        assert_eq!(Set::new(&eres, Scope::Whole).unwrap_err(), TooLarge(3));
     }
 }

@@ -16,7 +16,7 @@ use crate::account::{Accounts, number};
 use crate::environment::Base;
 use crate::plan::{Context, Device, Draft, Kind, Plan, Program, Record, Text, Why};
 use crate::uevent::{Field, Uevent, device_name};
-use matcher::{Matcher, TooLarge};
+use matcher::Matcher;
 use parse::{Condition, Part, Place, Rule, Source, When};
 
 /// What is done with devices that no rule ends at.
@@ -88,7 +88,7 @@ impl Engine {
     ///
     /// # Errors
     /// The rules may be too large to match them all at once.
-    pub fn new(mut rules: Vec<Rule>, settings: Settings) -> Result<Self, TooLarge> {
+    pub fn new(mut rules: Vec<Rule>, settings: Settings) -> Result<Self, parse::Error> {
         rules.extend(parse::parse(&[DEFAULT], &Accounts::default()).unwrap_or_default());
         let matcher = Matcher::new(&rules)?;
         let (facts, scratch, draft) = Default::default();

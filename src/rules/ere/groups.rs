@@ -9,7 +9,7 @@
 //! where a text is long, in proportion to the length.
 #![forbid(unsafe_code)]
 
-use regex_syntax::hir::Look;
+use regex_automata::util::look::Look;
 
 use super::{ByteSet, Captures, Ere, Node};
 
