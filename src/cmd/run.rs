@@ -378,6 +378,9 @@ fn parse(mut parser: lexopt::Parser) -> Result<Result<Options, Request>, Fatal> 
     options.control = control.transpose().map_err(cannot_find)?;
     options.relative_paths = given != (true, options.control.clone());
     options.sys = files.sys.clone();
+    if dry_run && program.is_some() {
+        return Err(Fatal::Usage("--dry-run is for rules, not for PROG".into()));
+    }
     options.work = program.unwrap_or(Work::Rules { files, dry_run });
     if matches!(options.work, Work::Rules { dry_run: true, .. }) {
         options.make_dry();

@@ -75,7 +75,7 @@ fn the_version_is_told() {
 
 #[test]
 fn wrong_usage_is_told_with_the_right_one() {
-    let cases: [(&[&str], &str); 19] = [
+    let cases: [(&[&str], &str); 20] = [
         (&[], "a command is missing"),
         (&["nonsense"], "there is no command 'nonsense'"),
         (&["--nonsense"], "there is no command '--nonsense'"),
@@ -93,6 +93,7 @@ fn wrong_usage_is_told_with_the_right_one() {
         (&["run", "--hotplug-argument=yes", "true"], "--hotplug-argument"),
         (&["run", "--"], "PROG is missing after --"),
         (&["run", "--timeout", "3", "--"], "PROG is missing after --"),
+        (&["run", "-n", "true"], "--dry-run is for rules, not for PROG"),
         (&[NOSH], "PROG is missing"),
         (&[NOSH, "--timeout", "3", "true"], "there is no option --timeout"),
     ];
