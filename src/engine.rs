@@ -26,13 +26,18 @@ pub enum Engine {
     Rules(Box<Ruled>),
 }
 
+/// Makes an engine of what the files say now, and tells whether there are any,
+/// given whether there were; the text of an error may have many lines.
+pub type Reload = dyn Fn(bool) -> Result<(rules::Engine, bool), String>;
+
 /// Rules, and what they act on.
 pub struct Ruled {
     /// The rules in force.
     pub rules: rules::Engine,
-    /// Makes an engine of what the files say now; the text of an error may have
-    /// many lines.
-    pub reload: Box<dyn FnMut() -> Result<rules::Engine, String>>,
+    /// They come from files; else they are the built-in default.
+    pub has_files: bool,
+    /// Reads the files anew.
+    pub reload: Box<Reload>,
     /// Where to look up what an event does not say.
     pub sysfs: Sysfs,
     /// What acts.
@@ -77,6 +82,11 @@ impl Engine {
         }
     }
 
+    /// Whether it acts by rules of files.
+    pub fn has_rule_files(&self) -> bool {
+        matches!(self, Self::Rules(ruled) if ruled.has_files)
+    }
+
     /// Takes what the configuration says now. Returns what became of it.
     ///
     /// # Errors
@@ -86,7 +96,7 @@ impl Engine {
         match self {
             Self::Handler(_) => Ok("there is nothing to reload for a handler program".into()),
             Self::Rules(ruled) => {
-                ruled.rules = (ruled.reload)()?;
+                (ruled.rules, ruled.has_files) = (ruled.reload)(ruled.has_files)?;
                 Ok(format!("the rules were read anew: {}", ruled.rules.rules().len()))
             }
         }
@@ -159,9 +169,10 @@ fn print<'e>(event: &Uevent<'_>, step: &Step<'_>) -> Outcome<'e> {
 
 impl fmt::Debug for Ruled {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { rules, reload: _, sysfs, hands } = self;
+        let Self { rules, has_files, reload: _, sysfs, hands } = self;
         f.debug_struct("Ruled")
             .field("rules", rules)
+            .field("has_files", has_files)
             .field("sysfs", sysfs)
             .field("hands", hands)
             .finish_non_exhaustive()

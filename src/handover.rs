@@ -54,6 +54,8 @@ pub struct Handover {
     pub clients: Vec<Client>,
     /// The level of logging that was chosen at run time.
     pub log_level: Option<String>,
+    /// There were files that the rules in force come from.
+    pub has_rule_files: bool,
     /// The limit of open files (soft, hard) that children get.
     pub open_files: Option<(u64, u64)>,
     /// Where events are written that were acted on, and what there was no room for.
@@ -187,6 +189,7 @@ impl Handover {
         if let Some(level) = &self.log_level {
             line("log-level", &[level]);
         }
+        line("rule-files", &[&u8::from(self.has_rule_files)]);
         if let Some((soft, hard)) = &self.open_files {
             line("open-files", &[soft, hard]);
         }
@@ -229,6 +232,7 @@ impl Handover {
             listener: None,
             clients: Vec::new(),
             log_level: None,
+            has_rule_files: false,
             open_files: None,
             output: None,
             state_file: None,
@@ -322,6 +326,7 @@ impl Handover {
                 self.clients.push(client);
             }
             "log-level" => self.log_level = Some(values.word()?.to_owned()),
+            "rule-files" => self.has_rule_files = values.flag()?,
             "output" => self.output = Some((values.number()?, values.bytes()?)),
             "state-file" => self.state_file = Some(values.number()?),
             "inventory" => self.inventory = Some(values.number()?),
@@ -476,7 +481,8 @@ mod tests {
 
     prop_compose! {
         fn handover()(
-            (state, started, paused) in (state(), time(), any::<bool>()),
+            (state, started, paused, has_rule_files)
+                in (state(), time(), any::<bool>(), any::<bool>()),
             (counts, dropped, stale, scans, replayed)
                 in any::<([u64; 6], [u64; 3], u64, u64, [u64; 3])>(),
             sources in prop::collection::vec(0..i32::MAX, 0..3),
@@ -510,6 +516,7 @@ mod tests {
                 listener: listener.map(|(fd, file)| Listener { fd, file }),
                 clients,
                 log_level: log_level.map(|_| "debug".into()),
+                has_rule_files,
                 open_files,
                 output,
                 state_file,

@@ -128,6 +128,8 @@ pub struct Daemon {
     update: Update,
     /// The event that the plugd before this one had in hand.
     resumed: Option<InHand>,
+    /// The rules in force come from files.
+    has_rule_files: bool,
 }
 
 #[derive(Debug)]
@@ -277,6 +279,7 @@ impl Daemon {
             engine,
             update: Update::new(may_update),
             resumed: None,
+            has_rule_files: false,
         })
     }
 
@@ -294,6 +297,7 @@ impl Daemon {
     /// # Errors
     /// Those of epoll_wait(2) that mean that the poll itself is broken.
     pub fn run(mut self, engine: &mut Engine) -> io::Result<Counters> {
+        self.has_rule_files = engine.has_rule_files();
         if let Some(InHand { source, datagram, steps_done, step, mut failed, since }) =
             self.resumed.take()
         {

@@ -13,6 +13,7 @@ use crate::devnode::{DevRoot, device_of};
 use crate::engine::{Engine, Hands, Ruled};
 use crate::environment::{Base, DEFAULT_PATH};
 use crate::error::Fatal;
+use crate::r#loop;
 use crate::rule_files;
 use crate::rules::parse::Rule;
 use crate::rules::{self, Settings};
@@ -63,16 +64,26 @@ impl Files {
 }
 
 /// Reads the rules and opens the roots. With no file of rules, nodes are made
-/// as root's with mode 0660, and nothing else is done. The files have to be
-/// absolute, as the rules are read again from another working directory.
+/// as root's with mode 0660, and nothing else is done, unless the plugd before
+/// this one `had_files`. The files have to be absolute, as the rules are read again
+/// from another working directory.
 pub(super) fn engine(
     files: &Files,
     dry_run: bool,
     clean_environment: bool,
+    had_files: bool,
 ) -> Result<Engine, Fatal> {
     let sysfs = open_sysfs(&files.sys)?;
     let found = load(&files.conf)?;
-    let mut had_files = found.is_some();
+    let has_files = had_files || found.is_some();
+    if had_files && found.is_none() {
+        let gone = are_gone(&files.conf);
+        if r#loop::is_rehearsal() {
+            return Err(Fatal::Configuration(gone));
+        }
+        // It is late to go back, and there are events to be acted on.
+        log::error!("{gone}");
+    }
     let rules = make(found, files, clean_environment)?;
     let files = files.clone();
     let hands = if dry_run {
@@ -82,18 +93,22 @@ pub(super) fn engine(
         let sys = open_sysfs(&files.sys)?;
         Hands::Files { dev, sys, firmware: files.firmware.clone() }
     };
-    let reload = move || {
+    let reload = move |had_files: bool| {
         let found = load(&files.conf).map_err(|fatal| fatal.to_string())?;
-        // Somebody replaces it just now, or the file system is gone that it was on.
-        if found.is_none() && had_files {
-            return Err(format!("there is no {} any more", shown(&files.conf)));
-        }
         let has_files = found.is_some();
+        if had_files && !has_files {
+            return Err(are_gone(&files.conf));
+        }
         let rules = make(found, &files, clean_environment).map_err(|fatal| fatal.to_string())?;
-        had_files = has_files;
-        Ok(rules)
+        Ok((rules, has_files))
     };
-    Ok(Engine::Rules(Box::new(Ruled { rules, reload: Box::new(reload), sysfs, hands })))
+    let reload = Box::new(reload);
+    Ok(Engine::Rules(Box::new(Ruled { rules, has_files, reload, sysfs, hands })))
+}
+
+/// Somebody replaces it just now, or the file system is gone that it was on.
+fn are_gone(conf: &Path) -> String {
+    format!("there is no {} any more", shown(conf))
 }
 
 /// Opens a sysfs.

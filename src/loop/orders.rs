@@ -71,7 +71,9 @@ impl Daemon {
     /// who asked for it.
     pub(super) fn reload_now(&mut self, engine: &mut Engine) {
         self.notifier.reloading();
-        let reply = match engine.reload() {
+        let outcome = engine.reload();
+        self.has_rule_files = engine.has_rule_files();
+        let reply = match outcome {
             Ok(text) => {
                 log::info!("{text}");
                 Reply::ok(text)

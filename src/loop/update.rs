@@ -321,6 +321,7 @@ impl Daemon {
             listener: control.map(Server::listener),
             clients: control.map(|c| c.hand_over(&self.update.clients)).unwrap_or_default(),
             log_level: chosen.then(|| level.into()),
+            has_rule_files: self.has_rule_files,
             open_files: control.and_then(Server::open_files),
             output: self.outlets.output.as_ref().map(|o| (o.as_raw_fd(), o.rest().to_vec())),
             state_file: match self.recovery.inventory.storage() {

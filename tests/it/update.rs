@@ -366,6 +366,36 @@ fn rules_with_a_mistake_are_refused() {
     });
 }
 
+/// The new plugd would make all nodes as the built-in default has them.
+#[test]
+fn rules_that_are_gone_are_refused() {
+    ns::inside(|| {
+        let copy = Copy::new();
+        let (conf, away) = (copy.dir.path().join("mdev.conf"), copy.dir.path().join("away"));
+        let daemon = Plugd::new()
+            .program(&copy.file)
+            .args(["run", "--control", &address(), "--conf"])
+            .args([&conf])
+            .args(["--dev"])
+            .args([copy.dir.path()])
+            .start();
+        eventually("it listens", connect);
+        // There were none.
+        update();
+        fs::write(&conf, "x 0:0 600\n").unwrap();
+        assert_eq!(say(&["reload"]).code, Some(0));
+        for _ in 0..2 {
+            fs::rename(&conf, &away).unwrap();
+            let said = say(&["update"]);
+            assert_eq!(said.code, Some(1), "{said:?}");
+            daemon.wait_for_log("mdev.conf any more");
+            fs::rename(&away, &conf).unwrap();
+            // What is known of them is handed over.
+            update();
+        }
+    });
+}
+
 /// Where events are written to that were acted on goes on, and what was closed
 /// as nobody reads it is no reason to fail.
 #[test]
