@@ -18,7 +18,8 @@ const LONGEST_TEXT: usize = 4096;
 
 /// They begin with any byte, many also with another one.
 static OTHERS: LazyLock<Vec<Ere>> = LazyLock::new(|| {
-    let bytes = (0..=u8::MAX).map(|byte| Ere::parse(format!("[{}].*x", char::from(byte)).as_bytes()));
+    let bytes =
+        (0..=u8::MAX).map(|byte| Ere::parse(format!("[{}].*x", char::from(byte)).as_bytes()));
     bytes.flatten().collect()
 });
 
