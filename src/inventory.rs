@@ -391,7 +391,11 @@ impl<S: Storage> Inventory<S> {
         let found = self.names.iter_hash(hash(name)).map(|&unit| offset(unit));
         let others = found.filter(|&at| Some(at) != own && name_at(bytes, at) == Some(name));
         let others: Vec<usize> = others.collect();
-        others.iter().for_each(|&at| self.set_state(at, BEGUN));
+        for &at in &others {
+            self.set_state(at, BEGUN);
+            // Nor is all done for it when something else has happened to it.
+            put(self.storage.bytes_mut(), at + AT_INCARNATION, 0);
+        }
         !others.is_empty()
     }
 

@@ -167,10 +167,13 @@ fn what_goes_unsettles_all_others_of_its_name() {
         [&b"/devices/a"[..], b"/devices/b", b"/devices/c"]
             .map(|path| inventory.get(path).map(|known| known.settled))
     };
+    inventory.set_incarnation(b"/devices/b", 5);
     let remove = datagram("remove", "/devices/a", "MAJOR=7\0MINOR=1\0DEVNAME=name\0");
     assert!(inventory.begin(&event(&remove), true));
     inventory.finish(&event(&remove));
     assert_eq!(settled(&inventory), [None, Some(false), Some(true)]);
+    act(&mut inventory, "change", "/devices/b", "MAJOR=7\0MINOR=2\0DEVNAME=name\0");
+    assert_eq!(inventory.get(b"/devices/b").unwrap().incarnation, 0, "it is not as it was");
     // Also of one that is not known any more; not of itself.
     act(&mut inventory, "add", "/devices/b", "MAJOR=7\0MINOR=2\0DEVNAME=name\0");
     assert!(inventory.begin(&event(&remove), true));

@@ -392,7 +392,8 @@ impl Recovery {
         {
             self.inventory.doubt(tracked.path);
         }
-        unsettles && !self.is_scanning()
+        // Before a scan every event is acted on as it comes, and on nothing else.
+        unsettles && self.trust != Trust::Unscanned && !self.is_scanning()
     }
 
     /// Whether an event may have been sent before the last scan.

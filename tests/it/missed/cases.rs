@@ -363,6 +363,22 @@ fn of_two_of_one_name_the_one_that_stays_is_acted_on_again() {
     });
 }
 
+#[test]
+fn before_the_first_scan_two_of_one_name_are_no_reason_for_one() {
+    ns::inside(|| {
+        let world = world();
+        let daemon = world.plugd(&SMALL).args(["-v"]).start();
+        let injector = inject::Injector::new();
+        for (action, minor) in [("add", 60), ("add", 61), ("remove", 60)] {
+            let fields = ["SUBSYSTEM=c", "MAJOR=7", &format!("MINOR={minor}"), "DEVNAME=twin"];
+            injector.event(action, &format!("/devices/twin{minor}"), &fields);
+        }
+        World::settle("plugd");
+        assert_eq!(hear(&world).heard.len(), 3);
+        assert!(daemon.counters().contains("scans 0"), "{}", daemon.counters());
+    });
+}
+
 /// What has acted, and on what, is a part of what the state tells.
 #[test]
 fn another_program_or_directory_means_all_over_again() {
