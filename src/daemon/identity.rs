@@ -54,7 +54,10 @@ impl Identity {
     ) -> Result<Self, Fatal> {
         let uid = user.map(|u| id(u, "user", |name| accounts.user(name))).transpose()?;
         let gid = group.map(|g| id(g, "group", |name| accounts.group(name))).transpose()?;
-        let primary = gid.or_else(|| uid.and_then(|uid| accounts.primary_group(uid)));
+        let primary = gid.or_else(|| match user?.as_bytes() {
+            [b'#', ..] => accounts.primary_group(uid?),
+            name => accounts.primary_group_of(name),
+        });
         let groups = match user.map(OsStr::as_bytes) {
             Some(name) if !name.starts_with(b"#") && group.is_none() => {
                 // As initgroups(3): the primary group is one of them.
@@ -139,7 +142,8 @@ mod tests {
     use super::*;
 
     const PASSWD: &[u8] = b"root:x:0:0::/:\nann:x:100:7::/:\nall:x:4294967295:7::/:\n\
-                            any:x:101:4294967295::/:\n";
+                            any:x:101:4294967295::/:\n\
+                            eva:x:100:9::/:\n";
     const GROUP: &[u8] = b"root:x:0:root\nann:x:7:\ndisk:x:6:ann\nvideo:x:27:bob,ann\nc:x:7:ann\n\
                            every:x:4294967295:ann\n";
 
@@ -156,6 +160,8 @@ mod tests {
         };
         for (user, group, expected) in [
             (Some("ann"), None, identity(Some(100), Some(7), &[7, 6, 27])),
+            // Who shares a user id with another one has a group of their own.
+            (Some("eva"), None, identity(Some(100), Some(9), &[9])),
             (Some("ann"), Some("disk"), identity(Some(100), Some(6), &[])),
             (Some("ann"), Some("#9"), identity(Some(100), Some(9), &[])),
             (Some("#100"), None, identity(Some(100), Some(7), &[])),
