@@ -6,8 +6,11 @@ use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-use rustix::process::{Gid, Uid, getegid, geteuid, getgid, getgroups, getuid};
-use rustix::thread::{set_thread_groups, set_thread_res_gid, set_thread_res_uid};
+use rustix::process::{Gid, Uid, getgid, getgroups};
+use rustix::thread::{
+    CapabilitySet, CapabilitySets, capabilities, set_capabilities, set_thread_groups,
+    set_thread_res_gid, set_thread_res_uid,
+};
 
 use crate::account::{self, Accounts};
 use crate::error::Fatal;
@@ -94,19 +97,38 @@ impl Identity {
             set_thread_res_uid(id, id, id)
                 .map_err(|e| Fatal::system(format_args!("become user #{uid}"), e))?;
         }
+        self.drop_capabilities()?;
         self.verify()
+    }
+
+    /// The kernel takes them from who is root no more, unless it was told not to
+    /// (SECBIT_NO_SETUID_FIXUP in capabilities(7), which is inherited).
+    fn drop_capabilities(&self) -> Result<(), Fatal> {
+        if self.is_unprivileged() && has_capabilities()? {
+            let none = CapabilitySet::empty();
+            let none = CapabilitySets { effective: none, permitted: none, inheritable: none };
+            set_capabilities(None, none).map_err(|e| Fatal::system("drop capabilities", e))?;
+        }
+        Ok(())
+    }
+
+    fn is_unprivileged(&self) -> bool {
+        self.user.is_some_and(|uid| uid != 0)
     }
 
     /// A daemon that only believes to have no privileges is the worst of all.
     fn verify(&self) -> Result<(), Fatal> {
-        let as_wanted = |wanted: Option<u32>, ids: [u32; 2]| {
+        let failed = |text| Fatal::system("become another user or group", io::Error::other(text));
+        let as_wanted = |wanted: Option<u32>, ids: [u32; 3]| {
             wanted.is_none_or(|wanted| ids.iter().all(|id| *id == wanted))
         };
-        if !as_wanted(self.user, [getuid(), geteuid()].map(Uid::as_raw))
-            || !as_wanted(self.group, [getgid(), getegid()].map(Gid::as_raw))
-        {
-            let error = io::Error::other("the ids are others than those that were set");
-            return Err(Fatal::system("become another user or group", error));
+        let (users, groups) =
+            sys::all_ids().map_err(|e| Fatal::system("read the user and group ids", e))?;
+        if !as_wanted(self.user, users) || !as_wanted(self.group, groups) {
+            return Err(failed("the ids are others than those that were set"));
+        }
+        if self.is_unprivileged() && has_capabilities()? {
+            return Err(failed("capabilities are left that were dropped"));
         }
         if let Some(groups) = &self.groups {
             // The kernel keeps them sorted.
@@ -125,6 +147,11 @@ impl Identity {
         }
         Ok(())
     }
+}
+
+fn has_capabilities() -> Result<bool, Fatal> {
+    let sets = capabilities(None).map_err(|e| Fatal::system("read the capabilities", e))?;
+    Ok(!sets.permitted.is_empty())
 }
 
 fn id(text: &OsStr, kind: &str, by_name: impl FnOnce(&[u8]) -> Option<u32>) -> Result<u32, Fatal> {
