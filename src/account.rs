@@ -11,7 +11,8 @@ use std::{fs, io};
 /// The users and groups of the machine.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Accounts {
-    users: HashMap<Box<[u8]>, u32>,
+    /// User id and primary group; several users may have one id.
+    users: HashMap<Box<[u8]>, (u32, u32)>,
     groups: HashMap<Box<[u8]>, u32>,
     primary_groups: HashMap<u32, u32>,
 }
@@ -30,7 +31,7 @@ impl Accounts {
             ) else {
                 continue;
             };
-            accounts.users.entry(name.into()).or_insert(uid);
+            accounts.users.entry(name.into()).or_insert((uid, gid));
             accounts.primary_groups.entry(uid).or_insert(gid);
         }
         for line in group.split(|&b| b == b'\n') {
@@ -57,7 +58,7 @@ impl Accounts {
 
     /// The id of a user.
     pub fn user(&self, name: &[u8]) -> Option<u32> {
-        self.users.get(name).copied()
+        self.users.get(name).map(|(uid, _)| *uid)
     }
 
     /// The id of a group.
@@ -65,7 +66,12 @@ impl Accounts {
         self.groups.get(name).copied()
     }
 
-    /// The primary group of the user with this id.
+    /// The primary group of the user of this name.
+    pub fn primary_group_of(&self, name: &[u8]) -> Option<u32> {
+        self.users.get(name).map(|(_, gid)| *gid)
+    }
+
+    /// The primary group of the first user with this id.
     pub fn primary_group(&self, uid: u32) -> Option<u32> {
         self.primary_groups.get(&uid).copied()
     }
@@ -123,6 +129,9 @@ mod tests {
         assert_eq!(accounts.group(b"daemon"), None);
         assert_eq!(accounts.primary_group(2), Some(7));
         assert_eq!(accounts.primary_group(3), None);
+        let accounts = Accounts::parse(b"ann:x:2:7::/:\neve:x:2:8::/:\nann:x:3:9::/:\n", b"");
+        let groups = [&b"ann"[..], b"eve", b"bob"].map(|name| accounts.primary_group_of(name));
+        assert_eq!((groups, accounts.primary_group(2)), ([Some(7), Some(8), None], Some(7)));
     }
 
     #[test]

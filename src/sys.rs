@@ -690,6 +690,25 @@ fn code_around(line: &str, here: usize) -> Option<(usize, usize)> {
     is_code.then_some((start, end))
 }
 
+/// The real, effective and saved ids of this process: of the user, and of the group.
+///
+/// # Errors
+/// Those of getresuid(2) and getresgid(2).
+pub(crate) fn all_ids() -> io::Result<([u32; 3], [u32; 3])> {
+    let ([mut ruid, mut euid, mut suid], [mut rgid, mut egid, mut sgid]) = ([0; 3], [0; 3]);
+    // SAFETY: the kernel writes an integer to each of these variables.
+    let result = unsafe {
+        match libc::getresuid(&raw mut ruid, &raw mut euid, &raw mut suid) {
+            0 => libc::getresgid(&raw mut rgid, &raw mut egid, &raw mut sgid),
+            failed => failed,
+        }
+    };
+    if result != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(([ruid, euid, suid], [rgid, egid, sgid]))
+}
+
 /// Blocks all signals that can be: what comes now waits, across execve(2) too,
 /// until [`normalize_signals`].
 ///

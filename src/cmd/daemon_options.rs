@@ -122,9 +122,10 @@ pub(super) struct Prepared {
 impl Prepared {
     /// Becomes the daemon: what was asked for of the background, the PID file,
     /// and the user. After the setup that needs privileges or a terminal, and
-    /// before signal handlers are installed.
+    /// before signal handlers are installed; until then signals wait.
     pub(super) fn start(self) -> Result<Started, Fatal> {
         let Self { standby, syslog, moves_log } = self;
+        sys::block_signals().map_err(|e| Fatal::system("block signals", e))?;
         Ok(Started { running: standby.start()?, syslog, moves_log })
     }
 }

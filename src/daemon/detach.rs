@@ -41,6 +41,11 @@ pub(super) fn detach(pid_file: Option<&mut PidFile>) -> Result<Starter, Fatal> {
     match sys::fork().map_err(|e| Fatal::system("fork", e))? {
         Fork::Parent(pid) => {
             drop(theirs);
+            // The daemon may have them blocked until it handles them; here there is
+            // nothing to handle, and who waits may be interrupted.
+            if let Err(error) = sys::normalize_signals() {
+                tell(&format!("cannot unblock signals: {}", reason(&error)));
+            }
             exit(await_daemon(pid, ours, pid_file))
         }
         Fork::Child => {

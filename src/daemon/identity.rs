@@ -6,8 +6,11 @@ use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-use rustix::process::{Gid, Uid, getegid, geteuid, getgid, getgroups, getuid};
-use rustix::thread::{set_thread_groups, set_thread_res_gid, set_thread_res_uid};
+use rustix::process::{Gid, Uid, getgid, getgroups};
+use rustix::thread::{
+    CapabilitySet, CapabilitySets, capabilities, set_capabilities, set_thread_groups,
+    set_thread_res_gid, set_thread_res_uid,
+};
 
 use crate::account::{self, Accounts};
 use crate::error::Fatal;
@@ -54,7 +57,10 @@ impl Identity {
     ) -> Result<Self, Fatal> {
         let uid = user.map(|u| id(u, "user", |name| accounts.user(name))).transpose()?;
         let gid = group.map(|g| id(g, "group", |name| accounts.group(name))).transpose()?;
-        let primary = gid.or_else(|| uid.and_then(|uid| accounts.primary_group(uid)));
+        let primary = gid.or_else(|| match user?.as_bytes() {
+            [b'#', ..] => accounts.primary_group(uid?),
+            name => accounts.primary_group_of(name),
+        });
         let groups = match user.map(OsStr::as_bytes) {
             Some(name) if !name.starts_with(b"#") && group.is_none() => {
                 // As initgroups(3): the primary group is one of them.
@@ -91,19 +97,38 @@ impl Identity {
             set_thread_res_uid(id, id, id)
                 .map_err(|e| Fatal::system(format_args!("become user #{uid}"), e))?;
         }
+        self.drop_capabilities()?;
         self.verify()
+    }
+
+    /// The kernel takes them from who is root no more, unless it was told not to
+    /// (SECBIT_NO_SETUID_FIXUP in capabilities(7), which is inherited).
+    fn drop_capabilities(&self) -> Result<(), Fatal> {
+        if self.is_unprivileged() && has_capabilities()? {
+            let none = CapabilitySet::empty();
+            let none = CapabilitySets { effective: none, permitted: none, inheritable: none };
+            set_capabilities(None, none).map_err(|e| Fatal::system("drop capabilities", e))?;
+        }
+        Ok(())
+    }
+
+    fn is_unprivileged(&self) -> bool {
+        self.user.is_some_and(|uid| uid != 0)
     }
 
     /// A daemon that only believes to have no privileges is the worst of all.
     fn verify(&self) -> Result<(), Fatal> {
-        let as_wanted = |wanted: Option<u32>, ids: [u32; 2]| {
+        let failed = |text| Fatal::system("become another user or group", io::Error::other(text));
+        let as_wanted = |wanted: Option<u32>, ids: [u32; 3]| {
             wanted.is_none_or(|wanted| ids.iter().all(|id| *id == wanted))
         };
-        if !as_wanted(self.user, [getuid(), geteuid()].map(Uid::as_raw))
-            || !as_wanted(self.group, [getgid(), getegid()].map(Gid::as_raw))
-        {
-            let error = io::Error::other("the ids are others than those that were set");
-            return Err(Fatal::system("become another user or group", error));
+        let (users, groups) =
+            sys::all_ids().map_err(|e| Fatal::system("read the user and group ids", e))?;
+        if !as_wanted(self.user, users) || !as_wanted(self.group, groups) {
+            return Err(failed("the ids are others than those that were set"));
+        }
+        if self.is_unprivileged() && has_capabilities()? {
+            return Err(failed("capabilities are left that were dropped"));
         }
         if let Some(groups) = &self.groups {
             // The kernel keeps them sorted.
@@ -124,6 +149,11 @@ impl Identity {
     }
 }
 
+fn has_capabilities() -> Result<bool, Fatal> {
+    let sets = capabilities(None).map_err(|e| Fatal::system("read the capabilities", e))?;
+    Ok(!sets.permitted.is_empty())
+}
+
 fn id(text: &OsStr, kind: &str, by_name: impl FnOnce(&[u8]) -> Option<u32>) -> Result<u32, Fatal> {
     let id = match text.as_bytes() {
         [b'#', digits @ ..] => account::id(digits),
@@ -139,7 +169,8 @@ mod tests {
     use super::*;
 
     const PASSWD: &[u8] = b"root:x:0:0::/:\nann:x:100:7::/:\nall:x:4294967295:7::/:\n\
-                            any:x:101:4294967295::/:\n";
+                            any:x:101:4294967295::/:\n\
+                            eva:x:100:9::/:\n";
     const GROUP: &[u8] = b"root:x:0:root\nann:x:7:\ndisk:x:6:ann\nvideo:x:27:bob,ann\nc:x:7:ann\n\
                            every:x:4294967295:ann\n";
 
@@ -156,6 +187,8 @@ mod tests {
         };
         for (user, group, expected) in [
             (Some("ann"), None, identity(Some(100), Some(7), &[7, 6, 27])),
+            // Who shares a user id with another one has a group of their own.
+            (Some("eva"), None, identity(Some(100), Some(9), &[9])),
             (Some("ann"), Some("disk"), identity(Some(100), Some(6), &[])),
             (Some("ann"), Some("#9"), identity(Some(100), Some(9), &[])),
             (Some("#100"), None, identity(Some(100), Some(7), &[])),

@@ -149,6 +149,11 @@ impl Standby {
     /// gets SIGTERM if its parent dies, for then nobody would know about it.
     /// If SIGCHLD was ignored, it is not any more.
     ///
+    /// As soon as its id is in the PID file the daemon may get signals, which end
+    /// it if it does not handle them yet. Block those that it will handle before
+    /// this (sigprocmask(2)), and unblock them when the handlers are installed. In
+    /// the parent none is blocked while it waits.
+    ///
     /// # Errors
     /// Those of the system calls that it takes. If this process has other
     /// threads, and shall be detached or become another user or group, the kind

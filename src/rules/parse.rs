@@ -620,7 +620,10 @@ impl<'l> Reader<'l> {
         let owner = self.id("user", user, |name| accounts.user(name));
         let group = match group {
             Some(group) => self.id("group", group, |name| accounts.group(name)),
-            None => owner.map(|uid| accounts.primary_group(uid).unwrap_or(uid)),
+            None => owner.map(|uid| {
+                let by_name = accounts.primary_group_of(user.text);
+                by_name.or_else(|| accounts.primary_group(uid)).unwrap_or(uid)
+            }),
         };
         owner.zip(group)
     }

@@ -12,7 +12,7 @@ use rustix::io::{FdFlags, fcntl_setfd};
 use rustix::pipe::pipe;
 
 use crate::harness::background::{
-    Place, finish, ignoring_children, kill, strace_is_missing, traced,
+    Place, finish, ignoring_children, keeping_capabilities, kill, strace_is_missing, traced,
 };
 use crate::harness::daemon::field;
 use crate::harness::inject::Injector;
@@ -380,6 +380,29 @@ fn users_and_groups() {
             // It can empty its file, which is not its own.
             assert_eq!(place.act("--stop", &[]), 0);
             assert_eq!(place.text("x.pid"), "");
+        }
+    });
+}
+
+/// The kernel does not take them from who is root no more, if it was told not to.
+#[test]
+fn capabilities_go_with_the_user() {
+    ns::inside_as_root(|| {
+        let Some(prefix) = keeping_capabilities() else {
+            let why = "no setpriv that can set securebits";
+            return skip("tools", "capabilities_go_with_the_user", why);
+        };
+        for (user, keeps) in [("#4242", false), ("#0", true)] {
+            let place = Place::new();
+            let mut command = Command::new(prefix[0]);
+            let daemon = place.daemon(&["--user", user]);
+            let started = finish(command.args(&prefix[1..]).args(&daemon));
+            assert_eq!(started.code, Some(0), "{started:?}");
+            for set in ["CapPrm", "CapEff", "CapAmb"] {
+                let any = u64::from_str_radix(&status(place.pid(), set), 16).unwrap() != 0;
+                assert_eq!(any, keeps && set != "CapAmb", "{user} {set}");
+            }
+            assert_eq!(place.act("--stop", &[]), 0);
         }
     });
 }

@@ -8,9 +8,9 @@ use std::time::Instant;
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::harness::background::{
-    Place, at_once, duration, finish, kill, strace_is_missing, traced,
+    Place, at_once, duration, finish, keeping_capabilities, kill, strace_is_missing, traced,
 };
-use crate::harness::{PATIENCE, PLUGD, eventually, ns, program};
+use crate::harness::{PATIENCE, PLUGD, eventually, ns, program, skip};
 
 /// Waits until a program under strace has stopped. (It is also stopped, for a moment,
 /// whenever strace has a look at it.)
@@ -295,9 +295,17 @@ fn privileges_that_were_not_dropped_are_noticed() {
             ("setresuid", ["--user", "#4242"], "cannot become another user or group: the ids are"),
             ("setresgid", ["--group", "#4242"], "cannot become another user or group: the ids are"),
             ("setgroups", ["--user", "daemon"], "cannot set the supplementary groups: they are"),
+            ("capset", ["--user", "#4242"], "cannot become another user or group: capabilities"),
         ] {
             let place = Place::new();
             let mut words = traced(&place, &format!("{call}:retval=0"), true);
+            if call == "capset" {
+                let Some(prefix) = keeping_capabilities() else {
+                    let test = "privileges_that_were_not_dropped_are_noticed";
+                    return skip("tools", test, "no setpriv that can set securebits");
+                };
+                words.splice(0..0, prefix.map(str::to_owned));
+            }
             words.extend(place.daemon(&options));
             let finished = finish(Command::new(&words[0]).args(&words[1..]));
             assert_eq!(finished.code, Some(111), "{call}: {finished:?}");
@@ -305,6 +313,62 @@ fn privileges_that_were_not_dropped_are_noticed() {
             assert_eq!(place.act("--check", &[]), 101, "{call}");
         }
     });
+}
+
+/// It may be signalled as soon as it has a process id: whatever it will handle waits
+/// until it does.
+#[test]
+fn a_signal_before_it_is_ready_ends_nothing() {
+    if program("strace").is_none() || strace_is_missing("a_signal_before_it_is_ready_ends_nothing")
+    {
+        return;
+    }
+    for detached in [true, false] {
+        let place = Place::new();
+        let mut words = traced(&place, "epoll_create1:signal=STOP", true);
+        words.extend(place.daemon(&["--log-file", place.path("log").to_str().unwrap()]));
+        words.retain(|word| detached || word != "--daemonize");
+        let mut launched = Command::new(&words[0]).args(&words[1..]).spawn().unwrap();
+        wait_stopped(&place);
+        let pid = Pid::from_raw(place.pid()).unwrap();
+        for signal in ["HUP", "USR1", "ALRM"] {
+            assert_eq!(place.act("--reload", &["--signal", signal]), 0, "{signal}");
+        }
+        kill_process(pid, Signal::CONT).unwrap();
+        if detached {
+            let status = ns::wait(&mut launched, PATIENCE).expect("it does not end");
+            assert!(status.success(), "{status}");
+        }
+        for signal in ["SIGHUP", "SIGUSR1", "SIGALRM"] {
+            let told = format!("{signal} from ");
+            eventually(&told, || place.text("log").contains(&told).then_some(()));
+        }
+        assert_eq!(place.act("--check", &[]), 0, "{detached}");
+        let mut stop = place.control("--stop").spawn().unwrap();
+        if !detached {
+            assert!(launched.wait().unwrap().success());
+        }
+        assert_eq!(stop.wait().unwrap().code(), Some(0));
+    }
+}
+
+/// Who waits for it has nothing to handle: it can be interrupted.
+#[test]
+fn a_start_may_be_interrupted() {
+    if program("strace").is_none() || strace_is_missing("a_start_may_be_interrupted") {
+        return;
+    }
+    let place = Place::new();
+    let mut words = traced(&place, "epoll_create1:signal=STOP", true);
+    words.extend(place.daemon(&[]));
+    let mut parent = Command::new(&words[0]).args(&words[1..]).spawn().unwrap();
+    wait_stopped(&place);
+    let pid = Pid::from_raw(place.pid()).unwrap();
+    kill_process(Pid::from_child(&parent), Signal::INT).unwrap();
+    let status = ns::wait(&mut parent, PATIENCE).expect("it was not interrupted");
+    assert_eq!(status.signal(), Some(libc::SIGINT));
+    kill_process(pid, Signal::CONT).unwrap();
+    eventually("the daemon ends", || place.holders().is_empty().then_some(()));
 }
 
 /// Whoever waits for the daemon dies: then the daemon, which is not ready yet,

@@ -3,7 +3,10 @@ use proptest::prelude::*;
 use super::*;
 
 fn accounts() -> Accounts {
-    Accounts::parse(b"root:x:0:0::/:\nlp:x:4:7::/:\n", b"root:x:0:\ndisk:x:6:\nlp:x:7:\n")
+    Accounts::parse(
+        b"root:x:0:0::/:\nlp:x:4:7::/:\nprinter:x:4:6::/:\n",
+        b"root:x:0:\ndisk:x:6:\nlp:x:7:\n",
+    )
 }
 
 fn read(text: &str) -> Result<Vec<Rule>, Vec<Error>> {
@@ -101,6 +104,7 @@ fn owners_are_names_or_numbers() {
     assert_eq!(owner("4294967294:007"), (4_294_967_294, 7));
     // The primary group, by name or number; without one, the same number.
     assert_eq!(owner("lp"), (4, 7));
+    assert_eq!(owner("printer"), (4, 6));
     assert_eq!(owner("4"), (4, 7));
     assert_eq!(owner("44"), (44, 44));
 }

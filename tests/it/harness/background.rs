@@ -169,6 +169,14 @@ pub(crate) fn ignoring_children() -> Option<[&'static str; 2]> {
     probe.is_ok_and(|output| output.status.success()).then_some(prefix)
 }
 
+/// What to put before a command that shall keep its capabilities when it becomes another
+/// user, as far as the kernel is concerned; `None` if setpriv(1) cannot do that here.
+pub(crate) fn keeping_capabilities() -> Option<[&'static str; 3]> {
+    let prefix = ["setpriv", "--securebits=+no_setuid_fixup", "--"];
+    let probe = Command::new(prefix[0]).args(&prefix[1..]).arg("true").output();
+    probe.is_ok_and(|output| output.status.success()).then_some(prefix)
+}
+
 /// A program under strace(1), which does something at one of its system calls,
 /// and tells in the place's file `trace`. The program is the child itself, not
 /// strace.
