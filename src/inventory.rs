@@ -503,6 +503,15 @@ impl<S: Storage> Inventory<S> {
         }
     }
 
+    /// Forgets all devices below this path.
+    pub fn forget_below(&mut self, path: &[u8]) {
+        for rest in self.below(path) {
+            if let Some(at) = self.find(&[path, &rest].concat()) {
+                self.kill(at);
+            }
+        }
+    }
+
     /// What comes after this path in those of all devices below it.
     fn below(&self, path: &[u8]) -> Vec<Vec<u8>> {
         let rests = self.iter().filter_map(|known| known.path.strip_prefix(path));

@@ -442,7 +442,16 @@ impl Recovery {
     pub(super) fn finish(&mut self, event: &Uevent<'_>, replayed: bool, now: Time) {
         self.inventory.finish(event);
         let incarnation = std::mem::take(&mut self.incarnation);
-        let Some(tracked) = Tracked::of(event).filter(|t| t.action != b"remove") else { return };
+        let Some(tracked) = Tracked::of(event) else { return };
+        if tracked.action == b"remove" {
+            // Of the queues of an interface that goes to another namespace the kernel
+            // tells nothing (__dev_change_net_namespace in net/core/dev.c).
+            let is_interface = event.last(b"SUBSYSTEM").is_some_and(|it| it == c"net");
+            if is_interface && self.is_exact() {
+                self.inventory.forget_below(tracked.path);
+            }
+            return;
+        }
         if replayed {
             if tracked.action == b"add" {
                 self.inventory.set_incarnation(tracked.path, incarnation);

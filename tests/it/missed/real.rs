@@ -13,7 +13,7 @@ use tempfile::TempDir;
 
 use crate::harness::daemon::{Daemon, Plugd};
 use crate::harness::inject::{self, Injector};
-use crate::harness::{ns, skip};
+use crate::harness::{eventually, ns, skip};
 
 use super::soak::seeds;
 use super::world::{Acted, World, cut, events};
@@ -341,6 +341,33 @@ fn a_queue_that_an_interface_has_lost_is_gone() {
         assert!(machine.believed.contains(&(path.to_owned(), None)));
         assert_eq!(Plugd::new().args(["rescan"]).finish().code, Some(0));
         machine.check(true, "after the rescan");
+    });
+}
+
+/// As for every container that is started.
+#[test]
+fn nothing_is_left_of_interfaces_that_went_to_another_namespace() {
+    ns::inside_a_machine(|| {
+        let _daemon = Machine::new(6).with_rules(&["--coldplug", "--state", "none"]);
+        let mut other = Command::new("unshare").args(["-n", "sleep", "1000"]).spawn().unwrap();
+        let own = fs::read_link("/proc/self/ns/net").unwrap();
+        let others = format!("/proc/{}/ns/net", other.id());
+        eventually("there is another namespace", || {
+            fs::read_link(&others).is_ok_and(|it| it != own).then_some(())
+        });
+        let known = || {
+            World::settle("plugd");
+            metric("plugd_devices")
+        };
+        let before = known();
+        for n in 0..10 {
+            ip(&[format!("link add here{n} type veth peer name there{n}")]);
+            assert!(known() >= before + 6, "an interface has queues");
+            ip(&[format!("link set there{n} netns {}", other.id()), format!("link del here{n}")]);
+            assert_eq!(known(), before);
+        }
+        other.kill().unwrap();
+        other.wait().unwrap();
     });
 }
 
