@@ -35,7 +35,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fs::{FlockOperation, Mode, OFlags, Stat, flock, fstat, openat};
+use rustix::fs::{FlockOperation, Mode, OFlags, Stat, flock, fstat, lstat, openat};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, kill_process_group, pidfd_open};
 
@@ -51,7 +51,7 @@ use super::place::{self, Own};
 const INTERVAL: Duration = Duration::from_millis(10);
 
 /// How long a daemon that was started in vain has after SIGTERM, if nobody
-/// says otherwise.
+/// says otherwise; and what outlives any daemon, after that was to be killed.
 const KILL_AFTER: Duration = Duration::from_secs(5);
 
 /// What came of an action.
@@ -207,7 +207,7 @@ impl Control {
     ///
     /// # Errors
     /// If that takes longer than the timeout; if the daemon cannot be
-    /// signalled; if the guard or the PID file cannot be used.
+    /// signalled; if it is gone when it would be killed, but others hold its lock; if the guard or the PID file cannot be used.
     pub fn stop(&self, signal: Signal) -> Result<Outcome, Fatal> {
         let deadline = self.deadline();
         let _guard = self.guard(deadline)?;
@@ -284,9 +284,15 @@ impl Control {
         // Nobody else's: whoever could open it could lock it for ever.
         let file = openat(&directory, name, flags, Mode::RUSR | Mode::WUSR)?;
         let status = fstat(&file)?;
-        match Own::now().why_no_guard(&status) {
-            None => Ok((file.into(), status)),
-            Some(why) => Err(io::Error::other(why)),
+        if let Some(why) = Own::now().why_no_guard(&status) {
+            return Err(io::Error::other(why));
+        }
+        // By whatever way: its lock would be taken for the daemon's.
+        match lstat(&self.pid_file) {
+            Ok(other) if place::is_same(&other, &status) => {
+                Err(io::Error::other("it is the PID file"))
+            }
+            _ => Ok((file.into(), status)),
         }
     }
 
@@ -386,7 +392,15 @@ impl Control {
         mut process: Option<OwnedFd>,
         how: Ending,
     ) -> Result<State, Fatal> {
-        let mut kill_at = how.kill_after.and_then(|after| Instant::now().checked_add(after));
+        let kill_at = how.kill_after.and_then(|after| Instant::now().checked_add(after));
+        // What it has left behind, too, may take a while to end. With a timeout, that
+        // tells how long.
+        let give_up_at = match how.deadline {
+            Deadline(None) => kill_at.and_then(|at| at.checked_add(KILL_AFTER)),
+            Deadline(Some(_)) => None,
+        };
+        let has_passed = |at: Option<Instant>| at.is_some_and(|at| at <= Instant::now());
+        let mut killed = false;
         loop {
             match (self.look()?.state, before) {
                 (after @ (State::NotRunning | State::Stale), _) => return Ok(after),
@@ -399,11 +413,13 @@ impl Control {
             if how.deadline.left() == Some(Duration::ZERO) {
                 return Err(self.too_late("stop the daemon", ""));
             }
-            if let Some(process) = &process
-                && kill_at.is_some_and(|at| at <= Instant::now())
-            {
-                kill_at = None;
-                signal(process, Signal::KILL, before)?;
+            match &process {
+                Some(process) if !killed && has_passed(kill_at) => {
+                    killed = true;
+                    signal(process, Signal::KILL, before)?;
+                }
+                None if has_passed(give_up_at) => return Err(outlived(before)),
+                _ => {}
             }
             let pause = how.deadline.at_most(INTERVAL);
             match &process {
@@ -468,6 +484,15 @@ fn cannot_signal(state: State, error: impl Into<io::Error>) -> Fatal {
         }
         _ => Fatal::system("signal the daemon", error),
     }
+}
+
+/// The lock is held, and there is nobody who could be killed.
+fn outlived(state: State) -> Fatal {
+    let text = match state {
+        State::Running(Some(pid)) => format!("process {pid} has ended, but others hold its lock"),
+        _ => "it has no process id any more, but holds its lock".to_owned(),
+    };
+    Fatal::system("stop the daemon", io::Error::other(text))
 }
 
 /// Why this process may be another one than the daemon of this PID file.

@@ -63,8 +63,8 @@ pub(super) struct FileId {
 /// # Errors
 /// If the file cannot be read; if others could have their text in it: through a
 /// link, something that is no regular file, or one that others can write, or a
-/// group that is neither root's nor the own one; if it is longer than any PID file; if it is locked and the text is no process id
-/// and a newline.
+/// group that is neither root's nor the own one; if it is locked and the text is no
+/// process id and a newline, or longer than any.
 pub fn look(path: &Path) -> io::Result<State> {
     Ok(examine(path)?.state)
 }
@@ -98,11 +98,11 @@ pub(super) fn examine(path: &Path) -> io::Result<Sight> {
 fn state(text: &[u8], locked: bool) -> io::Result<State> {
     match (text, locked) {
         (text, true) if is_starting(text) => Ok(State::Starting),
-        (text, _) if text.len() == TEXT_MAX => {
-            Err(io::Error::other("it is too long to be a PID file"))
-        }
         ([], false) => Ok(State::NotRunning),
         (_, false) => Ok(State::Stale),
+        (text, true) if text.len() == TEXT_MAX => {
+            Err(io::Error::other("it is too long to be a PID file"))
+        }
         ([], true) => Ok(State::Running(None)),
         (text, true) => match process_id(text) {
             Some(pid) => Ok(State::Running(Some(pid))),

@@ -120,10 +120,14 @@ pub(super) fn directory_of(path: &Path) -> io::Result<(OwnedFd, &OsStr)> {
 pub(super) fn is_still_there(path: &Path, file: &Stat) -> io::Result<bool> {
     let (directory, name) = directory_of(path)?;
     match statat(&directory, name, AtFlags::SYMLINK_NOFOLLOW) {
-        Ok(now) => Ok((now.st_dev, now.st_ino) == (file.st_dev, file.st_ino)),
+        Ok(now) => Ok(is_same(&now, file)),
         Err(Errno::NOENT) => Ok(false),
         Err(error) => Err(error.into()),
     }
+}
+
+pub(super) fn is_same(one: &Stat, other: &Stat) -> bool {
+    (one.st_dev, one.st_ino) == (other.st_dev, other.st_ino)
 }
 
 /// Opens a directory; symbolic links on the way have to be root's or our own.
