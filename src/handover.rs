@@ -577,11 +577,11 @@ mod tests {
             "event 1 0 0 0 = =ff",
             "child 3",
             "running no free",
-            "running no killed 5",
+            "running no killed -",
         ] {
             assert_eq!(with(line), format!("'{line}'"));
         }
-        for line in ["running no killed -", "child 3 4", "event 0 0 0 0 = ="] {
+        for line in ["running no killed 5", "child 3 4", "event 0 0 0 0 = ="] {
             assert_eq!(with(line), "state, event and child do not go together");
         }
     }
