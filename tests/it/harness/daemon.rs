@@ -31,11 +31,17 @@ pub(crate) struct Plugd {
     stderr: Option<Stdio>,
 }
 
+/// The program to test: what cargo has built, or another build of it.
+fn program() -> OsString {
+    let built = || env!("CARGO_BIN_EXE_plugd").into();
+    std::env::var_os("PLUGD_TEST_PROGRAM").unwrap_or_else(built)
+}
+
 impl Plugd {
     /// With no arguments yet.
     pub(crate) fn new() -> Self {
         Self {
-            program: env!("CARGO_BIN_EXE_plugd").into(),
+            program: program(),
             arg0: None,
             args: Vec::new(),
             env: Vec::new(),
