@@ -262,6 +262,35 @@ fn control_may_be_killed_anywhere() {
     });
 }
 
+/// Neither a start without descriptors to spare leaves its command alone, nor is looked at
+/// what else a process has open, which might have us wait for a server.
+#[test]
+fn what_cannot_be_watched_is_waited_for() {
+    ns::alone(|| {
+        if strace_is_missing("what_cannot_be_watched_is_waited_for") {
+            return;
+        }
+        let place = Place::new();
+        let under = |inject: &str, control: &Command| {
+            let words = traced(&place, inject, false);
+            let mut command = Command::new(&words[0]);
+            finish(command.args(&words[1..]).arg(PLUGD).args(control.get_args()))
+        };
+        let mut start = place.control("--start");
+        start.args(["--timeout", "20", "--"]).args(place.daemon(&[]));
+        let started = under("pidfd_open:error=EMFILE", &start);
+        assert_eq!(started.code, Some(0), "{started:?}");
+        let pid = place.pid();
+        let looks = "/^(statx|newfstatat|stat)$";
+        let reloaded = under(&format!("{looks}:delay_enter=0"), &place.control("--reload"));
+        assert_eq!(reloaded.code, Some(0), "{reloaded:?}");
+        let trace = place.text("trace");
+        let looked = trace.matches(&format!("/proc/{pid}/fd/")).count();
+        assert_eq!(looked, 1, "{trace}");
+        assert_eq!(place.act("--stop", &[]), 0);
+    });
+}
+
 /// A daemon that is started just when another one has ended must not find its
 /// PID file locked by who has stopped that.
 #[test]
