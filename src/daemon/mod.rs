@@ -127,6 +127,7 @@ impl Settings {
 /// A process that can become a daemon. Dropped without that, it empties the
 /// PID file.
 #[derive(Debug)]
+#[must_use = "dropped, it gives up the PID file"]
 pub struct Standby {
     detach: bool,
     pid_file: Option<PidFile>,
@@ -178,6 +179,7 @@ impl Standby {
 /// A daemon. When dropped, it empties its PID file, and unlocks it: that
 /// should be the last thing to happen.
 #[derive(Debug)]
+#[must_use = "dropped, it gives up the PID file, while the daemon lives"]
 pub struct Running {
     // Before the PID file, so that the parent learns of a failure while the
     // lock is still held.
@@ -266,6 +268,6 @@ mod tests {
         }
         // Nobody's thread has anything to lose.
         let settings = Settings { pid_file: Some(pid_file), ..Settings::default() };
-        thread::spawn(move || settings.prepare().unwrap().start().unwrap()).join().unwrap();
+        drop(thread::spawn(move || settings.prepare().unwrap().start().unwrap()).join().unwrap());
     }
 }
