@@ -415,6 +415,9 @@ mod tests {
         drop(file);
 
         fs::write(&path, "42\n").unwrap();
+        symlink(&path, dir.path().join("link")).unwrap();
+        clear(&dir.path().join("link"), b"42\n").unwrap_err();
+        assert_eq!(fs::read(&path).unwrap(), b"42\n");
         fs::hard_link(&path, dir.path().join("other")).unwrap();
         clear(&path, b"42\n").unwrap_err();
         assert_eq!(fs::read(&path).unwrap(), b"42\n");

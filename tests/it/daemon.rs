@@ -103,6 +103,11 @@ fn a_failed_setup_is_told_and_leaves_nothing() {
         assert_eq!(place.holders(), [0_i32; 0]);
         assert_eq!(place.act("--check", &[]), 101);
     }
+    // What another one has left that died is none of its business.
+    place.write("1\n");
+    assert_eq!(launch(&place.daemon(&["--log-file", missing.to_str().unwrap()])).0, Some(111));
+    assert_eq!(place.text("x.pid"), "1\n");
+    place.write("");
     let mut daemon = place.daemon(&[]);
     *daemon.last_mut().unwrap() = "no such program".into();
     let (done, stderr) = launch(&daemon);
