@@ -37,7 +37,7 @@ and with all others that keep their PID file locked (flock) while they live.
 
 Actions:
       --start               run DAEMON, which goes into the background by itself,
-                            unless one runs already
+                            unless one runs already, or is about to end
       --stop                send a signal and wait until it has ended
       --reload              send a signal
       --check               tell by the exit code whether it runs
@@ -63,10 +63,11 @@ Exit codes:
   103  undefined: it died and has left its PID file. --start starts it anew
 
 Examples:
-  The heart of an init script:
+  The heart of an init script, where 100 and 103 are no failure:
       daemon-control --start --pid-file /run/plugd.pid -- \\
           plugd run --daemonize --pid-file /run/plugd.pid --syslog /etc/hotplug
       daemon-control --stop --pid-file /run/plugd.pid --timeout 30 --kill-after 20
+      case $? in 0|100|103) true ;; *) false ;; esac
 ";
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

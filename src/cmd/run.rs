@@ -1,7 +1,6 @@
 //! `plugd run`: the daemon, with a handler program or with rules.
 
 use std::ffi::{OsStr, OsString};
-use std::fs::File;
 use std::io;
 use std::os::fd::{OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
@@ -10,13 +9,13 @@ use std::time::Duration;
 use lexopt::Arg::{Long, Short, Value};
 
 use rustix::fs::{Mode, OFlags, open};
-use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::fchdir;
 
 use crate::child;
 use crate::control::Address;
 use crate::control::server::{self, Server};
 use crate::counters::Counters;
+use crate::daemon;
 use crate::engine::Engine;
 use crate::environment::DEFAULT_PATH;
 use crate::error::Fatal;
@@ -514,7 +513,7 @@ pub(super) fn serve(
     let resumed = handover.is_some();
     let outlets = outlets(options, output, &sources, resumed)?;
     // The children's; plugd reads nothing there.
-    let nothing = nothing_to_read()
+    let nothing = daemon::open_null()
         .and_then(|nothing| Ok(rustix::stdio::dup2_stdin(nothing)?))
         .map_err(|e| Fatal::system("make /dev/null the standard input", e));
     or_without(resumed, nothing)?;
@@ -588,15 +587,6 @@ fn open_directory(path: &Path) -> Result<OwnedFd, Fatal> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let shown = path.as_os_str().as_encoded_bytes().escape_ascii();
     open(path, flags, Mode::empty()).map_err(|e| Fatal::system(format_args!("open {shown}"), e))
-}
-
-/// What is at its end from the start: /dev/null, or where that is still to be made,
-/// a pipe that nobody writes to.
-fn nothing_to_read() -> io::Result<OwnedFd> {
-    match File::open("/dev/null") {
-        Ok(null) => Ok(null.into()),
-        Err(_) => Ok(pipe_with(PipeFlags::CLOEXEC)?.0),
-    }
 }
 
 /// Whether the command line means the same when it is executed once more.

@@ -351,6 +351,9 @@ impl Control {
             // id, and so it was its own that was opened.
             let again = self.look()?;
             if again != sight {
+                if deadline.left() == Some(Duration::ZERO) {
+                    return Err(self.too_late("find the daemon: its PID file is changing", ""));
+                }
                 sight = again;
                 continue;
             }
@@ -446,7 +449,7 @@ impl Control {
         self.end(Ending {
             signal: Signal::TERM,
             kill_after: Some(kill_after),
-            deadline: Deadline(Instant::now().checked_add(kill_after + KILL_AFTER)),
+            deadline: Deadline(Instant::now().checked_add(kill_after.saturating_add(KILL_AFTER))),
         })?;
         // Whoever was killed could not do so: the daemon, in the foreground or in
         // the background, or one that had no process id yet.
@@ -516,12 +519,15 @@ fn holds_lock(pid: Pid, file: FileId) -> Option<bool> {
     for fd in fs::read_dir(format!("/proc/{pid}/fd")).ok()? {
         let Ok(fd) = fd else { return None };
         let is_it = |other: fs::Metadata| (other.dev(), other.ino()) == (file.device, file.inode);
-        if !fs::metadata(fd.path()).is_ok_and(is_it) {
-            continue;
-        }
         let name = fd.file_name();
         match fs::read_to_string(format!("/proc/{pid}/fdinfo/{}", name.display())) {
-            Ok(info) if is_written_and_locked(&info) => return Some(true),
+            // Nothing else is looked at: stat(2) of whatever a process has open may
+            // wait for a server that does not answer.
+            Ok(info) if is_written_and_locked(&info) => {
+                if fs::metadata(fd.path()).is_ok_and(is_it) {
+                    return Some(true);
+                }
+            }
             Ok(_) => {}
             // Closed meanwhile.
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
@@ -556,15 +562,17 @@ fn real_user(pid: Pid) -> Option<u32> {
 /// Waits for the end of a child; `None` if it is too late.
 fn wait(child: &mut Child, deadline: Deadline) -> io::Result<Option<ExitStatus>> {
     let Deadline(Some(_)) = deadline else { return child.wait().map(Some) };
-    let pidfd = pidfd_open(Pid::from_child(child), PidfdFlags::empty())?;
+    let pidfd = pidfd_open(Pid::from_child(child), PidfdFlags::empty());
     loop {
         if let Some(status) = child.try_wait()? {
             return Ok(Some(status));
         }
-        match deadline.left() {
-            Some(Duration::ZERO) => return Ok(None),
-            left => is_readable(&pidfd, left.unwrap_or(INTERVAL)),
-        };
+        match (deadline.left(), &pidfd) {
+            (Some(Duration::ZERO), _) => return Ok(None),
+            (left, Ok(pidfd)) => _ = is_readable(pidfd, left.unwrap_or(INTERVAL)),
+            // There may be no descriptor left; the command is not left alone for that.
+            (_, Err(_)) => thread::sleep(deadline.at_most(INTERVAL)),
+        }
     }
 }
 
@@ -618,5 +626,17 @@ mod tests {
         flock(file.as_file(), FlockOperation::LockExclusive).unwrap();
         assert_eq!(holds_lock(own, id), Some(true));
         assert_eq!(real_user(own), Some(rustix::process::getuid().as_raw()));
+    }
+
+    #[test]
+    fn patience_has_no_limit() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut control = Control::new(dir.path().join("x.pid")).unwrap();
+        control.timeout = Some(Duration::from_millis(10));
+        control.kill_after = Some(Duration::MAX);
+        let error = control.start(Command::new("sleep").arg("100")).unwrap_err();
+        assert!(error.to_string().ends_with("not within 10ms"), "{error}");
+        control.timeout = Some(Duration::MAX);
+        assert_eq!(control.stop(Signal::TERM).unwrap(), Outcome::NothingToDo);
     }
 }

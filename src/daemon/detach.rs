@@ -8,10 +8,10 @@ use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::Mode;
 use rustix::process::{
-    Pid, Signal, WaitOptions, chdir, getppid, set_parent_process_death_signal, setsid, umask,
-    waitpid,
+    Pid, Signal, WaitOptions, chdir, set_parent_process_death_signal, setsid, umask, waitpid,
 };
 
 use crate::error::{Fatal, reason};
@@ -28,7 +28,6 @@ const EXIT_FAILED: i32 = 111;
 #[derive(Debug)]
 pub(super) struct Starter {
     channel: UnixStream,
-    parent: Option<Pid>,
 }
 
 /// Goes on in a new process, in the background; the old one waits for it and
@@ -36,7 +35,6 @@ pub(super) struct Starter {
 pub(super) fn detach(pid_file: Option<&mut PidFile>) -> Result<Starter, Fatal> {
     let (ours, theirs) =
         UnixStream::pair().map_err(|e| Fatal::system("make a pair of sockets", e))?;
-    let parent = rustix::process::getpid();
     sys::do_not_ignore_children().map_err(|e| Fatal::system("have children waited for", e))?;
     match sys::fork().map_err(|e| Fatal::system("fork", e))? {
         Fork::Parent(pid) => {
@@ -50,7 +48,7 @@ pub(super) fn detach(pid_file: Option<&mut PidFile>) -> Result<Starter, Fatal> {
         }
         Fork::Child => {
             drop(ours);
-            let starter = Starter { channel: theirs, parent: Some(parent) };
+            let starter = Starter { channel: theirs };
             starter.await_pid_file()?;
             leave_terminal()?;
             Ok(starter)
@@ -131,7 +129,16 @@ impl Starter {
     pub(super) fn end_with_parent(&self) -> Result<(), Fatal> {
         set_parent_process_death_signal(Some(Signal::TERM))
             .map_err(|e| Fatal::system("watch the parent", e))?;
-        if getppid() == self.parent { Ok(()) } else { Err(orphaned()) }
+        // It may have died before. Not by getppid(2): in a new PID namespace the
+        // parent has no id.
+        if self.is_alone() { Err(orphaned()) } else { Ok(()) }
+    }
+
+    /// Whether the other end of the channel is closed.
+    fn is_alone(&self) -> bool {
+        let mut channel = [PollFd::new(&self.channel, PollFlags::RDHUP)];
+        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+        rustix::io::retry_on_intr(|| poll(&mut channel, Some(&now))) != Ok(0)
     }
 
     /// Lets the parent go.
@@ -147,10 +154,10 @@ fn orphaned() -> Fatal {
 
 fn leave_terminal() -> Result<(), Fatal> {
     setsid().map_err(|e| Fatal::system("make a session", e))?;
-    let null = open_null()?;
+    let null = open_null().map_err(|e| Fatal::system("make a pipe", e))?;
     rustix::stdio::dup2_stdin(&null)
         .and_then(|()| rustix::stdio::dup2_stdout(&null))
-        .map_err(|e| Fatal::system("make /dev/null the standard input and output", e))?;
+        .map_err(|e| Fatal::system("replace the standard input and output", e))?;
     umask(Mode::WGRP | Mode::WOTH);
     chdir("/").map_err(|e| Fatal::system("change to directory /", e))
 }

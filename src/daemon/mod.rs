@@ -55,10 +55,14 @@ mod place;
 pub use rustix::process::Pid;
 
 use std::ffi::OsString;
-use std::fs::{File, OpenOptions};
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::PathBuf;
+use std::fs::OpenOptions;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
 
+use rustix::fs::{CWD, FileType, Mode, OFlags, fcntl_setfl, openat, stat};
+use rustix::io::Errno;
+use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::getpid;
 
 use crate::error::Fatal;
@@ -70,8 +74,8 @@ use pid_file::PidFile;
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Settings {
     /// Go into the background: a new process in a session of its own, with
-    /// stdin and stdout from and to /dev/null, umask 022, and `/` as working
-    /// directory. If not, the rest is done in this process.
+    /// stdin and stdout from and to /dev/null (without that, a pipe that is at its
+    /// end and cannot be written), umask 022, and `/` as working directory. If not, the rest is done in this process.
     pub detach: bool,
     /// The file with the daemon's process id, which it locks.
     pub pid_file: Option<PathBuf>,
@@ -109,14 +113,10 @@ impl Settings {
         let stderr = match self.stderr {
             Stderr::Keep => None,
             Stderr::Append(path) => Some(
-                OpenOptions::new()
-                    .append(true)
-                    .create(true)
-                    .mode(0o640)
-                    .open(&path)
+                open_log(&path)
                     .map_err(|e| Fatal::system(format_args!("open {}", path.display()), e))?,
             ),
-            Stderr::Null => Some(open_null()?),
+            Stderr::Null => Some(open_null().map_err(|e| Fatal::system("make a pipe", e))?),
         };
         // Last, so that an error does not touch the file of a daemon that died.
         let pid_file = self.pid_file.as_deref().map(PidFile::lock).transpose()?;
@@ -127,11 +127,12 @@ impl Settings {
 /// A process that can become a daemon. Dropped without that, it empties the
 /// PID file.
 #[derive(Debug)]
+#[must_use = "dropped, it gives up the PID file"]
 pub struct Standby {
     detach: bool,
     pid_file: Option<PidFile>,
     identity: Identity,
-    stderr: Option<File>,
+    stderr: Option<OwnedFd>,
 }
 
 impl Standby {
@@ -178,12 +179,13 @@ impl Standby {
 /// A daemon. When dropped, it empties its PID file, and unlocks it: that
 /// should be the last thing to happen.
 #[derive(Debug)]
+#[must_use = "dropped, it gives up the PID file, while the daemon lives"]
 pub struct Running {
     // Before the PID file, so that the parent learns of a failure while the
     // lock is still held.
     starter: Option<Starter>,
     _pid_file: Option<PidFile>,
-    stderr: Option<File>,
+    stderr: Option<OwnedFd>,
 }
 
 impl Running {
@@ -202,12 +204,37 @@ impl Running {
     }
 }
 
-fn open_null() -> Result<File, Fatal> {
-    OpenOptions::new()
-        .read(true)
-        .write(true)
-        .open("/dev/null")
-        .map_err(|e| Fatal::system("open /dev/null", e))
+/// /dev/null; or where that is still to be made, the end of a pipe to read from: it has
+/// nothing to read either, but writing there fails.
+///
+/// # Errors
+/// Those of pipe2(2).
+pub(crate) fn open_null() -> io::Result<OwnedFd> {
+    match OpenOptions::new().read(true).write(true).open("/dev/null") {
+        Ok(null) => Ok(null.into()),
+        Err(_) => Ok(pipe_with(PipeFlags::CLOEXEC)?.0),
+    }
+}
+
+/// Opens a file for the log.
+fn open_log(path: &Path) -> io::Result<OwnedFd> {
+    // A FIFO is not waited for that nobody reads from, nor becomes a terminal ours.
+    let flags = OFlags::WRONLY
+        | OFlags::APPEND
+        | OFlags::CREATE
+        | OFlags::CLOEXEC
+        | OFlags::NOCTTY
+        | OFlags::NONBLOCK;
+    let file = match openat(CWD, path, flags, Mode::RUSR | Mode::WUSR | Mode::RGRP) {
+        Err(Errno::NXIO) if is_fifo(path) => return Err(io::Error::other("nobody reads from it")),
+        result => result?,
+    };
+    fcntl_setfl(&file, OFlags::APPEND)?;
+    Ok(file)
+}
+
+fn is_fifo(path: &Path) -> bool {
+    stat(path).is_ok_and(|status| FileType::from_raw_mode(status.st_mode) == FileType::Fifo)
 }
 
 #[cfg(test)]
@@ -241,6 +268,6 @@ mod tests {
         }
         // Nobody's thread has anything to lose.
         let settings = Settings { pid_file: Some(pid_file), ..Settings::default() };
-        thread::spawn(move || settings.prepare().unwrap().start().unwrap()).join().unwrap();
+        drop(thread::spawn(move || settings.prepare().unwrap().start().unwrap()).join().unwrap());
     }
 }

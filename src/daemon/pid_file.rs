@@ -168,6 +168,7 @@ fn open_flags() -> OFlags {
 /// A PID file, locked. Dropped, it is emptied and, unless a forked process has
 /// it too, unlocked.
 #[derive(Debug)]
+#[must_use = "dropped, it is emptied and unlocked"]
 pub struct PidFile {
     file: File,
     path: PathBuf,
@@ -373,7 +374,7 @@ mod tests {
             });
             thread::sleep(Duration::from_millis(3));
             drop(other);
-            opener.join().unwrap().unwrap();
+            drop(opener.join().unwrap().unwrap());
         }
     }
 
@@ -414,6 +415,9 @@ mod tests {
         drop(file);
 
         fs::write(&path, "42\n").unwrap();
+        symlink(&path, dir.path().join("link")).unwrap();
+        clear(&dir.path().join("link"), b"42\n").unwrap_err();
+        assert_eq!(fs::read(&path).unwrap(), b"42\n");
         fs::hard_link(&path, dir.path().join("other")).unwrap();
         clear(&path, b"42\n").unwrap_err();
         assert_eq!(fs::read(&path).unwrap(), b"42\n");
@@ -456,6 +460,6 @@ mod tests {
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o777)).unwrap();
         refused("others can write its directory, which is not sticky");
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o1777)).unwrap();
-        PidFile::lock(&path).unwrap();
+        drop(PidFile::lock(&path).unwrap());
     }
 }

@@ -8,6 +8,7 @@ use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use rustix::fs::{CWD, Mode, OFlags, mkfifoat, open};
 use rustix::io::{FdFlags, fcntl_setfd};
 use rustix::pipe::pipe;
 
@@ -102,6 +103,11 @@ fn a_failed_setup_is_told_and_leaves_nothing() {
         assert_eq!(place.holders(), [0_i32; 0]);
         assert_eq!(place.act("--check", &[]), 101);
     }
+    // What another one has left that died is none of its business.
+    place.write("1\n");
+    assert_eq!(launch(&place.daemon(&["--log-file", missing.to_str().unwrap()])).0, Some(111));
+    assert_eq!(place.text("x.pid"), "1\n");
+    place.write("");
     let mut daemon = place.daemon(&[]);
     *daemon.last_mut().unwrap() = "no such program".into();
     let (done, stderr) = launch(&daemon);
@@ -407,6 +413,68 @@ fn capabilities_go_with_the_user() {
     });
 }
 
+/// In a new PID namespace its parent has no process id for it.
+#[test]
+fn it_may_begin_a_pid_namespace() {
+    ns::inside_as_root(|| {
+        let place = Place::new();
+        let mut command = Command::new("unshare");
+        let started = finish(command.arg("-p").args(place.daemon(&[])));
+        assert_eq!(started.code, Some(0), "{started:?}");
+        assert_eq!(place.act("--check", &[]), 0);
+        assert_eq!(place.act("--stop", &[]), 0);
+    });
+}
+
+/// Where that is still to be made.
+#[test]
+fn it_needs_no_dev_null() {
+    ns::inside_as_root_with_mounts(|| {
+        let place = Place::new();
+        let (log, done) = (place.path("log"), place.path("done"));
+        mount(&["-t", "tmpfs", "tmpfs", "/dev"]);
+        let mut daemon = place.daemon(&["--log-file", log.to_str().unwrap()]);
+        daemon.pop();
+        let script = "read x; echo $? >$0; echo text";
+        daemon.extend(["sh", "-c", script, done.to_str().unwrap()].map(str::to_owned));
+        // Without harness::finish, which opens it.
+        let stdin = std::io::pipe().unwrap().0;
+        let launched = Command::new(&daemon[0]).args(&daemon[1..]).stdin(stdin).status().unwrap();
+        assert_eq!(launched.code(), Some(0));
+        let pid = place.pid();
+        for fd in ["fd/0", "fd/1"] {
+            assert!(link(pid, fd).to_str().unwrap().starts_with("pipe:"), "{fd}");
+        }
+        Injector::new().event("add", "/x", &[]);
+        eventually("it is at its end", || (place.text("done") == "1\n").then_some(()));
+        kill(pid);
+    });
+}
+
+/// It would have to wait until somebody reads there.
+#[test]
+fn a_log_that_nobody_reads_is_refused() {
+    let place = Place::new();
+    let log = place.path("log");
+    mkfifoat(CWD, &log, Mode::RUSR | Mode::WUSR).unwrap();
+    let daemon = place.daemon(&["--log-file", log.to_str().unwrap()]);
+    let (code, stderr) = launch(&daemon);
+    assert_eq!(code, Some(111), "{stderr}");
+    let told = format!("plugd: fatal: cannot open {}: nobody reads from it\n", log.display());
+    assert!(stderr.ends_with(&told), "{stderr}");
+    assert_eq!(place.act("--check", &[]), 101);
+
+    let reader = open(&log, OFlags::RDONLY | OFlags::NONBLOCK, Mode::empty()).unwrap();
+    assert_eq!(launch(&daemon).0, Some(0));
+    // It may be slow.
+    let flags = fs::read_to_string(format!("/proc/{}/fdinfo/2", place.pid())).unwrap();
+    let flags = flags.lines().find_map(|line| line.strip_prefix("flags:")).unwrap().trim();
+    let flags = OFlags::from_bits_retain(u32::from_str_radix(flags, 8).unwrap());
+    assert!(!flags.contains(OFlags::NONBLOCK) && flags.contains(OFlags::APPEND), "{flags:?}");
+    assert_eq!(place.act("--stop", &[]), 0);
+    drop(reader);
+}
+
 fn mount(arguments: &[&str]) {
     let mounted = Command::new("mount").args(arguments).status().unwrap();
     assert!(mounted.success(), "mount {arguments:?}: {mounted}");
@@ -599,7 +667,7 @@ fn a_daemon_of_the_library_that_aborts_is_told_of() {
             return;
         }
         let place = Place::new();
-        let mut words = traced(&place, "getppid:signal=ABRT", true);
+        let mut words = traced(&place, "prctl:signal=ABRT", true);
         words.extend([&example, &place.pid_file()].map(|path| path.to_str().unwrap().to_owned()));
         let (code, stderr) = launch(&words);
         assert_eq!(code, Some(111), "{stderr}");

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::os::unix::process::ExitStatusExt;
-use std::process::{Child, Command};
+use std::process::{Child, Command, Stdio};
 use std::time::Instant;
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -10,6 +10,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use crate::harness::background::{
     Place, at_once, duration, finish, keeping_capabilities, kill, strace_is_missing, traced,
 };
+use crate::harness::daemon::{Finished, field};
 use crate::harness::{PATIENCE, PLUGD, eventually, ns, program, skip};
 
 /// Waits until a program under strace has stopped. (It is also stopped, for a moment,
@@ -159,7 +160,7 @@ fn a_start_may_be_killed_anywhere() {
             "umask",
             "chdir",
             "prctl",
-            "getppid",
+            "ppoll",
             "epoll_create1",
             "pipe2",
             "prctl:when=2",
@@ -262,6 +263,35 @@ fn control_may_be_killed_anywhere() {
     });
 }
 
+/// Neither a start without descriptors to spare leaves its command alone, nor is looked at
+/// what else a process has open, which might have us wait for a server.
+#[test]
+fn what_cannot_be_watched_is_waited_for() {
+    ns::alone(|| {
+        if strace_is_missing("what_cannot_be_watched_is_waited_for") {
+            return;
+        }
+        let place = Place::new();
+        let under = |inject: &str, control: &Command| {
+            let words = traced(&place, inject, false);
+            let mut command = Command::new(&words[0]);
+            finish(command.args(&words[1..]).arg(PLUGD).args(control.get_args()))
+        };
+        let mut start = place.control("--start");
+        start.args(["--timeout", "20", "--"]).args(place.daemon(&[]));
+        let started = under("pidfd_open:error=EMFILE", &start);
+        assert_eq!(started.code, Some(0), "{started:?}");
+        let pid = place.pid();
+        let looks = "/^(statx|newfstatat|stat)$";
+        let reloaded = under(&format!("{looks}:delay_enter=0"), &place.control("--reload"));
+        assert_eq!(reloaded.code, Some(0), "{reloaded:?}");
+        let trace = place.text("trace");
+        let looked = trace.matches(&format!("/proc/{pid}/fd/")).count();
+        assert_eq!(looked, 1, "{trace}");
+        assert_eq!(place.act("--stop", &[]), 0);
+    });
+}
+
 /// A daemon that is started just when another one has ended must not find its
 /// PID file locked by who has stopped that.
 #[test]
@@ -335,15 +365,17 @@ fn a_signal_before_it_is_ready_ends_nothing() {
             assert_eq!(place.act("--reload", &["--signal", signal]), 0, "{signal}");
         }
         kill_process(pid, Signal::CONT).unwrap();
+        if detached {
+            let status = ns::wait(&mut launched, PATIENCE).expect("it does not end");
+            assert!(status.success(), "{status}");
+        }
         for signal in ["SIGHUP", "SIGUSR1", "SIGALRM"] {
             let told = format!("{signal} from ");
             eventually(&told, || place.text("log").contains(&told).then_some(()));
         }
         assert_eq!(place.act("--check", &[]), 0, "{detached}");
         let mut stop = place.control("--stop").spawn().unwrap();
-        // Detached, it has ended long ago.
-        let status = ns::wait(&mut launched, PATIENCE).expect("it does not end");
-        assert!(status.success(), "{status}");
+        assert!(launched.wait().unwrap().success());
         assert_eq!(stop.wait().unwrap().code(), Some(0));
     }
 }
@@ -386,4 +418,114 @@ fn a_daemon_without_its_parent_ends() {
     kill_process(Pid::from_raw(pid).unwrap(), Signal::CONT).unwrap();
     eventually("it ends", || place.holders().is_empty().then_some(()));
     assert!(matches!(place.act("--check", &[]), 101 | 103));
+}
+
+/// The lock of a file that is not there any more would keep nobody from starting another.
+#[test]
+fn a_pid_file_that_is_removed_is_made_again() {
+    if program("strace").is_none() || strace_is_missing("a_pid_file_that_is_removed_is_made_again")
+    {
+        return;
+    }
+    let place = Place::new();
+    let mut words = traced(&place, "flock:signal=STOP:when=1", false);
+    words.extend(place.daemon(&[]));
+    let mut launched = Command::new(&words[0]).args(&words[1..]).spawn().unwrap();
+    wait_stopped(&place);
+    fs::remove_file(place.pid_file()).unwrap();
+    kill_process(Pid::from_child(&launched), Signal::CONT).unwrap();
+    let status = ns::wait(&mut launched, PATIENCE).expect("it does not end");
+    assert!(status.success(), "{status}");
+    assert_eq!(place.act("--check", &[]), 0);
+    assert_eq!(place.act("--stop", &[]), 0);
+}
+
+/// One daemon follows another while that is being stopped, but not by this action.
+#[test]
+fn the_next_daemon_is_not_waited_for() {
+    let place = Place::new();
+    assert_eq!(place.start(&[]), 0);
+    let pid = Pid::from_raw(place.pid()).unwrap();
+    kill_process(pid, Signal::STOP).unwrap();
+    let mut stop = place.control("--stop").stderr(Stdio::piped()).spawn().unwrap();
+    eventually("it has its signal", || {
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+        let pending = u64::from_str_radix(field(&status, "ShdPnd").unwrap(), 16).unwrap();
+        (pending & (1 << (libc::SIGTERM - 1)) != 0).then_some(())
+    });
+    place.write("1\n");
+    ns::wait(&mut stop, PATIENCE).expect("it waits for the next one");
+    let stop = stop.wait_with_output().unwrap();
+    assert_eq!(stop.status.code(), Some(102));
+    let told = "another one was started meanwhile, process 1\n";
+    assert!(String::from_utf8_lossy(&stop.stderr).ends_with(told), "{stop:?}");
+    kill_process(pid, Signal::CONT).unwrap();
+    eventually("it ends", || place.holders().is_empty().then_some(()));
+}
+
+/// Starts a daemon under strace(1): how that ends, and the trace.
+fn trace(place: &Place, inject: &str, options: &[&str]) -> (Finished, String) {
+    let mut words = traced(place, inject, true);
+    words.extend(place.daemon(options));
+    let finished = finish(Command::new(&words[0]).args(&words[1..]));
+    (finished, place.text("trace"))
+}
+
+/// What the two processes do one after the other.
+#[test]
+fn the_steps_of_a_start_have_their_order() {
+    ns::alone(|| {
+        if strace_is_missing("the_steps_of_a_start_have_their_order") {
+            return;
+        }
+        // The daemon goes on when its id is in the file, however long that takes.
+        let place = Place::new();
+        let inject = "/^(pwrite64|setsid)$:delay_enter=300000";
+        let (started, seen) = trace(&place, inject, &[]);
+        assert_eq!(started.code, Some(0), "{started:?}");
+        let (written, alone) = (seen.rfind("pwrite64"), seen.find("setsid"));
+        assert!(written.is_some() && written < alone, "{seen}");
+        assert_eq!(place.act("--stop", &[]), 0);
+
+        // The file is never empty meanwhile, as if nobody were there.
+        let place = Place::new();
+        let inject = "/^(pwrite64|ftruncate)$:delay_enter=0";
+        let (started, seen) = trace(&place, inject, &[]);
+        assert_eq!(started.code, Some(0), "{started:?}");
+        let calls: Vec<bool> = seen.lines().map(|line| line.contains("pwrite64")).collect();
+        assert_eq!(calls, [true, false, true, false], "{seen}");
+        assert_eq!(place.act("--stop", &[]), 0);
+
+        // stderr is given up before the parent goes, for whose end it is waited.
+        let place = Place::new();
+        let log = place.path("log");
+        let inject = "/^(dup2|dup3|sendto|write)$:delay_enter=0";
+        let (started, seen) = trace(&place, inject, &["--log-file", log.to_str().unwrap()]);
+        assert_eq!(started.code, Some(0), "{started:?}");
+        let given_up = seen.find(", 2)").or(seen.find(", 2, "));
+        let told = seen.rfind("\"\\0\", 1");
+        assert!(given_up.is_some() && given_up < told, "{seen}");
+        assert_eq!(place.act("--stop", &[]), 0);
+    });
+}
+
+/// It leaves an empty file, and says why.
+#[test]
+fn a_start_that_fails_after_the_fork_cleans_up() {
+    ns::alone(|| {
+        if strace_is_missing("a_start_that_fails_after_the_fork_cleans_up") {
+            return;
+        }
+        for (inject, told) in [
+            ("epoll_create1:signal=KILL", "the daemon was killed by SIGKILL before it was ready"),
+            ("pwrite64:error=ENOSPC:when=2", "x.pid: No space left on device"),
+        ] {
+            let place = Place::new();
+            let (started, _) = trace(&place, inject, &[]);
+            assert_eq!(started.code, Some(111), "{inject}: {started:?}");
+            assert!(started.stderr.contains(told), "{inject}: {started:?}");
+            assert_eq!(place.text("x.pid"), "", "{inject}");
+            assert_eq!(place.act("--check", &[]), 101, "{inject}");
+        }
+    });
 }
