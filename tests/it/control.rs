@@ -652,15 +652,20 @@ for family in text_string_to_metric_families(sys.stdin.read()):
         print(family.type, sample.name, sample.labels, float(sample.value))
 ";
     let what = "prometheus_reads_the_metrics";
-    let module = ["-c", "import prometheus_client.openmetrics.parser"];
-    if !Command::new("python3").args(module).output().is_ok_and(|output| output.status.success()) {
+    // The system's, which has the package's modules, may not be the first in PATH.
+    let has_it = |python: &&str| {
+        let module = ["-c", "import prometheus_client.openmetrics.parser"];
+        let output = Command::new(python).args(module).output();
+        output.is_ok_and(|output| output.status.success())
+    };
+    let Some(python) = ["python3", "/usr/bin/python3"].into_iter().find(has_it) else {
         return skip("tools", what, "there is no python3 with prometheus_client");
-    }
+    };
     let host = Host::start(&[], HOLD);
     host.event(1);
     host.daemon.wait_for_lines("out", 1);
     let said = host.say(&["status", "--openmetrics"]);
-    let mut python = Command::new("python3")
+    let mut python = Command::new(python)
         .args(["-c", READ])
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
