@@ -72,3 +72,4 @@ pub mod syslog;
 mod testing;
 pub mod uevent;
 pub mod units;
+pub mod user_ids;

@@ -9,7 +9,6 @@ pub mod protocol;
 mod stream;
 
 use std::fmt;
-use std::fs;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
@@ -22,8 +21,9 @@ use crate::error::{Fatal, reason};
 use crate::sys::{self, SocketOption};
 use crate::uevent::Header;
 use crate::uevent::stream::Invalid;
+use crate::user_ids::UserIds;
 
-use credentials::{Check, Sender, UserIds};
+use credentials::{Check, Sender};
 use protocol::{Groups, Protocol};
 use stream::Stream;
 
@@ -242,7 +242,7 @@ impl Source {
             }
         }
         let check = if kind == Kind::Netlink && sockopt::socket_passcred(&fd)? {
-            Check::Credentials(own_user_ids())
+            Check::Credentials(UserIds::own())
         } else {
             Check::Port
         };
@@ -398,17 +398,6 @@ fn set_receive_buffer(fd: &OwnedFd, asked: Option<usize>) -> io::Result<BufferSi
     }
     let got = SockRef::from(fd).recv_buffer_size()?;
     Ok(BufferSize { asked, got, unprivileged: unprivileged.map(|(_, error)| error.into()) })
-}
-
-/// The users of this process's user namespace: unknown, if the kernel has no such
-/// thing or /proc is not mounted.
-fn own_user_ids() -> UserIds {
-    let overflow = fs::read_to_string("/proc/sys/kernel/overflowuid");
-    let overflow = overflow.ok().and_then(|text| text.trim_end().parse().ok());
-    fs::read_to_string("/proc/self/uid_map").map_or_else(
-        |_| UserIds::unknown(),
-        |uid_map| UserIds::parse(&uid_map, overflow.unwrap_or(UserIds::OVERFLOW)),
-    )
 }
 
 #[cfg(test)]

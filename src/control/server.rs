@@ -26,6 +26,7 @@ use crate::error::{Fatal, reason};
 use crate::handover;
 use crate::machine::Time;
 use crate::sys;
+use crate::user_ids::UserIds;
 
 use super::Address;
 use super::wire::{self, Command, Outcome, REQUEST_MAX, Reader, Reply};
@@ -120,7 +121,9 @@ pub struct Peer {
 impl Peer {
     fn of(stream: &impl AsFd) -> io::Result<Self> {
         let (pid, uid, gid) = sys::peer_credentials(stream)?;
-        let privileged = uid == 0 || uid == geteuid().as_raw();
+        // One's own user may also be what all are shown as who are not in the namespace.
+        let is_own = || uid == geteuid().as_raw() && !UserIds::own().is_shared(uid);
+        let privileged = uid == 0 || is_own();
         Ok(Self { pid, uid, gid, privileged })
     }
 }

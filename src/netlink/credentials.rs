@@ -19,6 +19,7 @@
 use std::fmt;
 
 use crate::sys::Credentials;
+use crate::user_ids::UserIds;
 
 /// The sender of a netlink datagram.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -69,48 +70,6 @@ impl Check {
                 pid == 0 && (uid == 0 || mapped.may_stand_for_another(uid))
             }
         }
-    }
-}
-
-/// The user ids that a user namespace has.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct UserIds {
-    /// The first of each range, and how many there are.
-    ranges: Vec<(u32, u32)>,
-    /// What stands for those that it does not have. There may be one of that id too.
-    overflow: u32,
-}
-
-impl UserIds {
-    /// Nobody knows which but root: /proc is not mounted.
-    pub fn unknown() -> Self {
-        Self { ranges: vec![(0, 1)], overflow: Self::OVERFLOW }
-    }
-
-    /// The overflow user id, unless somebody chose another one.
-    pub const OVERFLOW: u32 = 65534;
-
-    /// Reads /proc/PID/uid_map (user_namespaces(7)): lines of the first id
-    /// inside, the first id outside, and the count. Other lines are left out.
-    /// `overflow` is what is in /proc/sys/kernel/overflowuid.
-    pub fn parse(uid_map: &str, overflow: u32) -> Self {
-        let range = |line: &str| {
-            let mut numbers = line.split_ascii_whitespace().map(|number| number.parse().ok());
-            let (first, _outside, count) = (numbers.next()??, numbers.next()?, numbers.next()??);
-            Some((first, count))
-        };
-        Self { ranges: uid_map.lines().filter_map(range).collect(), overflow }
-    }
-
-    /// Whether this may be what a user is shown as who is not in the namespace.
-    pub fn may_stand_for_another(&self, uid: u32) -> bool {
-        let is_complete = self.ranges.contains(&(0, u32::MAX));
-        !self.contains(uid) || uid == self.overflow && !is_complete
-    }
-
-    /// Whether there is such a user in the namespace.
-    pub fn contains(&self, uid: u32) -> bool {
-        self.ranges.iter().any(|&(first, count)| uid >= first && uid - first < count)
     }
 }
 
