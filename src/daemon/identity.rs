@@ -101,8 +101,9 @@ impl Identity {
         self.verify()
     }
 
-    /// The kernel takes them from who is root no more, unless it was told not to
-    /// (SECBIT_NO_SETUID_FIXUP in capabilities(7), which is inherited).
+    /// The kernel takes them from who is root no more, but for those that are
+    /// inheritable; and all, unless it was told not to (SECBIT_NO_SETUID_FIXUP in
+    /// capabilities(7), which is inherited).
     fn drop_capabilities(&self) -> Result<(), Fatal> {
         if self.is_unprivileged() && has_capabilities()? {
             let none = CapabilitySet::empty();
@@ -151,7 +152,7 @@ impl Identity {
 
 fn has_capabilities() -> Result<bool, Fatal> {
     let sets = capabilities(None).map_err(|e| Fatal::system("read the capabilities", e))?;
-    Ok(!sets.permitted.is_empty())
+    Ok(!(sets.permitted | sets.inheritable).is_empty())
 }
 
 fn id(text: &OsStr, kind: &str, by_name: impl FnOnce(&[u8]) -> Option<u32>) -> Result<u32, Fatal> {

@@ -404,7 +404,7 @@ fn capabilities_go_with_the_user() {
             let daemon = place.daemon(&["--user", user]);
             let started = finish(command.args(&prefix[1..]).args(&daemon));
             assert_eq!(started.code, Some(0), "{started:?}");
-            for set in ["CapPrm", "CapEff", "CapAmb"] {
+            for set in ["CapPrm", "CapEff", "CapInh", "CapAmb"] {
                 let any = u64::from_str_radix(&status(place.pid(), set), 16).unwrap() != 0;
                 assert_eq!(any, keeps && set != "CapAmb", "{user} {set}");
             }

@@ -171,8 +171,8 @@ pub(crate) fn ignoring_children() -> Option<[&'static str; 2]> {
 
 /// What to put before a command that shall keep its capabilities when it becomes another
 /// user, as far as the kernel is concerned; `None` if setpriv(1) cannot do that here.
-pub(crate) fn keeping_capabilities() -> Option<[&'static str; 3]> {
-    let prefix = ["setpriv", "--securebits=+no_setuid_fixup", "--"];
+pub(crate) fn keeping_capabilities() -> Option<[&'static str; 4]> {
+    let prefix = ["setpriv", "--securebits=+no_setuid_fixup", "--inh-caps=+chown", "--"];
     let probe = Command::new(prefix[0]).args(&prefix[1..]).arg("true").output();
     probe.is_ok_and(|output| output.status.success()).then_some(prefix)
 }
