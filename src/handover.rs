@@ -68,6 +68,8 @@ pub struct Handover {
     pub inventory: Option<RawFd>,
     /// How far that can be trusted.
     pub trust: Trust,
+    /// The kernel's count of dropped events at the moment since when none is missing.
+    pub drops: u64,
     /// What was being made up for; that is begun anew.
     pub unfinished: Option<(Cause, bool)>,
     /// An event that waits until the one in hand has been acted on, and the socket
@@ -214,6 +216,7 @@ impl Handover {
             Trust::Lossy => line("trust", &[&"lossy"]),
             Trust::Scanned { last } => line("trust", &[&"scanned", &or_dash(last)]),
         }
+        line("drops", &[&self.drops]);
         if let Some((cause, changes)) = self.unfinished {
             line("unfinished", &[&cause, &u8::from(changes)]);
         }
@@ -247,6 +250,7 @@ impl Handover {
             state_file: None,
             inventory: None,
             trust: Trust::Unscanned,
+            drops: 0,
             unfinished: None,
             held_back: None,
         };
@@ -350,6 +354,7 @@ impl Handover {
                     _ => return None,
                 }
             }
+            "drops" => self.drops = values.number()?,
             "unfinished" => {
                 self.unfinished = Some((Cause::of(values.word()?)?, values.flag()?));
             }
@@ -507,7 +512,7 @@ mod tests {
                 in any::<(Option<(i32, Vec<u8>)>, Option<(u64, u64)>, Option<bool>)>(),
             (state_file, inventory, last, held_back)
                 in any::<(Option<i32>, Option<i32>, Option<u64>, Option<(usize, Vec<u8>)>)>(),
-            recovery in time(),
+            (recovery, drops) in (time(), any::<u64>()),
             unfinished in proptest::option::of((prop_oneof![
                 Just(Cause::Coldplug), Just(Cause::Restart), Just(Cause::Overrun),
                 Just(Cause::Rescan),
@@ -541,6 +546,7 @@ mod tests {
                     1 => Trust::Lossy,
                     _ => Trust::Scanned { last },
                 },
+                drops,
                 unfinished,
                 held_back,
             }

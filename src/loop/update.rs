@@ -338,6 +338,7 @@ impl Daemon {
             },
             inventory: copy.map(AsRawFd::as_raw_fd),
             trust: self.recovery.trust,
+            drops: self.recovery.baseline,
             unfinished: self.recovery.unfinished(),
             held_back: self
                 .recovery
@@ -375,6 +376,7 @@ impl Daemon {
             self.child = Some(child);
         }
         self.machine.resume(handover.state, handover.paused);
+        self.recovery.baseline = handover.drops;
         self.recovery.resume(handover.trust, handover.unfinished, self.now());
         self.recovery.held_back = handover.held_back;
         self.counters = handover.counters;
