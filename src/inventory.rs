@@ -472,7 +472,10 @@ impl<S: Storage> Inventory<S> {
             let bytes = self.storage.bytes();
             let known = identity_at(bytes, at);
             incarnation = get(bytes, at + AT_INCARNATION);
-            if !sure || !identity::may_be_of(&identity, known) {
+            // The number of an interface tells for sure; its name may have changed before.
+            let interface = |identity| identity::number(identity, b"IFINDEX");
+            let is_same = interface(known).is_some() && interface(known) == interface(&identity);
+            if !is_same && !(sure && identity::may_be_of(&identity, known)) {
                 known.clone_into(&mut identity);
             }
         }
@@ -503,12 +506,13 @@ impl<S: Storage> Inventory<S> {
         }
     }
 
-    /// Forgets all devices below this path.
-    pub fn forget_below(&mut self, path: &[u8]) {
-        for rest in self.below(path) {
-            if let Some(at) = self.find(&[path, &rest].concat()) {
-                self.kill(at);
-            }
+    /// Forgets the queues of the network interface of this path.
+    pub fn forget_queues(&mut self, path: &[u8]) {
+        for kind in ["rx", "tx"] {
+            let queue =
+                |number: u32| [path, format!("/queues/{kind}-{number}").as_bytes()].concat();
+            let queues = (0..).map_while(|number| self.find(&queue(number)));
+            queues.collect::<Vec<_>>().into_iter().for_each(|at| self.kill(at));
         }
     }
 

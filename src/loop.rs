@@ -35,6 +35,7 @@ use crate::notify::Notifier;
 use crate::plan::{Step, Steps};
 use crate::presence::Presence;
 use crate::rebroadcast::Outlets;
+use crate::recovery::Cause;
 use crate::settle::Requests;
 use crate::signals::{Manner, Signals};
 use crate::status;
@@ -354,7 +355,7 @@ impl Daemon {
                     if compares {
                         // Nothing was lost before this event itself.
                         let trust = self.recovery.trust;
-                        self.compare_again();
+                        self.compare_again(Cause::Rescan);
                         self.recovery.trust = trust;
                     }
                     self.counters.received += u64::from(source.is_some());
@@ -589,7 +590,7 @@ impl Daemon {
         let says_all = source.is_none_or(|source| self.sources[source].source.says_all());
         let (plan, hands) = engine.plan(event, says_all);
         if self.is_tracked(source, event) && self.recovery.begin(event, source.is_none()) {
-            self.compare_again();
+            self.compare_again(Cause::Rescan);
         }
         let (steps, since) = (plan.steps(), self.now());
         let (failed, refused) = (false, None);

@@ -22,7 +22,7 @@ pub enum Cause {
     Restart,
     /// The kernel dropped events.
     Overrun,
-    /// Somebody asked for it.
+    /// Somebody asked for it, or what an earlier one had found is in doubt.
     Rescan,
 }
 

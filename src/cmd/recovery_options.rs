@@ -67,6 +67,7 @@ impl RecoveryOptions {
         control: Option<&Address>,
         actor: &[u8],
         judges: bool,
+        dry_run: bool,
         handover: Option<&Handover>,
     ) -> Result<Settings, Fatal> {
         let world = World { boot: state_file::boot(), engine: inventory::hash(actor) };
@@ -94,10 +95,12 @@ impl RecoveryOptions {
                 (inventory, Start::Scan(Cause::Restart))
             }
             Some(Err((why, store))) => {
-                match why {
-                    Unusable::Empty => {}
-                    why => log::warn!("what is known of devices is not used: {why}"),
+                if !matches!(why, Unusable::Empty) {
+                    log::warn!("what is known of devices is not used: {why}");
                 }
+                // What somebody has really done is not for a dry run to forget.
+                let keeps = dry_run && !matches!(why, Unusable::Empty);
+                let store = if keeps { Store::Memory(Vec::new()) } else { store };
                 (Inventory::new(store, world), fresh(coldplug))
             }
         };

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use lexopt::Arg::{Long, Short, Value};
 
-use rustix::fs::{Mode, OFlags, open};
+use rustix::fs::{AtFlags, Mode, OFlags, StatxFlags, open, statx};
 use rustix::process::fchdir;
 
 use crate::child;
@@ -543,9 +543,13 @@ pub(super) fn serve(
         Work::Program(_, arguments) => actor.extend(arguments.iter().map(|a| a.as_encoded_bytes())),
         Work::Rules { files, .. } => actor.push(files.dev.as_os_str().as_encoded_bytes()),
     }
+    // Another one at the same path has none of the nodes.
+    let place = dev.as_ref().and_then(place_of).unwrap_or_default();
+    actor.push(place.as_bytes());
     actor.push(sys_root.as_os_str().as_encoded_bytes());
     let actor = actor.join(&0);
-    let recovery = recovery.settings(sys_root, address, &actor, judges, handover.as_ref())?;
+    let recovery =
+        recovery.settings(sys_root, address, &actor, judges, dry_run, handover.as_ref())?;
     let mut started = prepared.start()?;
     if let Some(dev) = dev {
         let gone = fchdir(dev).map_err(|e| Fatal::system("go to the directory of nodes", e));
@@ -587,6 +591,16 @@ fn open_directory(path: &Path) -> Result<OwnedFd, Fatal> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let shown = path.as_os_str().as_encoded_bytes().escape_ascii();
     open(path, flags, Mode::empty()).map_err(|e| Fatal::system(format_args!("open {shown}"), e))
+}
+
+/// What tells a directory from others that had its path before.
+fn place_of(directory: &OwnedFd) -> Option<String> {
+    let wanted = StatxFlags::INO | StatxFlags::BTIME;
+    let found = statx(directory, c"", AtFlags::EMPTY_PATH, wanted).ok()?;
+    let since = (found.stx_mask & StatxFlags::BTIME.bits() != 0).then_some(found.stx_btime);
+    let since = since.map(|since| (since.tv_sec, since.tv_nsec));
+    let (device, number) = ((found.stx_dev_major, found.stx_dev_minor), found.stx_ino);
+    Some(format!("{device:?} {number} {since:?}"))
 }
 
 /// Whether the command line means the same when it is executed once more.

@@ -91,7 +91,7 @@ pub(super) struct Recovery {
     pace: Pace,
     /// The kernel's count of drops at the moment since when there is no gap, if
     /// it has not moved.
-    baseline: u64,
+    pub(super) baseline: u64,
     /// Events were lost since, or the whole is to be done again.
     again: bool,
     /// Events of devices that are known may have been lost.
@@ -447,8 +447,8 @@ impl Recovery {
             // Of the queues of an interface that goes to another namespace the kernel
             // tells nothing (__dev_change_net_namespace in net/core/dev.c).
             let is_interface = event.last(b"SUBSYSTEM").is_some_and(|it| it == c"net");
-            if is_interface && self.is_exact() {
-                self.inventory.forget_below(tracked.path);
+            if is_interface && event.last(b"SYNTH_UUID").is_none() && self.is_exact() {
+                self.inventory.forget_queues(tracked.path);
             }
             return;
         }
@@ -484,7 +484,7 @@ impl Daemon {
         event: &Uevent<'_>,
         first: &mut Vec<u8>,
     ) -> Verdict {
-        if !self.sources[source].is_kernels || !self.recovery.judges {
+        if !self.is_tracked(Some(source), event) || !self.recovery.judges {
             return Verdict::Act;
         }
         let now = self.started.elapsed();
@@ -534,21 +534,22 @@ impl Daemon {
             return;
         }
         self.recovery.congested = true;
-        self.compare_again();
+        self.compare_again(Cause::Overrun);
     }
 
-    /// What is known is not to be trusted any more.
-    pub(super) fn compare_again(&mut self) {
+    /// What is known is not to be trusted any more: events were lost, or, if that is
+    /// not the cause, what was found may have been about to change.
+    pub(super) fn compare_again(&mut self, cause: Cause) {
         let now = self.now();
         let recovery = &mut self.recovery;
         recovery.trust = Trust::Lossy;
         recovery.again = true;
-        recovery.changes_missed = true;
+        recovery.changes_missed |= cause == Cause::Overrun;
         recovery.inventory.set_progress(Progress::Unknown);
         self.requests.lost();
         if matches!(recovery.phase, Phase::Quiet | Phase::Doubting { .. }) {
             let until = recovery.pace.next(now);
-            recovery.phase = Phase::Waiting { cause: Cause::Overrun, until };
+            recovery.phase = Phase::Waiting { cause, until };
         }
     }
 
@@ -642,7 +643,7 @@ impl Daemon {
     fn end_congestion(&mut self) {
         self.recovery.congested = false;
         if self.queue().1 != self.recovery.baseline {
-            self.compare_again();
+            self.compare_again(Cause::Overrun);
         }
     }
 
@@ -1117,8 +1118,10 @@ impl Daemon {
         recovery.pace.ended(now, all);
         if !all {
             recovery.trust = Trust::Lossy;
+            recovery.changes_missed |= drops != recovery.baseline;
+            let cause = if recovery.changes_missed { Cause::Overrun } else { Cause::Rescan };
             let until = recovery.pace.next(now);
-            recovery.phase = Phase::Waiting { cause: Cause::Overrun, until };
+            recovery.phase = Phase::Waiting { cause, until };
         } else {
             recovery.phase = Phase::Quiet;
             recovery.changes_missed = false;
@@ -1188,6 +1191,12 @@ impl Daemon {
         if let Some(first) = first_refusal {
             log::warn!("{refused} devices are not told of by the kernel; the first one: {first}");
             // Those are found by reading.
+            self.find(Cause::Coldplug, false);
+            return;
+        }
+        if came < asked {
+            // As for most devices in a network namespace of another user namespace.
+            log::warn!("of {asked} devices that the kernel was to tell of, it told of {came}");
             self.find(Cause::Coldplug, false);
             return;
         }

@@ -358,7 +358,7 @@ fn of_two_of_one_name_the_one_that_stays_is_acted_on_again() {
         injector.event("remove", "/devices/twin", &twin);
         World::settle("plugd");
         let mut belief = hear(&world);
-        assert_eq!(replayed(&belief, "overrun"), ["add /devices/lone"]);
+        assert_eq!(replayed(&belief, "rescan"), ["add /devices/lone"]);
         belief.check(&world, "in the end");
     });
 }
@@ -402,6 +402,48 @@ fn another_program_or_directory_means_all_over_again() {
         assert!(!known(&mut start("true")));
         assert!(known(&mut start("true")));
         assert!(!known(&mut start("echo")), "another script");
+    });
+}
+
+#[test]
+fn a_dry_run_leaves_what_is_known_as_it_is() {
+    ns::inside_as_root_apart(|| {
+        let mut world = World::numbered(2);
+        world.add("/devices/goes", 50);
+        let state = world.at("state");
+        let options = ["--coldplug", "--state", state.to_str().unwrap()];
+        let run = |plugd: Plugd| {
+            let mut daemon = plugd.start();
+            World::settle("plugd");
+            daemon.signal(Signal::TERM);
+            assert_eq!(daemon.wait_exit().code(), Some(0));
+        };
+        run(world.plugd_with_nodes(&options));
+        let before = fs::read(&state).unwrap();
+        world.remove("/devices/goes");
+        run(world.plugd_with_nodes(&options).args(["--dry-run"]));
+        assert_eq!(fs::read(&state).unwrap(), before);
+        run(world.plugd_with_nodes(&options));
+        world.check_nodes("after the dry run");
+    });
+}
+
+/// A tmpfs for every start of a container, say, and /run that is kept.
+#[test]
+fn another_directory_of_nodes_at_the_same_path_gets_them_all() {
+    ns::inside_as_root_apart(|| {
+        let world = World::numbered(1);
+        let state = world.at("state");
+        for round in 0..2 {
+            let options = ["--coldplug", "--state", state.to_str().unwrap()];
+            let mut daemon = world.plugd_with_nodes(&options).start();
+            World::settle("plugd");
+            world.check_nodes(&format!("round {round}"));
+            daemon.signal(Signal::TERM);
+            daemon.wait_exit();
+            // Its inode number is not given out again at once.
+            fs::rename(world.at("dev"), world.at("old")).unwrap();
+        }
     });
 }
 
@@ -647,7 +689,8 @@ fn a_state_that_cannot_be_used_means_all_over_again() {
         assert_eq!(with_state(&world, &options).1, 0);
         let good = fs::read(&state).unwrap();
 
-        for (at, what) in [(0, "it is damaged"), (8, "of another version"), (32, "of another boot")]
+        for (at, what) in
+            [(16, "it is damaged"), (8, "of another version"), (32, "of another boot")]
         {
             let mut bytes = good.clone();
             bytes[at] ^= 1;
@@ -955,6 +998,12 @@ fn what_is_no_state_file_is_left_as_it_is() {
             assert_eq!(acted, 4);
             assert_eq!(fs::read_to_string(&path).unwrap(), text);
         }
+        // Such as a key, or what is swapped out.
+        let key = [b'k'; 4096];
+        fs::write(&path, key).unwrap();
+        let (log, _) = with_state(&world, &["--state", path.to_str().unwrap()]);
+        assert!(log.iter().any(|line| line.contains("it is no state file")), "{log:#?}");
+        assert_eq!(fs::read(&path).unwrap(), key);
         let state = world.at("state");
         assert_eq!(with_state(&world, &["--state", state.to_str().unwrap()]).1, 4);
         fs::hard_link(&state, world.at("other")).unwrap();
