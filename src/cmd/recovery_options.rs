@@ -99,7 +99,7 @@ impl RecoveryOptions {
                     log::warn!("what is known of devices is not used: {why}");
                 }
                 // What somebody has really done is not for a dry run to forget.
-                let keeps = dry_run && !matches!(why, Unusable::Empty);
+                let keeps = dry_run && matches!(why, Unusable::Engine);
                 let store = if keeps { Store::Memory(Vec::new()) } else { store };
                 (Inventory::new(store, world), fresh(coldplug))
             }

@@ -276,9 +276,28 @@ const DIFFERENCES: &[(&str, &str, &str)] = &[
     ("removed twice", "finix", "as with mdevd, + - & run commands with execlineb"),
     ("removed twice", "spectrum-host", "as with mdevd, + - & run commands with execlineb"),
     ("unlink", "majmin-cont", "@major,minor matches remove as well as add"),
-    // Nothing in the corpus shows it; tests/it/rules/commands.rs does.
+    // Nothing in the corpus shows these, but the test below, tests/it/check.rs and tests/it/rules/load.rs.
+    ("beyond", "escape", "an escape that C libraries take differently is an error"),
+    (
+        "beyond",
+        "counts",
+        "an expression of more than 10000 characters, counts written out, is an error",
+    ),
+    ("beyond", "together", "expressions that are too large, all together, are an error"),
+    ("beyond", "file size", "a file of more than 16 MiB is an error"),
+    // Nor this, but tests/it/rules/commands.rs.
     ("umask", "", "commands have the umask of the daemon; mdevd and busybox set it to 0"),
 ];
+
+#[test]
+fn what_both_take_and_we_refuse() {
+    for expression in [r"\d+", r"sd\n", r"[0-9]+\t", "(a{100}){101}"] {
+        assert!(Ere::parse(expression.as_bytes()).is_err(), "{expression}");
+    }
+    for expression in [r"sd\.", r"\$x", "(a{100}){90}"] {
+        assert!(Ere::parse(expression.as_bytes()).is_ok(), "{expression}");
+    }
+}
 
 #[test]
 fn the_manual_page_tells_every_difference() {
