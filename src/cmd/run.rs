@@ -146,7 +146,8 @@ Signals:
               the old ones stay (there is nothing to reload for a PROG)
   USR1        write the counters to the log
   ALRM        rescan: compare the devices that are there with those that are
-              known, and act on the difference
+              known, and act on the difference; on the others with change
+              (see --replay-change)
   USR2        update: go on as the program that is in plugd's file now
 
 Examples:

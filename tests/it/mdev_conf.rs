@@ -220,6 +220,10 @@ fn links_come_and_go(disks: &Disks) {
     disks.format("vda", "..", UUIDS[0]);
     disks.act("change", "vda", virtio);
     assert_eq!(disks.links(), [others[0].clone(), others[2].clone(), uuid(0, "vda")]);
+    // Nothing is cut off, and so nobody's name is taken.
+    disks.format("vda", "root=", UUIDS[0]);
+    disks.act("change", "vda", virtio);
+    assert!(disks.links().contains(&"disk/by-label/root= -> ../../vda".to_owned()));
     disks.format("vda", "gr\u{fc}n", UUIDS[0]);
     disks.act("change", "vda", virtio);
     assert!(disks.links().contains(&"disk/by-label/gr\u{fc}n -> ../../vda".to_owned()));

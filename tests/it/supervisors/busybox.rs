@@ -1,6 +1,7 @@
 //! busybox: init, a piece for rcS, and an init script.
 
 use std::fs;
+use std::process::Command;
 
 use rustix::process::{Pid, Signal, kill_process};
 
@@ -51,6 +52,33 @@ fn a_piece_for_rcs_with_a_handler() {
     ns::inside_a_machine(|| {
         a_piece_of_rcs("PLUGD_HANDLER=/run/hotplug");
         assert!(log().contains("reading from file descriptor 3"), "{}", log());
+    });
+}
+
+/// On a /dev with nothing in it, plugd is started all the same: shells open /dev/null
+/// for what they run in the background.
+#[test]
+fn a_piece_for_rcs_on_an_empty_dev() {
+    if !have("busybox: rcS on an empty /dev", "tools", &["busybox", "dash", "bash"]) {
+        return;
+    }
+    // Only the machine's root makes nodes.
+    ns::inside_as_root_apart(|| {
+        let mount = Command::new("mount").args(["-t", "tmpfs", "tmpfs", "/run"]).status();
+        assert!(mount.unwrap().success());
+        let machine = Machine::new();
+        settings(&machine, &format!("PLUGD_OPTIONS='{OPTIONS}'"));
+        for shell in [&["busybox", "sh"][..], &["dash"], &["bash", "--posix"]] {
+            // What is left when the shell ends ends with it.
+            let script = format!(
+                "mount -t tmpfs tmpfs /dev; . {CONTRIB}/busybox/rcS.plugd
+                plugd status --quiet && echo it runs; stat -c %F:%a:%t:%T /dev/*"
+            );
+            let args = [&["-mpf", "--mount-proc"], shell, &["-c", &script]].concat();
+            let said = machine.run("unshare", &args);
+            let expected = "it runs\ncharacter special file:666:1:3\n";
+            assert_eq!(said.stdout, expected, "{shell:?}: {said:?}; log: {}", log());
+        }
     });
 }
 
