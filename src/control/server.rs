@@ -51,6 +51,8 @@ const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
 /// How many clients are looked at, or accepted, in a turn of the loop. What the
 /// daemon is there for must not wait for them.
 const PER_TURN: usize = 128;
+/// How many strangers are looked at in a turn: an event takes little more time than one.
+const STRANGERS_PER_TURN: usize = 4;
 
 /// The control socket.
 #[derive(Debug)]
@@ -69,8 +71,10 @@ pub struct Server {
     strangers: usize,
     /// Somebody may wait to be accepted.
     accepting: bool,
-    /// Who may have something to say or to hear, each once.
+    /// Who may have something to say or to hear, each once, but for strangers.
     active: VecDeque<Id>,
+    /// The same of strangers, who come after those.
+    active_strangers: VecDeque<Id>,
     /// No client has to be reminded before that.
     reminder: Option<Time>,
     /// Somebody could not be accepted; when to try again.
@@ -148,7 +152,7 @@ struct Client {
     heard: usize,
     /// It is sent away when it has heard that.
     last_words: bool,
-    /// It is in [`Server::active`].
+    /// It is in [`Server::active`] or [`Server::active_strangers`].
     active: bool,
     /// When it is sent away if it says or hears nothing.
     deadline: Time,
@@ -228,6 +232,7 @@ impl Server {
             strangers: 0,
             accepting: true,
             active: VecDeque::new(),
+            active_strangers: VecDeque::new(),
             reminder: None,
             accept_again: None,
             lost: Vec::new(),
@@ -339,7 +344,7 @@ impl Server {
 
     /// Something is to be done that the poll will not report again.
     pub fn has_work(&self) -> bool {
-        self.accepting || !self.active.is_empty()
+        self.accepting || !self.active.is_empty() || !self.active_strangers.is_empty()
     }
 
     /// When to call [`Server::remind`], at the latest.
@@ -372,8 +377,11 @@ impl Server {
     /// calls `answer` for every request; `None` from it means that
     /// [`Server::reply`] follows later.
     pub fn serve(&mut self, now: Time, mut answer: impl FnMut(Id, Peer, Command) -> Option<Reply>) {
-        for _ in 0..PER_TURN.min(self.active.len()) {
-            let Some(id) = self.active.pop_front() else { return };
+        let own = PER_TURN.min(self.active.len());
+        let strangers = STRANGERS_PER_TURN.min(self.active_strangers.len());
+        for n in 0..own + strangers {
+            let queue = if n < own { &mut self.active } else { &mut self.active_strangers };
+            let Some(id) = queue.pop_front() else { return };
             let Some(client) = self.clients.get_mut(&id) else { continue };
             client.active = false;
             match client.look(now) {
@@ -447,7 +455,8 @@ impl Server {
             client.input = Vec::new();
         }
         client.say(&reply.to_bytes(reader), now);
-        client.last_words |= reader == Reader::Person;
+        // Who is refused once need not ask again at once, and again.
+        client.last_words |= reader == Reader::Person || reply.outcome == Outcome::Denied;
         self.activate(id);
     }
 
@@ -469,7 +478,10 @@ impl Server {
         if let Some(client) = self.clients.get_mut(&id)
             && !std::mem::replace(&mut client.active, true)
         {
-            self.active.push_back(id);
+            match client.peer.privileged {
+                true => self.active.push_back(id),
+                false => self.active_strangers.push_back(id),
+            }
         }
     }
 
@@ -783,4 +795,39 @@ pub const TOO_MANY: &[u8] = b"error: no: too many clients\n";
 /// Who listens there, as far as it can be told.
 fn holder(address: &Address) -> Option<Peer> {
     Peer::of(&connect(address).ok()?).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use mio::Poll;
+
+    #[test]
+    fn few_strangers_are_served_in_a_turn_and_after_all_others() {
+        let dir = tempfile::tempdir().unwrap();
+        let address = Address::Path(dir.path().join("socket"));
+        let mut server = Server::bind(address, Mode::from(0o666)).unwrap();
+        let poll = Poll::new().unwrap();
+        let own = Peer { pid: 1, uid: 0, gid: 0, privileged: true };
+        let stranger = Peer { uid: 65534, gid: 65534, privileged: false, ..own };
+        let mut others = Vec::new();
+        for peer in [stranger; 6].into_iter().chain([own; 6]) {
+            let (mut other, stream) = std_net::UnixStream::pair().unwrap();
+            other.write_all(b"plugd/1 settle\n").unwrap();
+            others.push(other);
+            stream.set_nonblocking(true).unwrap();
+            let stream = UnixStream::from_std(stream);
+            server.keep(stream, peer, poll.registry(), Time::ZERO).unwrap();
+        }
+        let mut turn = || {
+            let mut asked = Vec::new();
+            server.serve(Time::ZERO, |_, peer, _| {
+                asked.push(peer);
+                None
+            });
+            (asked, server.active.is_empty(), server.active_strangers.len())
+        };
+        assert_eq!(turn(), ([[own; 6].as_slice(), &[stranger; 4]].concat(), true, 2));
+        assert_eq!(turn(), (vec![stranger; 2], true, 0));
+    }
 }

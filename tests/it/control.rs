@@ -626,6 +626,14 @@ fn another_user_is_refused() {
                 daemon.wait_for_log(
                     "of user 65534 may not ask anything on the control socket: refused (1 so far)",
                 );
+                // A program that asks again and again is answered once.
+                let answer = as_user(65534, || {
+                    let mut stream = connect("@plugd").unwrap();
+                    let _ = stream.write_all(&b"plugd/1 status\n".repeat(200));
+                    read_all_of_broken(&mut stream)
+                });
+                let text = "user 65534 may not ask anything here\n";
+                assert_eq!(answer, format!("plugd/1 denied {}\n{text}", text.len()));
                 continue;
             }
             let (code, said) = stranger(&["pause"]);
@@ -639,6 +647,18 @@ fn another_user_is_refused() {
             assert_eq!(stranger(&["log-level", "debug"]).0, Some(1));
         }
     });
+}
+
+/// What a thread does as another user: it alone becomes that.
+fn as_user<T: Send>(uid: u32, act: impl FnOnce() -> T + Send) -> T {
+    std::thread::scope(|scope| {
+        let thread = scope.spawn(|| {
+            let uid = rustix::process::Uid::from_raw(uid);
+            rustix::thread::set_thread_res_uid(uid, uid, uid).unwrap();
+            act()
+        });
+        thread.join().unwrap()
+    })
 }
 
 /// The parser of Prometheus itself.
@@ -703,20 +723,14 @@ fn only_some_of_other_users_may_wait() {
             stream.write_all(request).unwrap();
             stream
         };
-        // As the user that this thread alone becomes.
-        let strangers = std::thread::scope(|scope| {
-            let stranger = scope.spawn(|| {
-                let nobody = rustix::process::Uid::from_raw(65534);
-                rustix::thread::set_thread_res_uid(nobody, nobody, nobody).unwrap();
-                let mut all: Vec<UnixStream> = (0..80).map(|_| ask(b"settle\n")).collect();
-                for stream in &mut all[64..] {
-                    assert_eq!(read_all(stream), "error: no: too many clients wait\n");
-                }
-                assert!(read_all(&mut ask(b"status\n")).starts_with("state "));
-                all.truncate(64);
-                all
-            });
-            stranger.join().unwrap()
+        let strangers = as_user(65534, || {
+            let mut all: Vec<UnixStream> = (0..80).map(|_| ask(b"settle\n")).collect();
+            for stream in &mut all[64..] {
+                assert_eq!(read_all(stream), "error: no: too many clients wait\n");
+            }
+            assert!(read_all(&mut ask(b"status\n")).starts_with("state "));
+            all.truncate(64);
+            all
         });
         // They keep out nobody to whom plugd belongs.
         let own = ask(b"settle\n");
