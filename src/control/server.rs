@@ -40,6 +40,8 @@ const STRANGERS_MAX: usize = CLIENTS_MAX / 2;
 /// How many of these may wait for something to happen: each event is compared with what
 /// they wait for.
 const STRANGERS_WAITING_MAX: usize = 64;
+/// How many of those may be of one user.
+const ONES_WAITING_MAX: usize = 16;
 /// File descriptors that clients must leave to the daemon, for children above all.
 const DESCRIPTORS_KEPT: u64 = 32;
 /// How long a client may take to say something.
@@ -416,7 +418,7 @@ impl Server {
             Ok(command) if command.changes_something() && !peer.privileged => {
                 Some(self.deny(peer, "change anything", now))
             }
-            Ok(Command::Await { .. }) if !peer.privileged && self.too_many_wait() => {
+            Ok(Command::Await { .. }) if !peer.privileged && self.too_many_wait(peer) => {
                 Some(Reply::no("too many clients wait"))
             }
             Ok(command) => answer(command),
@@ -424,10 +426,13 @@ impl Server {
         }
     }
 
-    /// Whether more strangers wait than may, the one included whose request is judged.
-    fn too_many_wait(&self) -> bool {
+    /// Whether more strangers wait than may, or more of this one's user; the one included
+    /// whose request is judged.
+    fn too_many_wait(&self, peer: &Peer) -> bool {
         let waits = |client: &&Client| !client.peer.privileged && client.asking.is_some();
-        self.clients.values().filter(waits).count() > STRANGERS_WAITING_MAX
+        let waiting = || self.clients.values().filter(waits);
+        waiting().count() > STRANGERS_WAITING_MAX
+            || waiting().filter(|client| client.peer.uid == peer.uid).count() > ONES_WAITING_MAX
     }
 
     /// Who could connect to a file that the group may write to belongs to it;

@@ -723,19 +723,25 @@ fn only_some_of_other_users_may_wait() {
             stream.write_all(request).unwrap();
             stream
         };
-        let strangers = as_user(65534, || {
-            let mut all: Vec<UnixStream> = (0..80).map(|_| ask(b"settle\n")).collect();
-            for stream in &mut all[64..] {
-                assert_eq!(read_all(stream), "error: no: too many clients wait\n");
-            }
-            assert!(read_all(&mut ask(b"status\n")).starts_with("state "));
-            all.truncate(64);
-            all
-        });
+        let strangers = |uid: u32, may_wait: usize| {
+            as_user(uid, || {
+                let mut all: Vec<UnixStream> = (0..20).map(|_| ask(b"settle\n")).collect();
+                for stream in &mut all[may_wait..] {
+                    assert_eq!(read_all(stream), "error: no: too many clients wait\n");
+                }
+                assert!(read_all(&mut ask(b"status\n")).starts_with("state "));
+                all.truncate(may_wait);
+                all
+            })
+        };
+        let mut waiting: Vec<UnixStream> = Vec::new();
+        for (uid, may_wait) in [(65530, 16), (65531, 16), (65532, 16), (65533, 16), (65534, 0)] {
+            waiting.extend(strangers(uid, may_wait));
+        }
         // They keep out nobody to whom plugd belongs.
         let own = ask(b"settle\n");
         daemon.release("gate");
-        for mut stream in strangers.into_iter().chain([own]) {
+        for mut stream in waiting.into_iter().chain([own]) {
             assert_eq!(read_all(&mut stream), "ok\n");
         }
     });
