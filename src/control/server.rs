@@ -120,11 +120,12 @@ pub struct Peer {
     /// Its user id.
     pub uid: u32,
     gid: u32,
-    privileged: bool,
+    /// It is root's, or our own user's.
+    pub(super) privileged: bool,
 }
 
 impl Peer {
-    fn of(stream: &impl AsFd) -> io::Result<Self> {
+    pub(super) fn of(stream: &impl AsFd) -> io::Result<Self> {
         let (pid, uid, gid) = sys::peer_credentials(stream)?;
         let privileged = uid == 0 || uid == geteuid().as_raw();
         Ok(Self { pid, uid, gid, privileged })

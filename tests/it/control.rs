@@ -649,6 +649,39 @@ fn another_user_is_refused() {
     });
 }
 
+/// Whoever comes first has the default address.
+#[test]
+fn a_stranger_is_not_taken_for_plugd() {
+    ns::inside_as_root(|| {
+        let listener = as_user(65534, || {
+            let address = SocketAddr::from_abstract_name("plugd").unwrap();
+            UnixListener::bind_addr(&address).unwrap()
+        });
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                for outcome in ["", "ok", "no"] {
+                    let (mut stream, _) = listener.accept().unwrap();
+                    let text = "\x1b]0;x\x07a\tb\u{9b}c\n";
+                    let reply = format!("plugd/1 {outcome} {}\n{text}", text.len());
+                    // The first one has gone.
+                    let _ = stream.write_all(reply.as_bytes());
+                }
+            });
+            let said = Plugd::new().args(["settle"]).finish();
+            assert_eq!(said.code, Some(111), "{said:?}");
+            let who = format!("@plugd is held by pid {} of user 65534", std::process::id());
+            assert!(said.stderr.contains(&who), "{said:?}");
+            // Who names it knows whose it is.
+            let text = "\\u001b]0;x\\u0007a\tb\\u009bc\n";
+            let said = say("@plugd", &["settle"]);
+            assert_eq!((said.code, &*said.stdout), (Some(0), text));
+            let said = say("@plugd", &["settle"]);
+            let error = format!("plugd: settle: {text}");
+            assert_eq!((said.code, said.stderr), (Some(1), error));
+        });
+    });
+}
+
 /// What a thread does as another user: it alone becomes that.
 fn as_user<T: Send>(uid: u32, act: impl FnOnce() -> T + Send) -> T {
     std::thread::scope(|scope| {
