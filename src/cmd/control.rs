@@ -12,7 +12,7 @@ use lexopt::Arg::{Long, Short, Value};
 
 use crate::control::Address;
 use crate::control::client::{self, Connection, Failure, Ready};
-use crate::control::wire::{self, Outcome, Reply};
+use crate::control::wire::{self, Outcome, REQUEST_MAX, Reply};
 use crate::error::Fatal;
 use crate::settle::{Device, Traits, Want};
 use crate::sysfs::Sysfs;
@@ -191,6 +191,10 @@ fn speak(
         Err(other) => return Ok(other),
     };
     let command = wire::Command::parse(&options.words).map_err(Fatal::Usage)?;
+    if wire::request(&options.words).len() > REQUEST_MAX {
+        let bytes = "bytes, and 4 for each that has to be escaped";
+        return Err(Fatal::Usage(format!("a request has at most {REQUEST_MAX} {bytes}")));
+    }
     let (code, text) = match ask(&options, &command) {
         Ok(Reply { outcome: Outcome::Ok, text }) if options.quiet => (0, text),
         Ok(Reply { outcome: Outcome::Ok, text }) => {
