@@ -376,6 +376,7 @@ impl Daemon {
                 }
             }
         }
+        self.end_probe();
         self.finish_writing()?;
         self.leave();
         self.notifier.stopping();

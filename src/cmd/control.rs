@@ -12,7 +12,7 @@ use lexopt::Arg::{Long, Short, Value};
 
 use crate::control::Address;
 use crate::control::client::{self, Connection, Failure, Ready};
-use crate::control::wire::{self, Outcome, Reply};
+use crate::control::wire::{self, Outcome, REQUEST_MAX, Reply};
 use crate::error::Fatal;
 use crate::settle::{Device, Traits, Want};
 use crate::sysfs::Sysfs;
@@ -173,7 +173,8 @@ command!(
 
 /// What the command line asks for.
 struct Options {
-    address: Address,
+    /// Where plugd is, if that was said.
+    address: Option<Address>,
     timeout: Option<Duration>,
     quiet: bool,
     /// The request, the command's name first.
@@ -190,10 +191,14 @@ fn speak(
         Err(other) => return Ok(other),
     };
     let command = wire::Command::parse(&options.words).map_err(Fatal::Usage)?;
+    if wire::request(&options.words).len() > REQUEST_MAX {
+        let bytes = "bytes, and 4 for each that has to be escaped";
+        return Err(Fatal::Usage(format!("a request has at most {REQUEST_MAX} {bytes}")));
+    }
     let (code, text) = match ask(&options, &command) {
         Ok(Reply { outcome: Outcome::Ok, text }) if options.quiet => (0, text),
         Ok(Reply { outcome: Outcome::Ok, text }) => {
-            print(&text);
+            print(&harmless(&text));
             return Ok(Request::Done);
         }
         Ok(Reply { outcome: Outcome::Usage, text }) => (super::EXIT_USAGE, text),
@@ -207,7 +212,7 @@ fn speak(
         }
     };
     if !options.quiet {
-        complain(&format!("{program}: {name}: {}\n", text.trim_end()));
+        complain(&format!("{program}: {name}: {}\n", harmless(text.trim_end())));
     }
     Ok(Request::Exit(code))
 }
@@ -216,18 +221,14 @@ fn parse(
     name: &'static str,
     mut parser: lexopt::Parser,
 ) -> Result<Result<Options, Request>, Fatal> {
-    let mut options = Options {
-        address: Address::default(),
-        timeout: None,
-        quiet: false,
-        words: vec![name.into()],
-    };
+    let mut options =
+        Options { address: None, timeout: None, quiet: false, words: vec![name.into()] };
     while let Some(argument) = parser.next()? {
         match argument {
             Long("control") => {
                 let address = parser.value()?;
                 let none = || Fatal::Usage("--control none: there is nobody to ask".into());
-                options.address = options::control(&address)?.ok_or_else(none)?;
+                options.address = Some(options::control(&address)?.ok_or_else(none)?);
             }
             Long("timeout") => {
                 let timeout = options::value(&mut parser, "--timeout", SECONDS, options::seconds)?;
@@ -257,7 +258,7 @@ fn ask(options: &Options, command: &wire::Command) -> Result<Reply, Failure> {
         wire::Command::Reload | wire::Command::Rescan => options.timeout.unwrap_or(wire::PATIENCE),
         _ => options.timeout.unwrap_or(PATIENCE),
     };
-    let mut connection = Connection::open(&options.address, Some(patience))?;
+    let mut connection = connect(options, patience)?;
     connection.send(&options.words)?;
     match command {
         wire::Command::Await {
@@ -266,6 +267,16 @@ fn ask(options: &Options, command: &wire::Command) -> Result<Reply, Failure> {
         } => look_too(connection, options, want, *timeout),
         _ => connection.receive(),
     }
+}
+
+fn connect(options: &Options, patience: Duration) -> Result<Connection, Failure> {
+    if let Some(address) = &options.address {
+        return Connection::open(address, Some(patience));
+    }
+    let address = Address::default();
+    let connection = Connection::open(&address, Some(patience))?;
+    connection.refuse_strangers(&address)?;
+    Ok(connection)
 }
 
 /// Waits for an event on `waiting`, and once everything is settled, looks in
@@ -289,7 +300,7 @@ fn look_too(
         connection.send(&["settle", "--timeout", &decimal(timeout)])
     };
     let settling = || {
-        let mut settling = Connection::open(&options.address, Some(timeout.saturating_add(GRACE)))?;
+        let mut settling = connect(options, timeout.saturating_add(GRACE))?;
         settle(&mut settling, timeout).map(|()| settling)
     };
     let mut second = settling().ok();
@@ -344,6 +355,20 @@ fn is_there(device: &Device) -> Option<bool> {
 fn is_of_event(field: &[u8]) -> bool {
     let key = field.split(|&b| b == b'=').next().unwrap_or_default();
     matches!(key, b"ACTION" | b"SEQNUM" | b"DEVPATH_OLD") || key.starts_with(b"SYNTH_")
+}
+
+/// What is said by whoever listens there, without what a terminal would obey.
+fn harmless(text: &str) -> String {
+    let mut safe = String::with_capacity(text.len());
+    for char in text.chars() {
+        if char.is_control() && !matches!(char, '\n' | '\t') {
+            // As in JSON, which this may be.
+            safe.push_str(&format!("\\u{:04x}", u32::from(char)));
+        } else {
+            safe.push(char);
+        }
+    }
+    safe
 }
 
 fn decimal(time: Duration) -> String {

@@ -80,6 +80,20 @@ impl Connection {
         }
     }
 
+    /// Refuses to speak with others than root and our own user: an abstract address is
+    /// whoever's comes first.
+    ///
+    /// # Errors
+    /// Says who it is.
+    pub fn refuse_strangers(&self, address: &Address) -> Result<(), Failure> {
+        let why = match server::Peer::of(&self.stream) {
+            Ok(peer) if peer.privileged => return Ok(()),
+            Ok(peer) => format!("{address} is held by {peer}: not asked without --control"),
+            Err(error) => format!("cannot tell who listens on {address}: {}", reason(&error)),
+        };
+        Err(Failure::NoDaemon(why))
+    }
+
     /// Sends a request.
     ///
     /// # Errors

@@ -41,6 +41,8 @@ const STRANGERS_MAX: usize = CLIENTS_MAX / 2;
 /// How many of these may wait for something to happen: each event is compared with what
 /// they wait for.
 const STRANGERS_WAITING_MAX: usize = 64;
+/// How many of those may be of one user.
+const ONES_WAITING_MAX: usize = 16;
 /// File descriptors that clients must leave to the daemon, for children above all.
 const DESCRIPTORS_KEPT: u64 = 32;
 /// How long a client may take to say something.
@@ -52,6 +54,8 @@ const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
 /// How many clients are looked at, or accepted, in a turn of the loop. What the
 /// daemon is there for must not wait for them.
 const PER_TURN: usize = 128;
+/// How many strangers are looked at in a turn: an event takes little more time than one.
+const STRANGERS_PER_TURN: usize = 4;
 
 /// The control socket.
 #[derive(Debug)]
@@ -70,8 +74,10 @@ pub struct Server {
     strangers: usize,
     /// Somebody may wait to be accepted.
     accepting: bool,
-    /// Who may have something to say or to hear, each once.
+    /// Who may have something to say or to hear, each once, but for strangers.
     active: VecDeque<Id>,
+    /// The same of strangers, who come after those.
+    active_strangers: VecDeque<Id>,
     /// No client has to be reminded before that.
     reminder: Option<Time>,
     /// Somebody could not be accepted; when to try again.
@@ -115,11 +121,12 @@ pub struct Peer {
     /// Its user id.
     pub uid: u32,
     gid: u32,
-    privileged: bool,
+    /// It is root's, or our own user's.
+    pub(super) privileged: bool,
 }
 
 impl Peer {
-    fn of(stream: &impl AsFd) -> io::Result<Self> {
+    pub(super) fn of(stream: &impl AsFd) -> io::Result<Self> {
         let (pid, uid, gid) = sys::peer_credentials(stream)?;
         // One's own user may also be what all are shown as who are not in the namespace.
         let is_own = || uid == geteuid().as_raw() && !UserIds::own().is_shared(uid);
@@ -151,7 +158,7 @@ struct Client {
     heard: usize,
     /// It is sent away when it has heard that.
     last_words: bool,
-    /// It is in [`Server::active`].
+    /// It is in [`Server::active`] or [`Server::active_strangers`].
     active: bool,
     /// When it is sent away if it says or hears nothing.
     deadline: Time,
@@ -231,6 +238,7 @@ impl Server {
             strangers: 0,
             accepting: true,
             active: VecDeque::new(),
+            active_strangers: VecDeque::new(),
             reminder: None,
             accept_again: None,
             lost: Vec::new(),
@@ -342,7 +350,7 @@ impl Server {
 
     /// Something is to be done that the poll will not report again.
     pub fn has_work(&self) -> bool {
-        self.accepting || !self.active.is_empty()
+        self.accepting || !self.active.is_empty() || !self.active_strangers.is_empty()
     }
 
     /// When to call [`Server::remind`], at the latest.
@@ -375,8 +383,11 @@ impl Server {
     /// calls `answer` for every request; `None` from it means that
     /// [`Server::reply`] follows later.
     pub fn serve(&mut self, now: Time, mut answer: impl FnMut(Id, Peer, Command) -> Option<Reply>) {
-        for _ in 0..PER_TURN.min(self.active.len()) {
-            let Some(id) = self.active.pop_front() else { return };
+        let own = PER_TURN.min(self.active.len());
+        let strangers = STRANGERS_PER_TURN.min(self.active_strangers.len());
+        for n in 0..own + strangers {
+            let queue = if n < own { &mut self.active } else { &mut self.active_strangers };
+            let Some(id) = queue.pop_front() else { return };
             let Some(client) = self.clients.get_mut(&id) else { continue };
             client.active = false;
             match client.look(now) {
@@ -411,7 +422,7 @@ impl Server {
             Ok(command) if command.changes_something() && !peer.privileged => {
                 Some(self.deny(peer, "change anything", now))
             }
-            Ok(Command::Await { .. }) if !peer.privileged && self.too_many_wait() => {
+            Ok(Command::Await { .. }) if !peer.privileged && self.too_many_wait(peer) => {
                 Some(Reply::no("too many clients wait"))
             }
             Ok(command) => answer(command),
@@ -419,10 +430,13 @@ impl Server {
         }
     }
 
-    /// Whether more strangers wait than may, the one included whose request is judged.
-    fn too_many_wait(&self) -> bool {
+    /// Whether more strangers wait than may, or more of this one's user; the one included
+    /// whose request is judged.
+    fn too_many_wait(&self, peer: &Peer) -> bool {
         let waits = |client: &&Client| !client.peer.privileged && client.asking.is_some();
-        self.clients.values().filter(waits).count() > STRANGERS_WAITING_MAX
+        let waiting = || self.clients.values().filter(waits);
+        waiting().count() > STRANGERS_WAITING_MAX
+            || waiting().filter(|client| client.peer.uid == peer.uid).count() > ONES_WAITING_MAX
     }
 
     /// Who could connect to a file that the group may write to belongs to it;
@@ -450,7 +464,8 @@ impl Server {
             client.input = Vec::new();
         }
         client.say(&reply.to_bytes(reader), now);
-        client.last_words |= reader == Reader::Person;
+        // Who is refused once need not ask again at once, and again.
+        client.last_words |= reader == Reader::Person || reply.outcome == Outcome::Denied;
         self.activate(id);
     }
 
@@ -472,7 +487,10 @@ impl Server {
         if let Some(client) = self.clients.get_mut(&id)
             && !std::mem::replace(&mut client.active, true)
         {
-            self.active.push_back(id);
+            match client.peer.privileged {
+                true => self.active.push_back(id),
+                false => self.active_strangers.push_back(id),
+            }
         }
     }
 
@@ -786,4 +804,39 @@ pub const TOO_MANY: &[u8] = b"error: no: too many clients\n";
 /// Who listens there, as far as it can be told.
 fn holder(address: &Address) -> Option<Peer> {
     Peer::of(&connect(address).ok()?).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use mio::Poll;
+
+    #[test]
+    fn few_strangers_are_served_in_a_turn_and_after_all_others() {
+        let dir = tempfile::tempdir().unwrap();
+        let address = Address::Path(dir.path().join("socket"));
+        let mut server = Server::bind(address, Mode::from(0o666)).unwrap();
+        let poll = Poll::new().unwrap();
+        let own = Peer { pid: 1, uid: 0, gid: 0, privileged: true };
+        let stranger = Peer { uid: 65534, gid: 65534, privileged: false, ..own };
+        let mut others = Vec::new();
+        for peer in [stranger; 6].into_iter().chain([own; 6]) {
+            let (mut other, stream) = std_net::UnixStream::pair().unwrap();
+            other.write_all(b"plugd/1 settle\n").unwrap();
+            others.push(other);
+            stream.set_nonblocking(true).unwrap();
+            let stream = UnixStream::from_std(stream);
+            server.keep(stream, peer, poll.registry(), Time::ZERO).unwrap();
+        }
+        let mut turn = || {
+            let mut asked = Vec::new();
+            server.serve(Time::ZERO, |_, peer, _| {
+                asked.push(peer);
+                None
+            });
+            (asked, server.active.is_empty(), server.active_strangers.len())
+        };
+        assert_eq!(turn(), ([[own; 6].as_slice(), &[stranger; 4]].concat(), true, 2));
+        assert_eq!(turn(), (vec![stranger; 2], true, 0));
+    }
 }

@@ -12,16 +12,18 @@ use std::convert::Infallible;
 use std::ffi::{CString, OsStr, OsString};
 use std::fs::File;
 use std::io::{self, Read, Seek, Write};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{self, Command, Stdio};
+use std::process::{self, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::fs::{MemfdFlags, stat};
 use rustix::io::FdFlags;
-use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use rustix::process::{
+    Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, kill_process_group, pidfd_open, waitid,
+};
 use rustix::time::{ClockId, clock_gettime};
 
 use crate::child::{self, Child};
@@ -59,7 +61,7 @@ pub(super) struct Update {
 
 /// The new program, asked a question.
 #[derive(Debug)]
-struct Probe {
+pub(super) struct Probe {
     question: Question,
     child: process::Child,
     pidfd: OwnedFd,
@@ -164,23 +166,26 @@ impl Daemon {
     pub(super) fn check_probe(&mut self) {
         let ready = std::mem::take(&mut self.update.ready);
         let late = self.update.deadline().is_some_and(|at| at <= self.now());
-        let Some(probe) = &mut self.update.probe else { return };
+        let Some(probe) = &self.update.probe else { return };
         if !ready && !late {
             return;
         }
+        let ended = probe.has_ended();
+        if !ended && !late {
+            return;
+        }
+        let Some((mut probe, status)) = self.end_probe() else { return };
         let question = probe.question.clone();
         let asked = match question {
             Question::Version => "asked for its version, it",
             Question::Rehearsal(_) => "started to try whether it could go on, it",
         };
-        let answer = match probe.child.try_wait() {
-            Ok(None) if !late => return,
-            Ok(None) => Err(format!("{asked} took longer than {} s", PATIENCE.as_secs())),
-            Ok(Some(status)) if !status.success() => Err(format!("{asked} ended with {status}")),
-            Ok(Some(_)) => Ok(probe.said()),
+        let answer = match status {
+            _ if !ended => Err(format!("{asked} took longer than {} s", PATIENCE.as_secs())),
+            Ok(status) if !status.success() => Err(format!("{asked} ended with {status}")),
+            Ok(_) => Ok(probe.said()),
             Err(error) => Err(reason(&error)),
         };
-        self.end_probe();
         let outcome = match (answer, question) {
             (Err(why), _) => Err(why),
             (Ok(said), Question::Rehearsal(version)) if said == handover::REHEARSED => {
@@ -200,13 +205,16 @@ impl Daemon {
         }
     }
 
-    /// Closing the pidfd, of which there is no other copy, unregisters it.
-    fn end_probe(&mut self) {
-        if let Some(mut probe) = self.update.probe.take() {
-            // It has ended, or does so now: this does not take long.
-            let _ = probe.child.kill();
-            let _ = probe.child.wait();
-        }
+    /// Ends the new program, if one is asked, with all that it has started, and tells
+    /// how it ended. Closing the pidfd, of which there is no other copy, unregisters it.
+    pub(super) fn end_probe(&mut self) -> Option<(Probe, io::Result<ExitStatus>)> {
+        let mut probe = self.update.probe.take()?;
+        // The group's id cannot have been recycled: its leader is not yet reaped.
+        let _ = kill_process_group(Pid::from_child(&probe.child), Signal::KILL);
+        // It may have left its group. Either way this does not take long.
+        let _ = probe.child.kill();
+        let status = probe.child.wait();
+        Some((probe, status))
     }
 
     fn refuse_update(&mut self, why: &str) {
@@ -415,7 +423,7 @@ impl Probe {
                 command.env(handover::VARIABLE, handover::REHEARSAL).stdout(Stdio::piped());
             }
         }
-        let mut child = command.stdin(stdin).spawn()?;
+        let mut child = command.stdin(stdin).process_group(0).spawn()?;
         match pidfd_open(Pid::from_child(&child), PidfdFlags::empty()) {
             Ok(pidfd) => Ok(Self { question, child, pidfd, deadline }),
             Err(error) => {
@@ -424,6 +432,11 @@ impl Probe {
                 Err(error.into())
             }
         }
+    }
+
+    fn has_ended(&self) -> bool {
+        let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+        matches!(waitid(WaitId::PidFd(self.pidfd.as_fd()), options), Ok(Some(_)))
     }
 
     /// The first line that it said, now that it has ended. Somebody else may

@@ -626,6 +626,14 @@ fn another_user_is_refused() {
                 daemon.wait_for_log(
                     "of user 65534 may not ask anything on the control socket: refused (1 so far)",
                 );
+                // A program that asks again and again is answered once.
+                let answer = as_user(65534, || {
+                    let mut stream = connect("@plugd").unwrap();
+                    let _ = stream.write_all(&b"plugd/1 status\n".repeat(200));
+                    read_all_of_broken(&mut stream)
+                });
+                let text = "user 65534 may not ask anything here\n";
+                assert_eq!(answer, format!("plugd/1 denied {}\n{text}", text.len()));
                 continue;
             }
             let (code, said) = stranger(&["pause"]);
@@ -639,6 +647,51 @@ fn another_user_is_refused() {
             assert_eq!(stranger(&["log-level", "debug"]).0, Some(1));
         }
     });
+}
+
+/// Whoever comes first has the default address.
+#[test]
+fn a_stranger_is_not_taken_for_plugd() {
+    ns::inside_as_root(|| {
+        let listener = as_user(65534, || {
+            let address = SocketAddr::from_abstract_name("plugd").unwrap();
+            UnixListener::bind_addr(&address).unwrap()
+        });
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                for outcome in ["", "ok", "no"] {
+                    let (mut stream, _) = listener.accept().unwrap();
+                    let text = "\x1b]0;x\x07a\tb\u{9b}c\n";
+                    let reply = format!("plugd/1 {outcome} {}\n{text}", text.len());
+                    // The first one has gone.
+                    let _ = stream.write_all(reply.as_bytes());
+                }
+            });
+            let said = Plugd::new().args(["settle"]).finish();
+            assert_eq!(said.code, Some(111), "{said:?}");
+            let who = format!("@plugd is held by pid {} of user 65534", std::process::id());
+            assert!(said.stderr.contains(&who), "{said:?}");
+            // Who names it knows whose it is.
+            let text = "\\u001b]0;x\\u0007a\tb\\u009bc\n";
+            let said = say("@plugd", &["settle"]);
+            assert_eq!((said.code, &*said.stdout), (Some(0), text));
+            let said = say("@plugd", &["settle"]);
+            let error = format!("plugd: settle: {text}");
+            assert_eq!((said.code, said.stderr), (Some(1), error));
+        });
+    });
+}
+
+/// What a thread does as another user: it alone becomes that.
+fn as_user<T: Send>(uid: u32, act: impl FnOnce() -> T + Send) -> T {
+    std::thread::scope(|scope| {
+        let thread = scope.spawn(|| {
+            let uid = rustix::process::Uid::from_raw(uid);
+            rustix::thread::set_thread_res_uid(uid, uid, uid).unwrap();
+            act()
+        });
+        thread.join().unwrap()
+    })
 }
 
 /// The parser of Prometheus itself.
@@ -703,25 +756,25 @@ fn only_some_of_other_users_may_wait() {
             stream.write_all(request).unwrap();
             stream
         };
-        // As the user that this thread alone becomes.
-        let strangers = std::thread::scope(|scope| {
-            let stranger = scope.spawn(|| {
-                let nobody = rustix::process::Uid::from_raw(65534);
-                rustix::thread::set_thread_res_uid(nobody, nobody, nobody).unwrap();
-                let mut all: Vec<UnixStream> = (0..80).map(|_| ask(b"settle\n")).collect();
-                for stream in &mut all[64..] {
+        let strangers = |uid: u32, may_wait: usize| {
+            as_user(uid, || {
+                let mut all: Vec<UnixStream> = (0..20).map(|_| ask(b"settle\n")).collect();
+                for stream in &mut all[may_wait..] {
                     assert_eq!(read_all(stream), "error: no: too many clients wait\n");
                 }
                 assert!(read_all(&mut ask(b"status\n")).starts_with("state "));
-                all.truncate(64);
+                all.truncate(may_wait);
                 all
-            });
-            stranger.join().unwrap()
-        });
+            })
+        };
+        let mut waiting: Vec<UnixStream> = Vec::new();
+        for (uid, may_wait) in [(65530, 16), (65531, 16), (65532, 16), (65533, 16), (65534, 0)] {
+            waiting.extend(strangers(uid, may_wait));
+        }
         // They keep out nobody to whom plugd belongs.
         let own = ask(b"settle\n");
         daemon.release("gate");
-        for mut stream in strangers.into_iter().chain([own]) {
+        for mut stream in waiting.into_iter().chain([own]) {
             assert_eq!(read_all(&mut stream), "ok\n");
         }
     });
@@ -820,8 +873,11 @@ fn a_read_only_root_is_enough() {
 
 #[test]
 fn wrong_usage_is_told_without_a_daemon() {
+    // Escaped, it is too long for a request.
+    let long = format!("A={}", "é".repeat(600));
     for args in [
-        &["settle", "x"][..],
+        &["wait", &long][..],
+        &["settle", "x"],
         &["status", "--removed"],
         &["wait"],
         &["wait", "x"],

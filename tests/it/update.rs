@@ -381,6 +381,33 @@ fn a_file_that_does_not_start_is_refused() {
     });
 }
 
+/// Nor what it has started, whether plugd ends or has its answer.
+#[test]
+fn a_new_version_that_is_asked_is_not_left_behind() {
+    ns::alone(|| {
+        let copy = Copy::new();
+        let (mut daemon, _events) = copy.start(&[], "true");
+        let is_alive = |pid: &String| {
+            let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+            stat.rsplit(") ").next().is_some_and(|rest| !rest.is_empty() && !rest.starts_with('Z'))
+        };
+        let are_gone = |pids: &[String]| {
+            eventually("they are gone", || (!pids.iter().any(is_alive)).then_some(()));
+        };
+        let start = "sleep 1000 </dev/null >/dev/null 2>&1 & echo $! >>$TMP/pids";
+        copy.replace_by_script(&format!("{start}; echo busybox 1.36"), 0o755);
+        assert_eq!(say(&["update"]).code, Some(1));
+        are_gone(&daemon.wait_for_lines("pids", 1));
+        copy.replace_by_script(&format!("{start}; echo $$ >>$TMP/pids; wait"), 0o755);
+        daemon.signal(Signal::USR2);
+        let pids = daemon.wait_for_lines("pids", 3);
+        assert!(pids[1..].iter().all(is_alive));
+        daemon.signal(Signal::TERM);
+        assert_eq!(daemon.wait_exit().code(), Some(0));
+        are_gone(&pids);
+    });
+}
+
 /// Versions side by side, with a link to the one in use.
 #[test]
 fn a_link_leads_to_the_new_version() {
