@@ -475,7 +475,8 @@ impl<S: Storage> Inventory<S> {
             // The number of an interface tells for sure; its name may have changed before.
             let interface = |identity| identity::number(identity, b"IFINDEX");
             let is_same = interface(known).is_some() && interface(known) == interface(&identity);
-            if !is_same && !(sure && identity::may_be_of(&identity, known)) {
+            let may_be = is_same || sure && identity::may_be_of(&identity, known);
+            if !may_be {
                 known.clone_into(&mut identity);
             }
         }
