@@ -4,6 +4,7 @@
 use std::path::Path;
 
 use lexopt::Arg::Long;
+use rustix::process::{Gid, Uid};
 
 use crate::daemon::{Running, Settings, Standby, Stderr};
 use crate::error::Fatal;
@@ -120,6 +121,11 @@ pub(super) struct Prepared {
 }
 
 impl Prepared {
+    /// The user and the group that the daemon becomes, if other ones.
+    pub(super) fn ids(&self) -> (Option<Uid>, Option<Gid>) {
+        self.standby.ids()
+    }
+
     /// Becomes the daemon: what was asked for of the background, the PID file,
     /// and the user. After the setup that needs privileges or a terminal, and
     /// before signal handlers are installed; until then signals wait.

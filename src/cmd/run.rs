@@ -9,7 +9,7 @@ use std::time::Duration;
 use lexopt::Arg::{Long, Short, Value};
 
 use rustix::fs::{AtFlags, Mode, OFlags, StatxFlags, open, statx};
-use rustix::process::fchdir;
+use rustix::process::{Gid, Uid, fchdir};
 
 use crate::child;
 use crate::control::Address;
@@ -519,7 +519,7 @@ pub(super) fn serve(
         .map_err(|e| Fatal::system("make /dev/null the standard input", e));
     or_without(resumed, nothing)?;
     let control = match &options.control {
-        Some(address) => control(options, address, handover.as_ref())?,
+        Some(address) => control(options, address, handover.as_ref(), prepared.ids())?,
         None => None,
     };
     let notifier = or_without(resumed, notifier(options, resumed))?.unwrap_or_default();
@@ -614,6 +614,7 @@ fn control(
     options: &Options,
     address: &Address,
     handover: Option<&Handover>,
+    owner: (Option<Uid>, Option<Gid>),
 ) -> Result<Option<Server>, Fatal> {
     let (address, mode) = (address.clone(), options.control_mode);
     let Some(listener) = handover.and_then(|handover| handover.listener) else {
@@ -624,7 +625,7 @@ fn control(
             let is_default = address == Address::default();
             handover.is_some() || is_default && server::is_strangers(&address)
         };
-        return match Server::bind(address.clone(), mode) {
+        return match Server::bind(address.clone(), mode, owner) {
             Err(error) if is_taken() => {
                 log::warn!("{error}; plugd goes on without a control socket");
                 Ok(None)

@@ -17,9 +17,9 @@ use mio::event::Event;
 use mio::net::{UnixListener, UnixStream};
 use mio::{Interest, Registry, Token};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fs::{FileType, FlockOperation, Mode, OFlags};
+use rustix::fs::{AtFlags, FileType, FlockOperation, Mode, OFlags, chownat, fstat};
 use rustix::io::Errno;
-use rustix::process::{Resource, Rlimit, getegid, geteuid, getrlimit, setrlimit};
+use rustix::process::{Gid, Resource, Rlimit, Uid, getegid, geteuid, getrlimit, setrlimit};
 
 use crate::counters::Limiter;
 use crate::error::{Fatal, reason};
@@ -190,14 +190,18 @@ impl Server {
     /// changes nothing: others, or the group, if they may write.
     ///
     /// A file that is there already is replaced if it is a socket and nobody
-    /// answers on it.
+    /// answers on it. It becomes `owner`'s, a user's and a group's.
     ///
     /// # Errors
     /// Says who holds the address already. Else those of bind(2) and listen(2).
-    pub fn bind(address: Address, mode: Mode) -> Result<Self, Fatal> {
+    pub fn bind(
+        address: Address,
+        mode: Mode,
+        owner: (Option<Uid>, Option<Gid>),
+    ) -> Result<Self, Fatal> {
         let listener = match &address {
             Address::Abstract(_) => bind(&address),
-            Address::Path(path) => bind_file(&address, path, mode),
+            Address::Path(path) => bind_file(&address, path, mode, owner),
         };
         let listener = listener.map_err(|error| {
             if error.kind() == io::ErrorKind::AddrInUse {
@@ -742,7 +746,12 @@ fn bind(address: &Address) -> io::Result<std_net::UnixListener> {
 /// Binds a file, replacing one that nobody listens on. With the directory
 /// locked: of two that find such a file at the same time, the second must find
 /// the first's instead.
-fn bind_file(address: &Address, path: &Path, mode: Mode) -> io::Result<std_net::UnixListener> {
+fn bind_file(
+    address: &Address,
+    path: &Path,
+    mode: Mode,
+    owner: (Option<Uid>, Option<Gid>),
+) -> io::Result<std_net::UnixListener> {
     let directory = match path.parent() {
         Some(parent) if parent.as_os_str().is_empty() => Path::new("."),
         Some(parent) => parent,
@@ -769,7 +778,23 @@ fn bind_file(address: &Address, path: &Path, mode: Mode) -> io::Result<std_net::
     rustix::process::umask(umask);
     let listener = listener?;
     rustix::fs::chmod(path, mode)?;
+    if owner != (None, None) {
+        give_away(path, owner)?;
+    }
     Ok(listener)
+}
+
+/// Makes the socket that was just bound there another user's or group's; not what somebody
+/// may have put in its place, who can write to the directory.
+fn give_away(path: &Path, owner: (Option<Uid>, Option<Gid>)) -> io::Result<()> {
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let file = rustix::fs::open(path, flags, Mode::empty())?;
+    let status = fstat(&file)?;
+    let is_socket = FileType::from_raw_mode(status.st_mode) == FileType::Socket;
+    if !is_socket || status.st_nlink != 1 || status.st_uid != geteuid().as_raw() {
+        return Err(io::Error::other("another file has taken its place"));
+    }
+    Ok(chownat(file, c"", owner.0, owner.1, AtFlags::EMPTY_PATH)?)
 }
 
 /// Device and inode of a file; `None` if there is none.
@@ -815,7 +840,7 @@ mod tests {
     fn few_strangers_are_served_in_a_turn_and_after_all_others() {
         let dir = tempfile::tempdir().unwrap();
         let address = Address::Path(dir.path().join("socket"));
-        let mut server = Server::bind(address, Mode::from(0o666)).unwrap();
+        let mut server = Server::bind(address, Mode::from(0o666), (None, None)).unwrap();
         let poll = Poll::new().unwrap();
         let own = Peer { pid: 1, uid: 0, gid: 0, privileged: true };
         let stranger = Peer { uid: 65534, gid: 65534, privileged: false, ..own };

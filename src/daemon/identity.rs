@@ -49,6 +49,10 @@ impl Identity {
         Ok(identity)
     }
 
+    pub(super) fn ids(&self) -> (Option<Uid>, Option<Gid>) {
+        (self.user.map(Uid::from_raw), self.group.map(Gid::from_raw))
+    }
+
     fn look_up(
         accounts: &Accounts,
         user: Option<&OsStr>,

@@ -63,7 +63,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{CWD, FileType, Mode, OFlags, fcntl_setfl, openat, stat};
 use rustix::io::Errno;
 use rustix::pipe::{PipeFlags, pipe_with};
-use rustix::process::getpid;
+use rustix::process::{Gid, Uid, getpid};
 
 use crate::error::Fatal;
 use detach::Starter;
@@ -136,6 +136,12 @@ pub struct Standby {
 }
 
 impl Standby {
+    /// The user and the group that the daemon becomes, which files should belong to that
+    /// it has to use then; `None` where it stays what it is.
+    pub fn ids(&self) -> (Option<Uid>, Option<Gid>) {
+        self.identity.ids()
+    }
+
     /// Makes this process the daemon; or, if it shall be detached, a new one,
     /// which alone returns. The parent stays until the daemon is ready and
     /// exits with 0 then; with the daemon's exit status, if that exits before;

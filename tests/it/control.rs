@@ -3,7 +3,7 @@
 use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::linux::net::SocketAddrExt;
-use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -812,6 +812,29 @@ fn a_file_has_the_mode_asked_for_and_goes_at_the_end() {
         assert_eq!(daemon.wait_exit().code(), Some(0));
         assert!(!path.exists());
     }
+}
+
+#[test]
+fn a_file_belongs_to_plugds_own_user() {
+    ns::inside_as_root(|| {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::set_permissions(dir.path(), PermissionsExt::from_mode(0o755)).unwrap();
+        let path = dir.path().join("socket");
+        let plugd = Plugd::new().args(["run", "--user", "#65534", "--group", "#65533"]);
+        let mut daemon = plugd.args(["--control"]).args([&path]).args(["--"]).sh("true").start();
+        daemon.wait_until_ready();
+        let found = std::fs::metadata(&path).unwrap();
+        assert_eq!((found.uid(), found.gid()), (65534, 65533));
+        assert_eq!(found.permissions().mode() & 0o7777, 0o600);
+        let address = path.to_str().unwrap();
+        let said = as_user(65534, || {
+            let mut stream = connect(address).unwrap();
+            stream.write_all(b"stop\n").unwrap();
+            read_all(&mut stream)
+        });
+        assert_eq!(said, "stopping\n");
+        assert_eq!(daemon.wait_exit().code(), Some(0));
+    });
 }
 
 #[test]
