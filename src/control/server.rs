@@ -54,7 +54,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
 /// How many clients are looked at, or accepted, in a turn of the loop. What the
 /// daemon is there for must not wait for them.
 const PER_TURN: usize = 128;
-/// How many strangers are looked at in a turn: an event takes little more time than one.
+/// How many strangers are looked at, or accepted, in a turn: an event takes little more time than one.
 const STRANGERS_PER_TURN: usize = 4;
 
 /// The control socket.
@@ -511,12 +511,19 @@ impl Server {
         if self.accepting {
             self.accept_again = None;
         }
+        let mut strangers = 0;
         for _ in 0..PER_TURN {
-            if !self.accepting {
+            if !self.accepting || strangers == STRANGERS_PER_TURN {
                 return;
             }
             match self.listener.accept() {
-                Ok((stream, _)) => self.admit(stream, registry, now),
+                Ok((stream, _)) => match Peer::of(&stream) {
+                    Ok(peer) => {
+                        strangers += usize::from(!peer.privileged);
+                        self.admit(stream, peer, registry, now);
+                    }
+                    Err(error) => self.cannot_keep(now, "tell who a client is", &error),
+                },
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.accepting = false,
                 Err(error) => {
                     let errno = Errno::from_io_error(&error);
@@ -541,11 +548,7 @@ impl Server {
         self.not_kept.tell(now, format_args!("cannot {what}: {}", reason(error)));
     }
 
-    fn admit(&mut self, mut stream: UnixStream, registry: &Registry, now: Time) {
-        let peer = match Peer::of(&stream) {
-            Ok(peer) => peer,
-            Err(error) => return self.cannot_keep(now, "tell who a client is", &error),
-        };
+    fn admit(&mut self, mut stream: UnixStream, peer: Peer, registry: &Registry, now: Time) {
         if !self.make_room(&peer) {
             // Into an empty buffer: it takes it all, or the client is gone.
             let _ = stream.write(TOO_MANY);
