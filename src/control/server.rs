@@ -54,7 +54,8 @@ const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
 /// How many clients are looked at, or accepted, in a turn of the loop. What the
 /// daemon is there for must not wait for them.
 const PER_TURN: usize = 128;
-/// How many strangers are looked at, or accepted, in a turn: an event takes little more time than one.
+/// How many strangers are looked at, or accepted, in a turn: an event takes little
+/// more time than one.
 const STRANGERS_PER_TURN: usize = 4;
 
 /// The control socket.
