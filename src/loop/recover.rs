@@ -1194,19 +1194,15 @@ impl Daemon {
             self.find(Cause::Coldplug, false);
             return;
         }
-        if came < asked {
-            // As for most devices in a network namespace of another user namespace.
-            log::warn!("of {asked} devices that the kernel was to tell of, it told of {came}");
-            self.find(Cause::Coldplug, false);
-            return;
-        }
         let took = self.now().saturating_sub(began);
         self.counters.recovery = took;
         let text = format!(
             "coldplug: had the kernel tell of {asked} devices, {came} events came, in {} ms",
             took.as_millis()
         );
-        log::info!("{text}");
+        // In a network namespace of another user namespace it tells of interfaces only.
+        let level = if came < asked { log::Level::Warn } else { log::Level::Info };
+        log::log!(level, "{text}");
         self.recovery.text = text;
         self.end_recovery(number, None);
     }
