@@ -10,7 +10,7 @@
 //! vain. The kernel does not tell of each drop: after the first one it is silent
 //! until the queue was empty (netlink_overrun in net/netlink/af_netlink.c).
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -230,8 +230,8 @@ enum Stage {
 /// looked up is right if the queue is empty before and after.
 #[derive(Debug, Default)]
 struct Fresh {
-    devices: Vec<(Box<[u8]>, u64)>,
-    /// When to look them up.
+    devices: HashMap<Vec<u8>, u64>,
+    /// When to look them up, or to do so once more.
     due: Option<Time>,
     measured: bool,
 }
@@ -458,9 +458,10 @@ impl Recovery {
             }
         } else if (tracked.action == b"add" || self.is_overtaken(event))
             && self.fresh.devices.len() < FRESH_MAX
+            && !self.fresh.devices.contains_key(tracked.path)
         {
             self.fresh.due.get_or_insert(now + FRESH_FOR);
-            self.fresh.devices.push((tracked.path.into(), 0));
+            self.fresh.devices.insert(tracked.path.to_vec(), 0);
         }
         if let Phase::Triggering(triggering) = &mut self.phase {
             let uuid = event.last(b"SYNTH_UUID").map(|uuid| uuid.to_bytes());
@@ -1225,16 +1226,18 @@ impl Daemon {
 
     /// Looks up the incarnations of devices that came by events.
     fn look_up_fresh(&mut self, idle: bool) -> Recovered {
-        let fresh = &self.recovery.fresh;
-        if !idle || fresh.due.is_none_or(|due| due > self.started.elapsed()) {
-            return Recovered::Proceed;
-        }
-        if fresh.measured {
+        let (now, fresh) = (self.now(), &self.recovery.fresh);
+        if idle && fresh.measured {
             // Nothing has come since.
             self.recovery.note_fresh();
             return Recovered::Proceed;
         }
+        if !idle || fresh.due.is_none_or(|due| due > now) {
+            return Recovered::Proceed;
+        }
         self.recovery.measure_fresh();
+        // What comes now spoils it: not for every event is it done again.
+        self.recovery.fresh.due = Some(now + FRESH_FOR);
         // To be found empty once more.
         self.mark_sources_ready();
         Recovered::Again

@@ -9,6 +9,7 @@ use rustix::process::Signal;
 
 use crate::harness::daemon::{Daemon, Plugd};
 use crate::harness::{eventually, inject, ns};
+use crate::listen::have;
 
 use super::world::{Belief, World, real_number};
 
@@ -515,6 +516,36 @@ fn what_has_to_wait_costs_nothing() {
         assert_eq!(settled.code, Some(0), "{settled:?}");
         std::thread::sleep(Duration::from_millis(1100));
         daemon.sleeps();
+    });
+}
+
+/// Who a device is, is looked up when no event has come for a while; if they come one
+/// after the other, not for each.
+#[test]
+fn a_stream_of_events_costs_few_looks_at_sys() {
+    ns::inside(|| {
+        if !have("a_stream_of_events_costs_few_looks_at_sys", "strace") {
+            return;
+        }
+        let world = world();
+        let trace = world.at("trace");
+        let daemon = Plugd::new()
+            .program("strace")
+            .args(["-D", "-qq", "-e", "trace=openat2", "-o", trace.to_str().unwrap()])
+            .args([env!("CARGO_BIN_EXE_plugd"), "run", "--state", "none", "--sys"])
+            .args([world.at("sys").as_os_str(), "--".as_ref(), "true".as_ref()])
+            .start();
+        let injector = inject::Injector::new();
+        let (begun, mut events) = (Instant::now(), 0);
+        while begun.elapsed() < Duration::from_secs(3) {
+            let path = format!("/devices/d{}", events % 8);
+            injector.event("add", &path, &["SUBSYSTEM=c"]);
+            events += 1;
+            daemon.wait_for_counters(&format!("handled {events}, "));
+        }
+        let trace = fs::read_to_string(&trace).unwrap();
+        let looks = trace.lines().filter(|line| line.starts_with("openat2(")).count();
+        assert!(looks <= 100, "{looks} for {events} events");
     });
 }
 
