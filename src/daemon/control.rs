@@ -27,10 +27,10 @@ mod guard;
 mod holder;
 mod signal;
 
-use std::ffi::OsStr;
+use std::ffi::OsString;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::ffi::OsStrExt;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Child, Command};
@@ -103,12 +103,13 @@ impl Control {
     pub fn new(pid_file: impl Into<PathBuf>) -> Option<Self> {
         let pid_file = pid_file.into();
         let stem = pid_file.as_os_str().as_bytes().strip_suffix(b".pid")?;
-        let guard_file = OsStr::from_bytes(&[stem, b".lock"].concat()).into();
+        let guard_file = OsString::from_vec([stem, b".lock"].concat());
         Some(Self::with_guard(pid_file, guard_file))
     }
 
     /// The same, with a guard file of any name, but not the PID file itself.
-    pub fn with_guard(pid_file: PathBuf, guard_file: PathBuf) -> Self {
+    pub fn with_guard(pid_file: impl Into<PathBuf>, guard_file: impl Into<PathBuf>) -> Self {
+        let (pid_file, guard_file) = (pid_file.into(), guard_file.into());
         Self { pid_file, guard_file, timeout: None, kill_after: None }
     }
 

@@ -93,11 +93,8 @@ impl PidFile {
         self.replace(format!("{pid}\n").as_bytes())
     }
 
-    /// Makes it the file of a daemon that does not run.
-    ///
-    /// # Errors
-    /// Those of ftruncate(2).
-    pub fn clear(&mut self) -> Result<(), Fatal> {
+    /// Makes it the file of a daemon that does not run, or is about to end.
+    pub(super) fn clear(&mut self) -> Result<(), Fatal> {
         self.replace(b"")
     }
 
