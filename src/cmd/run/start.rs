@@ -162,7 +162,6 @@ fn control(
 ) -> Result<Option<Server>, Fatal> {
     let (address, mode) = (address.clone(), options.control_mode);
     let Some(listener) = handover.and_then(|handover| handover.listener) else {
-        log::info!("listening on control socket {address}");
         // Whoever comes first has it. Nobody who chose none is to be kept from
         // starting by that, nor is who went on without it before.
         let is_taken = || {
@@ -174,7 +173,11 @@ fn control(
                 log::warn!("{error}; plugd goes on without a control socket");
                 Ok(None)
             }
-            result => result.map(Some),
+            result => {
+                let server = result?;
+                log::info!("listening on control socket {address}");
+                Ok(Some(server))
+            }
         };
     };
     let server = sys::adopt(listener.fd)
