@@ -89,3 +89,23 @@ pub(super) fn ends_within(process: &OwnedFd, time: Duration) -> bool {
     };
     matches!(poll(&mut [PollFd::new(process, PollFlags::IN)], Some(&timeout)), Ok(1..))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_deadline_tells_its_own_limit() {
+        for never in [None, Some(Duration::MAX)] {
+            let never = Deadline::after(never);
+            assert!(never.is_never() && !never.has_passed());
+            assert_eq!(never.interval(), INTERVAL);
+        }
+        let over = Deadline::after(Some(Duration::ZERO));
+        assert!(!over.is_never() && over.has_passed());
+        assert_eq!(over.interval(), Duration::ZERO);
+        let limit = Duration::from_secs(1000);
+        let error = Deadline::after(Some(limit)).error("do it", "; and more");
+        assert_eq!(error.to_string(), "cannot do it: not within 1000s; and more");
+    }
+}
