@@ -58,18 +58,7 @@ const RATIO: f64 = 2.0 / 3.0;
 const SCAN_MICROSECONDS: f64 = 10.0;
 
 fn main() -> ExitCode {
-    let result = match common::inside() {
-        None if !rustix::process::geteuid().is_root() => Err("this is not root".into()),
-        None => common::go_inside("-nm"),
-        Some(plugd) => measure(plugd),
-    };
-    match result {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("NOT MEASURED: {error}");
-            ExitCode::FAILURE
-        }
-    }
+    common::run("-nm", None, measure)
 }
 
 fn measure(plugd: PathBuf) -> Outcome<()> {

@@ -14,6 +14,8 @@
 )]
 
 mod common;
+#[path = "common/compile.rs"]
+mod compile;
 #[path = "common/injector.rs"]
 mod injector;
 #[path = "common/memory.rs"]
@@ -35,6 +37,7 @@ use mio::{Events, Interest, Poll, Token};
 use plugd::netlink::Source;
 
 use common::{Outcome, listener, queued, verdict};
+use compile::compile_static;
 use injector::Injector;
 use memory::Memory;
 
@@ -57,26 +60,15 @@ const IS_ECHO: &str = "PLUGD_BENCH_ECHO";
 const STATUS: &[u8] = b"plugd/1 status\n";
 
 fn main() -> ExitCode {
-    let result = match common::inside() {
-        _ if std::env::var_os(IS_ECHO).is_some() => echo(),
-        None => {
-            let is_root = rustix::process::geteuid().is_root();
-            common::go_inside(if is_root { "-nm" } else { "-Urnm" })
-        }
-        Some(plugd) => measure(&plugd),
-    };
-    match result {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("NOT MEASURED: {error}");
-            ExitCode::FAILURE
-        }
+    if std::env::var_os(IS_ECHO).is_some() {
+        return common::exit(echo());
     }
+    common::run("-nm", Some("-Urnm"), measure)
 }
 
-fn measure(plugd: &Path) -> Outcome<()> {
+fn measure(plugd: PathBuf) -> Outcome<()> {
     let bench = Bench::prepare(plugd)?;
-    println!("{}", plugd.display());
+    println!("{}", bench.plugd.display());
     bench.programs()?;
     bench.stream()?;
     bench.scans()?;
@@ -110,24 +102,16 @@ impl Killed {
 }
 
 impl Bench {
-    fn prepare(plugd: &Path) -> Outcome<Self> {
+    fn prepare(plugd: PathBuf) -> Outcome<Self> {
         let dir = tempfile::tempdir()?;
-        let handler = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/handler.c");
-        let compile = |cc: &str| {
-            let mut command = Command::new(cc);
-            command.args(["-O2", "-static", "-o"]).arg(dir.path().join("handler")).arg(&handler);
-            command.status().is_ok_and(|status| status.success())
-        };
-        if !compile("musl-gcc") && !compile("cc") {
-            return Err("neither musl-gcc nor cc can compile the handler".into());
-        }
+        compile_static("handler.c", &dir.path().join("handler"))?;
         fs::create_dir(dir.path().join("dev"))?;
         fs::write(dir.path().join("mdev.conf"), "[[:alpha:]]+[0-9]+ 0:0 600 !\n")?;
         let (_, buffer) = Source::open_kernel(128 << 20)?;
         let echo = Command::new(std::env::current_exe()?).env(IS_ECHO, "1").spawn()?;
         let echo = Killed(echo);
         await_some(|| connect(ECHO).ok())?;
-        Ok(Self { plugd: plugd.to_owned(), dir, room: buffer.got / 2, _echo: echo })
+        Ok(Self { plugd, dir, room: buffer.got / 2, _echo: echo })
     }
 
     /// Starts plugd, with rules if there is no program, and waits until it answers.

@@ -20,6 +20,8 @@
 )]
 
 mod common;
+#[path = "common/compile.rs"]
+mod compile;
 #[path = "common/injector.rs"]
 mod injector;
 #[path = "common/memory.rs"]
@@ -36,6 +38,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use common::{Outcome, listener, queued, verdict};
+use compile::compile_static;
 use injector::Injector;
 use memory::memory;
 use mount::mount;
@@ -49,18 +52,7 @@ const DEVICES: usize = 2000;
 const PATIENCE: Duration = Duration::from_secs(600);
 
 fn main() -> ExitCode {
-    let result = match common::inside() {
-        None if rustix::process::geteuid().is_root() => common::go_inside("-nm"),
-        None => common::go_inside("-Urnm"),
-        Some(plugd) => measure(plugd),
-    };
-    match result {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("NOT MEASURED: {error}");
-            ExitCode::FAILURE
-        }
-    }
+    common::run("-nm", Some("-Urnm"), measure)
 }
 
 fn measure(plugd: PathBuf) -> Outcome<()> {
@@ -96,15 +88,8 @@ impl Bench {
         for name in ["world", "dev"] {
             fs::create_dir(dir.path().join(name))?;
         }
-        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/logger.c");
         let program = dir.path().join("logger");
-        let compile = |cc: &str| {
-            Command::new(cc).args(["-O2", "-static", "-o"]).arg(&program).arg(&source).status()
-        };
-        // A static program of glibc takes four times as long to start.
-        if !compile("musl-gcc").is_ok_and(|status| status.success()) && !compile("cc")?.success() {
-            return Err("cc failed".into());
-        }
+        compile_static("logger.c", &program)?;
         let rule = format!(".* 0:0 660 *{}\n", program.display());
         fs::write(dir.path().join("mdev.conf"), rule)?;
         // Where plugd's state file is by default.

@@ -16,6 +16,8 @@
 )]
 
 mod common;
+#[path = "common/compile.rs"]
+mod compile;
 #[path = "common/injector.rs"]
 mod injector;
 #[path = "common/memory.rs"]
@@ -34,6 +36,7 @@ use plugd::netlink::Source;
 use rustix::process::{Pid, Signal, kill_process};
 
 use common::{Outcome, listener, queued, verdict};
+use compile::{compile, compile_static};
 use injector::Injector;
 
 const EVENTS: usize = 5000;
@@ -49,25 +52,12 @@ const BINARY_BYTES: u64 = 12 * 1024 * 1024 / 10;
 const RSS_KIB: u64 = 1024;
 
 fn main() -> ExitCode {
-    let result = match common::inside() {
-        None => {
-            let is_root = rustix::process::geteuid().is_root();
-            common::go_inside(if is_root { "-n" } else { "-Urn" })
-        }
-        Some(plugd) => measure(&plugd),
-    };
-    match result {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("NOT MEASURED: {error}");
-            ExitCode::FAILURE
-        }
-    }
+    common::run("-n", Some("-Urn"), measure)
 }
 
-fn measure(plugd: &Path) -> Outcome<()> {
+fn measure(plugd: PathBuf) -> Outcome<()> {
     let bench = Bench::prepare(plugd)?;
-    println!("{}", plugd.display());
+    println!("{}", bench.plugd.display());
     bench.speed()?;
     bench.system_calls()?;
     bench.footprint()
@@ -87,26 +77,12 @@ struct Bench {
 }
 
 impl Bench {
-    fn prepare(plugd: &Path) -> Outcome<Self> {
+    fn prepare(plugd: PathBuf) -> Outcome<Self> {
         let dir = tempfile::tempdir()?;
-        let compile = |cc: &str, program, source, flag| -> Outcome<()> {
-            let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches").join(source);
-            let status = Command::new(cc)
-                .args(["-O2", "-Wall", flag, "-o"])
-                .arg(dir.path().join(program))
-                .arg(source)
-                .status()
-                .map_err(|e| format!("{cc}: {e}"))?;
-            if status.success() { Ok(()) } else { Err(format!("{cc}: {status}").into()) }
-        };
-        compile("cc", "posix_spawn", "floor.c", "-UVFORK")?;
-        compile("cc", "vfork", "floor.c", "-DVFORK")?;
-        // To start a static program of glibc takes four times as long as to run
-        // it at all: differences drown in it.
-        if let Err(error) = compile("musl-gcc", "handler", "handler.c", "-static") {
-            println!("NOTE: {error}; with glibc the handler is slow, and the ratios flatter");
-            compile("cc", "handler", "handler.c", "-static")?;
+        for (floor, flag) in [("posix_spawn", "-UVFORK"), ("vfork", "-DVFORK")] {
+            compile("cc", "floor.c", &dir.path().join(floor), flag)?;
         }
+        compile_static("handler.c", &dir.path().join("handler"))?;
         let fifo = |name| -> Outcome<File> {
             let path = dir.path().join(name);
             rustix::fs::mkfifoat(rustix::fs::CWD, &path, 0o600.into())?;
@@ -115,7 +91,7 @@ impl Bench {
         };
         let (_, buffer) = Source::open_kernel(128 << 20)?;
         Ok(Self {
-            plugd: plugd.to_owned(),
+            plugd,
             go: fifo("go")?,
             told: fifo("told")?,
             dir,

@@ -71,19 +71,10 @@ const BINARY_MIB: f64 = 1.6;
 const FLATNESS: f64 = 1.3;
 
 fn main() -> ExitCode {
-    let result = match common::inside() {
-        _ if std::env::var_os(FLOOR).is_some() => receive_only(),
-        None if !rustix::process::geteuid().is_root() => Err("this is not root".into()),
-        None => common::go_inside("-nm"),
-        Some(plugd) => measure(plugd),
-    };
-    match result {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("NOT MEASURED: {error}");
-            ExitCode::FAILURE
-        }
+    if std::env::var_os(FLOOR).is_some() {
+        return common::exit(receive_only());
     }
+    common::run("-nm", None, measure)
 }
 
 /// The floor: receives until it is killed.

@@ -50,9 +50,9 @@ pub fn inherited(
 }
 
 /// The longest name of a socket, in bytes (sd_listen_fds(3)).
-pub const NAME_MAX: usize = 255;
+const NAME_MAX: usize = 255;
 
-/// Whether a socket can have this name: 1 to [`NAME_MAX`] printable ASCII
+/// Whether a socket can have this name: 1 to 255 printable ASCII
 /// characters, and no `:`, which stands between names.
 pub fn is_name(name: &[u8]) -> bool {
     (1..=NAME_MAX).contains(&name.len())

@@ -291,9 +291,10 @@ impl Source {
         self.kind == Kind::Netlink && self.groups() & KERNEL_GROUP != 0
     }
 
-    /// Whether this takes events of the kernel alone, which do not come here.
+    /// Whether nothing will be received: from netlink only the kernel's events are taken,
+    /// and it sends them to another group.
     pub fn is_in_vain(&self) -> bool {
-        self.kind == Kind::Netlink && self.groups() & KERNEL_GROUP == 0
+        self.kind == Kind::Netlink && !self.is_kernels()
     }
 
     /// Whether events of the network interfaces of other namespaces come from

@@ -5,7 +5,7 @@
 //! ([`Spawner`]).
 #![allow(unsafe_code, reason = "the one module where system calls are wrapped")]
 
-use std::ffi::{CStr, c_char, c_int, c_void};
+use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
@@ -772,6 +772,27 @@ pub fn ignore_file_size_signal() -> io::Result<()> {
     // SAFETY: SIG_IGN runs no code of ours.
     let before = unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
     if before == libc::SIG_ERR { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// The environment of this process, string by string: also those without `=`, and all
+/// of several for one variable, which the standard library would not hand on.
+///
+/// Not to be called while a thread may change it, for which nothing here is made.
+pub fn environment() -> Vec<CString> {
+    unsafe extern "C" {
+        static environ: *const *const c_char;
+    }
+    let mut strings = Vec::new();
+    // SAFETY: an array of strings, ended by NULL (environ(7)); a null pointer after
+    // clearenv(3). Changing it is unsafe (std::env::set_var), and done nowhere.
+    unsafe {
+        let mut next = environ;
+        while !next.is_null() && !(*next).is_null() {
+            strings.push(CStr::from_ptr(*next).to_owned());
+            next = next.add(1);
+        }
+    }
+    strings
 }
 
 /// Becomes the program at `path`, with the signal dispositions and the mask

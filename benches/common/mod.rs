@@ -5,7 +5,9 @@
 use std::ffi::OsString;
 use std::fs;
 use std::path::PathBuf;
-use std::process::Command;
+use std::process::{Command, ExitCode};
+
+use rustix::process::geteuid;
 
 const TARGET: &str = "x86_64-unknown-linux-musl";
 /// Set in the process that measures, to the daemon's binary.
@@ -13,14 +15,34 @@ const INSIDE: &str = "PLUGD_BENCH_INSIDE";
 
 pub(crate) type Outcome<T> = Result<T, Box<dyn std::error::Error>>;
 
-/// The binary to measure, if this is the process that measures.
-pub(crate) fn inside() -> Option<PathBuf> {
-    std::env::var_os(INSIDE).map(PathBuf::from)
+/// Measures a binary in namespaces of its own, as unshare(1) makes them with the flags
+/// for root, or for others; if there are none for others, only root can measure this.
+pub(crate) fn run(
+    root: &str,
+    others: Option<&str>,
+    measure: impl FnOnce(PathBuf) -> Outcome<()>,
+) -> ExitCode {
+    let flags = if geteuid().is_root() { Some(root) } else { others };
+    exit(match (std::env::var_os(INSIDE), flags) {
+        (Some(plugd), _) => measure(plugd.into()),
+        (None, Some(flags)) => go_inside(flags),
+        (None, None) => Err("this is not root".into()),
+    })
 }
 
-/// Runs this program again in namespaces of its own, as unshare(1) makes them
-/// with these flags.
-pub(crate) fn go_inside(flags: &str) -> Outcome<()> {
+/// How a bench ends.
+pub(crate) fn exit(result: Outcome<()>) -> ExitCode {
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("NOT MEASURED: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Runs this program again in such namespaces.
+fn go_inside(flags: &str) -> Outcome<()> {
     let plugd = binary()?;
     let me = std::env::current_exe()?;
     let status = Command::new("unshare").arg(flags).arg(me).env(INSIDE, plugd).status()?;

@@ -97,6 +97,8 @@ fn main(parser: lexopt::Parser, log_name: &'static str) -> Result<Request, Fatal
     logging::start(log_name, options.verbosity);
     let hand_over = hand_over(&options)?;
     let Wanted { protocol, groups, .. } = &options.wanted;
+    // What is to be replaced, if anything: it may be the last descriptor that there is.
+    drop(sys::adopt(hand_over.fd));
     let (socket, buffer) = netlink::open(&options.wanted)?;
     if buffer.is_limited() {
         log::warn!("receive buffer: {buffer}");
@@ -230,11 +232,19 @@ fn become_program(
     result().unwrap_or_else(|error| error)
 }
 
-/// The present environment with `variables` set in it, or removed from it.
+/// The present environment with `variables` set in it, or removed from it; of the rest,
+/// also what is no variable.
 fn environment(variables: &[(&str, Option<OsString>)]) -> io::Result<Vec<CString>> {
-    let kept = std::env::vars_os().filter(|(key, _)| variables.iter().all(|(set, _)| key != set));
-    let set = variables.iter().filter_map(|(key, value)| Some(((*key).into(), value.clone()?)));
-    kept.chain(set)
-        .map(|(key, value)| Ok(CString::new([key.as_bytes(), b"=", value.as_bytes()].concat())?))
-        .collect()
+    let is_set = |string: &CString| {
+        let value_of = |name: &str| string.to_bytes().strip_prefix(name.as_bytes());
+        variables.iter().any(|(set, _)| value_of(set).is_some_and(|rest| rest.starts_with(b"=")))
+    };
+    let mut environment = sys::environment();
+    environment.retain(|string| !is_set(string));
+    for (key, value) in variables {
+        if let Some(value) = value {
+            environment.push(CString::new([key.as_bytes(), b"=", value.as_bytes()].concat())?);
+        }
+    }
+    Ok(environment)
 }

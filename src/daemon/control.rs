@@ -22,33 +22,30 @@
 //! # }
 //! ```
 
-use std::ffi::OsStr;
-use std::fs::{self, File};
+mod deadline;
+mod guard;
+mod holder;
+mod signal;
+
+use std::ffi::OsString;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::MetadataExt;
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
-use std::process::{Child, Command, ExitStatus};
-use std::thread;
-use std::time::{Duration, Instant};
+use std::process::{Child, Command};
+use std::time::Duration;
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fs::{FlockOperation, Mode, OFlags, Stat, flock, fstat, lstat, openat};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, kill_process_group, pidfd_open};
 
 use crate::error::Fatal;
-use crate::signals;
 use crate::sys;
 
-use super::pid_file::{self, FileId, Sight, State};
-use super::place::{self, Own};
-
-/// How often to look at a lock: the kernel has no way to wait for one until a
-/// certain time.
-const INTERVAL: Duration = Duration::from_millis(10);
+use super::pid_file::{self, Sight, State};
+use deadline::{Deadline, INTERVAL, await_child, ends_within};
+use guard::Guard;
+pub use signal::Signal;
 
 /// How long a daemon that was started in vain has after SIGTERM, if nobody
 /// says otherwise; and what outlives any daemon, after that was to be killed.
@@ -80,35 +77,6 @@ impl Outcome {
     }
 }
 
-/// A signal that a daemon can be sent: none that the C library keeps to itself.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Signal(i32);
-
-impl Signal {
-    /// To read the configuration again, usually.
-    pub const HUP: Self = Self(libc::SIGHUP);
-    /// To end at once; it cannot be handled.
-    pub const KILL: Self = Self(libc::SIGKILL);
-    /// To end.
-    pub const TERM: Self = Self(libc::SIGTERM);
-
-    /// The signal of this name, with or without SIG before it. Real-time signals
-    /// are RTMIN, RTMIN+n, RTMAX and RTMAX-n, where RTMIN is 34 and RTMAX 64.
-    pub fn from_name(name: &str) -> Option<Self> {
-        signals::number(name).map(Self)
-    }
-
-    /// The signal of this number, from 1 to 31 or from 34 to 64.
-    pub fn from_number(number: i32) -> Option<Self> {
-        let is_one = (1..=31).contains(&number) || signals::REAL_TIME.contains(&number);
-        is_one.then_some(Self(number))
-    }
-
-    fn send(self, process: &OwnedFd) -> rustix::io::Result<()> {
-        sys::pidfd_send_signal(process.as_fd(), self.0)
-    }
-}
-
 /// How to get at a daemon.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Control {
@@ -119,16 +87,6 @@ pub struct Control {
     /// How long after its signal a daemon that is to stop is killed; never if `None`.
     pub kill_after: Option<Duration>,
 }
-
-/// The guard, locked until it is dropped.
-#[derive(Debug)]
-struct Guard {
-    _file: File,
-}
-
-/// When an action has to be over.
-#[derive(Debug, Clone, Copy)]
-struct Deadline(Option<Instant>);
 
 /// How to end a daemon.
 #[derive(Debug, Clone, Copy)]
@@ -145,12 +103,13 @@ impl Control {
     pub fn new(pid_file: impl Into<PathBuf>) -> Option<Self> {
         let pid_file = pid_file.into();
         let stem = pid_file.as_os_str().as_bytes().strip_suffix(b".pid")?;
-        let guard_file = OsStr::from_bytes(&[stem, b".lock"].concat()).into();
+        let guard_file = OsString::from_vec([stem, b".lock"].concat());
         Some(Self::with_guard(pid_file, guard_file))
     }
 
     /// The same, with a guard file of any name, but not the PID file itself.
-    pub fn with_guard(pid_file: PathBuf, guard_file: PathBuf) -> Self {
+    pub fn with_guard(pid_file: impl Into<PathBuf>, guard_file: impl Into<PathBuf>) -> Self {
+        let (pid_file, guard_file) = (pid_file.into(), guard_file.into());
         Self { pid_file, guard_file, timeout: None, kill_after: None }
     }
 
@@ -165,7 +124,7 @@ impl Control {
     /// is ended); if it has left no daemon with a locked PID file; if the guard or
     /// the PID file cannot be used.
     pub fn start(&self, command: &mut Command) -> Result<Outcome, Fatal> {
-        let deadline = self.deadline();
+        let deadline = Deadline::after(self.timeout);
         let _guard = self.guard(deadline)?;
         let before = self.look()?;
         match before.state {
@@ -175,17 +134,17 @@ impl Control {
         }
         let program = command.get_program().as_bytes().escape_ascii().to_string();
         sys::do_not_ignore_children().map_err(|e| Fatal::system("have children waited for", e))?;
-        if deadline.left().is_some() {
+        if !deadline.is_never() {
             command.process_group(0);
         }
         let mut child =
             command.spawn().map_err(|e| Fatal::system(format_args!("execute {program}"), e))?;
-        let status = wait(&mut child, deadline)
+        let status = await_child(&mut child, deadline)
             .map_err(|e| Fatal::system(format_args!("wait for {program}"), e))?;
         let Some(status) = status else {
             let left = self.abandon(&mut child, &before).err();
             let left = left.map_or_else(String::new, |error| format!("; and {error}"));
-            return Err(self.too_late(&format!("start {program}"), &left));
+            return Err(deadline.error(format_args!("start {program}"), &left));
         };
         if !status.success() {
             let error = io::Error::other(format!("it ended with {status}"));
@@ -206,10 +165,11 @@ impl Control {
     /// locked any more.
     ///
     /// # Errors
-    /// If that takes longer than the timeout; if the daemon cannot be
-    /// signalled; if it is gone when it would be killed, but others hold its lock; if the guard or the PID file cannot be used.
+    /// If that takes longer than the timeout; if the daemon cannot be signalled; if it
+    /// is gone when it would be killed, but others hold its lock; if the guard or the
+    /// PID file cannot be used.
     pub fn stop(&self, signal: Signal) -> Result<Outcome, Fatal> {
-        let deadline = self.deadline();
+        let deadline = Deadline::after(self.timeout);
         let _guard = self.guard(deadline)?;
         self.end(Ending { signal, kill_after: self.kill_after, deadline })
     }
@@ -219,7 +179,7 @@ impl Control {
     /// # Errors
     /// If it cannot be signalled; if the guard or the PID file cannot be used.
     pub fn reload(&self, signal: Signal) -> Result<Outcome, Fatal> {
-        let deadline = self.deadline();
+        let deadline = Deadline::after(self.timeout);
         let _guard = self.guard(deadline)?;
         let (state, Some(process)) = self.find(deadline)? else { return Ok(Outcome::NotRunning) };
         match signal.send(&process) {
@@ -233,7 +193,7 @@ impl Control {
     /// # Errors
     /// If the guard or the PID file cannot be used.
     pub fn check(&self) -> Result<Outcome, Fatal> {
-        let _guard = self.guard(self.deadline())?;
+        let _guard = self.guard(Deadline::after(self.timeout))?;
         match self.look()?.state {
             State::NotRunning => Ok(Outcome::NotRunning),
             State::Stale => Ok(Outcome::Stale),
@@ -242,8 +202,8 @@ impl Control {
         }
     }
 
-    fn deadline(&self) -> Deadline {
-        Deadline(self.timeout.and_then(|timeout| Instant::now().checked_add(timeout)))
+    fn guard(&self, deadline: Deadline) -> Result<Guard, Fatal> {
+        Guard::lock(&self.guard_file, &self.pid_file, deadline)
     }
 
     fn look(&self) -> Result<Sight, Fatal> {
@@ -258,73 +218,6 @@ impl Control {
         self.cannot_use(io::Error::other("the daemon is just being started"))
     }
 
-    fn guard(&self, deadline: Deadline) -> Result<Guard, Fatal> {
-        let cannot = |error| self.cannot_lock_guard(error);
-        loop {
-            let (file, status) = self.open_guard().map_err(cannot)?;
-            self.lock_guard(&file, deadline)?;
-            // Whoever comes next may lock another file, if somebody has cleaned up.
-            if place::is_still_there(&self.guard_file, &status).map_err(cannot)? {
-                return Ok(Guard { _file: file });
-            }
-            if deadline.left() == Some(Duration::ZERO) {
-                return Err(self.too_late("act: the guard file is being replaced", ""));
-            }
-        }
-    }
-
-    fn open_guard(&self) -> io::Result<(File, Stat)> {
-        let flags = OFlags::RDWR
-            | OFlags::CREATE
-            | OFlags::CLOEXEC
-            | OFlags::NOFOLLOW
-            | OFlags::NOCTTY
-            | OFlags::NONBLOCK;
-        let (directory, name) = place::directory_of(&self.guard_file)?;
-        // Nobody else's: whoever could open it could lock it for ever.
-        let file = openat(&directory, name, flags, Mode::RUSR | Mode::WUSR)?;
-        let status = fstat(&file)?;
-        if let Some(why) = Own::now().why_no_guard(&status) {
-            return Err(io::Error::other(why));
-        }
-        // By whatever way: its lock would be taken for the daemon's.
-        match lstat(&self.pid_file) {
-            Ok(other) if place::is_same(&other, &status) => {
-                Err(io::Error::other("it is the PID file"))
-            }
-            _ => Ok((file.into(), status)),
-        }
-    }
-
-    fn lock_guard(&self, file: &File, deadline: Deadline) -> Result<(), Fatal> {
-        let wait = match deadline {
-            Deadline(None) => FlockOperation::LockExclusive,
-            Deadline(Some(_)) => FlockOperation::NonBlockingLockExclusive,
-        };
-        loop {
-            match rustix::io::retry_on_intr(|| flock(file, wait)) {
-                Ok(()) => return Ok(()),
-                Err(Errno::WOULDBLOCK) if deadline.left() != Some(Duration::ZERO) => {
-                    thread::sleep(deadline.at_most(INTERVAL));
-                }
-                Err(Errno::WOULDBLOCK) => {
-                    return Err(self.too_late("act: another action is under way", ""));
-                }
-                Err(error) => return Err(self.cannot_lock_guard(error.into())),
-            }
-        }
-    }
-
-    fn cannot_lock_guard(&self, error: io::Error) -> Fatal {
-        Fatal::system(format_args!("lock guard file {}", self.guard_file.display()), error)
-    }
-
-    fn too_late(&self, what: &str, more: &str) -> Fatal {
-        let timeout = self.timeout.unwrap_or_default();
-        let text = format!("not within {timeout:?}{more}");
-        Fatal::system(what, io::Error::new(io::ErrorKind::TimedOut, text))
-    }
-
     /// The state and, if there is one, the daemon's process. If one is being
     /// started, that is waited for.
     fn find(&self, deadline: Deadline) -> Result<(State, Option<OwnedFd>), Fatal> {
@@ -333,11 +226,9 @@ impl Control {
             let state = sight.state;
             let (pid, file) = match (state, sight.file) {
                 (State::Running(Some(pid)), Some(file)) => (pid, file),
-                (State::Starting, _) if deadline.left() == Some(Duration::ZERO) => {
-                    return Err(self.starting());
-                }
+                (State::Starting, _) if deadline.has_passed() => return Err(self.starting()),
                 (State::Starting, _) => {
-                    thread::sleep(deadline.at_most(INTERVAL));
+                    deadline.pause();
                     sight = self.look()?;
                     continue;
                 }
@@ -346,13 +237,13 @@ impl Control {
                 }
             };
             let process = pidfd_open(pid, PidfdFlags::empty());
-            let doubt = process.is_ok().then(|| why_another(pid, file)).flatten();
+            let doubt = process.is_ok().then(|| holder::why_another(pid, file)).flatten();
             // If nothing has changed, the daemon lived all the time with this
             // id, and so it was its own that was opened.
             let again = self.look()?;
             if again != sight {
-                if deadline.left() == Some(Duration::ZERO) {
-                    return Err(self.too_late("find the daemon: its PID file is changing", ""));
+                if deadline.has_passed() {
+                    return Err(deadline.error("find the daemon: its PID file is changing", ""));
                 }
                 sight = again;
                 continue;
@@ -360,7 +251,7 @@ impl Control {
             return match (process, doubt) {
                 (Ok(process), None) => Ok((state, Some(process))),
                 // It is just ending: its files are closed first.
-                (Ok(process), _) if is_readable(&process, INTERVAL) => Ok((state, None)),
+                (Ok(process), _) if ends_within(&process, INTERVAL) => Ok((state, None)),
                 (Ok(_), Some(why)) => Err(cannot_signal(state, io::Error::other(why))),
                 // Whoever holds the lock is somebody else, and not to be found.
                 (Err(Errno::SRCH), _) => Ok((state, None)),
@@ -395,14 +286,11 @@ impl Control {
         mut process: Option<OwnedFd>,
         how: Ending,
     ) -> Result<State, Fatal> {
-        let kill_at = how.kill_after.and_then(|after| Instant::now().checked_add(after));
+        let kill_at = Deadline::after(how.kill_after);
         // What it has left behind, too, may take a while to end. With a timeout, that
         // tells how long.
-        let give_up_at = match how.deadline {
-            Deadline(None) => kill_at.and_then(|at| at.checked_add(KILL_AFTER)),
-            Deadline(Some(_)) => None,
-        };
-        let has_passed = |at: Option<Instant>| at.is_some_and(|at| at <= Instant::now());
+        let patience = how.kill_after.filter(|_| how.deadline.is_never());
+        let give_up_at = Deadline::after(patience.map(|after| after.saturating_add(KILL_AFTER)));
         let mut killed = false;
         loop {
             match (self.look()?.state, before) {
@@ -413,24 +301,23 @@ impl Control {
                 }
                 (State::Running(_) | State::Starting, _) => {}
             }
-            if how.deadline.left() == Some(Duration::ZERO) {
-                return Err(self.too_late("stop the daemon", ""));
+            if how.deadline.has_passed() {
+                return Err(how.deadline.error("stop the daemon", ""));
             }
             match &process {
-                Some(process) if !killed && has_passed(kill_at) => {
+                Some(process) if !killed && kill_at.has_passed() => {
                     killed = true;
                     signal(process, Signal::KILL, before)?;
                 }
-                None if has_passed(give_up_at) => return Err(outlived(before)),
+                None if give_up_at.has_passed() => return Err(outlived(before)),
                 _ => {}
             }
-            let pause = how.deadline.at_most(INTERVAL);
             match &process {
                 // When it has died we look at the lock at once, and then now
                 // and then: a process that it has forked may have that, too.
-                Some(pidfd) if is_readable(pidfd, pause) => process = None,
+                Some(pidfd) if ends_within(pidfd, how.deadline.interval()) => process = None,
                 Some(_) => {}
-                None => thread::sleep(pause),
+                None => how.deadline.pause(),
             }
         }
     }
@@ -449,7 +336,7 @@ impl Control {
         self.end(Ending {
             signal: Signal::TERM,
             kill_after: Some(kill_after),
-            deadline: Deadline(Instant::now().checked_add(kill_after.saturating_add(KILL_AFTER))),
+            deadline: Deadline::after(Some(kill_after.saturating_add(KILL_AFTER))),
         })?;
         // Whoever was killed could not do so: the daemon, in the foreground or in
         // the background, or one that had no process id yet.
@@ -458,17 +345,6 @@ impl Control {
             let _ = pid_file::clear(&self.pid_file, &now.text);
         }
         Ok(())
-    }
-}
-
-impl Deadline {
-    /// The time left; `None`: any.
-    fn left(self) -> Option<Duration> {
-        self.0.map(|at| at.saturating_duration_since(Instant::now()))
-    }
-
-    fn at_most(self, longest: Duration) -> Duration {
-        self.left().map_or(longest, |left| left.min(longest))
     }
 }
 
@@ -498,135 +374,9 @@ fn outlived(state: State) -> Fatal {
     Fatal::system("stop the daemon", io::Error::other(text))
 }
 
-/// Why this process may be another one than the daemon of this PID file.
-fn why_another(pid: Pid, file: FileId) -> Option<&'static str> {
-    let trusted = Own::now().trusts_user(file.owner);
-    match holds_lock(pid, file) {
-        Some(false) => Some("it does not hold the lock of the PID file"),
-        // Whose file it is could have written anything, and handed the lock to
-        // anybody.
-        Some(true) if !trusted && real_user(pid) != Some(file.owner) => {
-            Some("the PID file belongs to another user, and the process does not")
-        }
-        None if !trusted => Some("the PID file belongs to another user"),
-        _ => None,
-    }
-}
-
-/// Whether that process has this file open for writing, with an exclusive lock.
-/// `None` if that cannot be known.
-fn holds_lock(pid: Pid, file: FileId) -> Option<bool> {
-    for fd in fs::read_dir(format!("/proc/{pid}/fd")).ok()? {
-        let Ok(fd) = fd else { return None };
-        let is_it = |other: fs::Metadata| (other.dev(), other.ino()) == (file.device, file.inode);
-        let name = fd.file_name();
-        match fs::read_to_string(format!("/proc/{pid}/fdinfo/{}", name.display())) {
-            // Nothing else is looked at: stat(2) of whatever a process has open may
-            // wait for a server that does not answer.
-            Ok(info) if is_written_and_locked(&info) => {
-                if fs::metadata(fd.path()).is_ok_and(is_it) {
-                    return Some(true);
-                }
-            }
-            Ok(_) => {}
-            // Closed meanwhile.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(_) => return None,
-        }
-    }
-    Some(false)
-}
-
-/// What /proc/PID/fdinfo/FD tells (proc_pid_fdinfo(5)). Anybody can lock a file
-/// that he can only read.
-fn is_written_and_locked(info: &str) -> bool {
-    let field = |name| info.lines().filter_map(move |line: &str| line.strip_prefix(name));
-    let writable = |flags: &str| {
-        // O_RDONLY, O_WRONLY, O_RDWR.
-        u32::from_str_radix(flags.trim(), 8).is_ok_and(|flags| matches!(flags & 3, 1 | 2))
-    };
-    let locked = |lock: &str| {
-        let mut words = lock.split_whitespace().skip(1);
-        words.next() == Some("FLOCK") && words.nth(1) == Some("WRITE")
-    };
-    field("flags:").any(writable) && field("lock:").any(locked)
-}
-
-/// The user who has started that process, and may signal it (kill(2)).
-fn real_user(pid: Pid) -> Option<u32> {
-    let status = fs::read(format!("/proc/{pid}/status")).ok()?;
-    let ids = status.split(|&byte| byte == b'\n').find_map(|line| line.strip_prefix(b"Uid:"))?;
-    std::str::from_utf8(ids).ok()?.split_whitespace().next()?.parse().ok()
-}
-
-/// Waits for the end of a child; `None` if it is too late.
-fn wait(child: &mut Child, deadline: Deadline) -> io::Result<Option<ExitStatus>> {
-    let Deadline(Some(_)) = deadline else { return child.wait().map(Some) };
-    let pidfd = pidfd_open(Pid::from_child(child), PidfdFlags::empty());
-    loop {
-        if let Some(status) = child.try_wait()? {
-            return Ok(Some(status));
-        }
-        match (deadline.left(), &pidfd) {
-            (Some(Duration::ZERO), _) => return Ok(None),
-            (left, Ok(pidfd)) => _ = is_readable(pidfd, left.unwrap_or(INTERVAL)),
-            // There may be no descriptor left; the command is not left alone for that.
-            (_, Err(_)) => thread::sleep(deadline.at_most(INTERVAL)),
-        }
-    }
-}
-
-/// Whether the process has ended; waits for that, but not for longer than `pause`.
-fn is_readable(pidfd: &OwnedFd, pause: Duration) -> bool {
-    let timeout = Timespec {
-        tv_sec: pause.as_secs().try_into().unwrap_or(i64::MAX),
-        tv_nsec: pause.subsec_nanos().into(),
-    };
-    matches!(poll(&mut [PollFd::new(pidfd, PollFlags::IN)], Some(&timeout)), Ok(1..))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn signals_that_a_daemon_can_be_sent() {
-        for number in (1..=31).chain(34..=64) {
-            assert_eq!(Signal::from_number(number), Some(Signal(number)));
-        }
-        for none in [i32::MIN, -1, 0, 32, 33, 65, i32::MAX] {
-            assert_eq!(Signal::from_number(none), None, "{none}");
-        }
-        for signal in [Signal::HUP, Signal::KILL, Signal::TERM] {
-            assert_eq!(Signal::from_number(signal.0), Some(signal));
-        }
-        assert_eq!(Signal::from_name("SIGRTMIN+1"), Some(Signal(35)));
-    }
-
-    #[test]
-    fn who_holds_a_lock_is_told_by_the_kernel() {
-        for (info, expected) in [
-            ("flags:\t0100002\nlock:\t1: FLOCK  ADVISORY  WRITE 9 fe:00:1 0 EOF\n", true),
-            ("flags:\t0102001\nlock:\t1: FLOCK  ADVISORY  WRITE 0 fe:00:1 0 EOF\n", true),
-            ("flags:\t0100000\nlock:\t1: FLOCK  ADVISORY  WRITE 9 fe:00:1 0 EOF\n", false),
-            ("flags:\t0100002\nlock:\t1: FLOCK  ADVISORY  READ  9 fe:00:1 0 EOF\n", false),
-            ("flags:\t0100002\nlock:\t1: POSIX  ADVISORY  WRITE 9 fe:00:1 0 EOF\n", false),
-            ("flags:\t0100002\n", false),
-            ("", false),
-        ] {
-            assert_eq!(is_written_and_locked(info), expected, "{info}");
-        }
-        let file = tempfile::NamedTempFile::new().unwrap();
-        let own = rustix::process::getpid();
-        let status = file.as_file().metadata().unwrap();
-        let id = FileId { device: status.dev(), inode: status.ino(), owner: status.uid() };
-        assert_eq!(holds_lock(own, id), Some(false));
-        flock(file.as_file(), FlockOperation::LockShared).unwrap();
-        assert_eq!(holds_lock(own, id), Some(false));
-        flock(file.as_file(), FlockOperation::LockExclusive).unwrap();
-        assert_eq!(holds_lock(own, id), Some(true));
-        assert_eq!(real_user(own), Some(rustix::process::getuid().as_raw()));
-    }
 
     #[test]
     fn patience_has_no_limit() {

@@ -52,7 +52,7 @@ mod place;
 // What the functions here take and return, so that nobody needs to depend on the
 // same version of that crate.
 #[doc(no_inline)]
-pub use rustix::process::Pid;
+pub use rustix::process::{Gid, Pid, Uid};
 
 use std::ffi::OsString;
 use std::fs::OpenOptions;
@@ -63,7 +63,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{CWD, FileType, Mode, OFlags, fcntl_setfl, openat, stat};
 use rustix::io::Errno;
 use rustix::pipe::{PipeFlags, pipe_with};
-use rustix::process::{Gid, Uid, getpid};
+use rustix::process::getpid;
 
 use crate::error::Fatal;
 use detach::Starter;
@@ -73,9 +73,10 @@ use pid_file::PidFile;
 /// What shall become of a process.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Settings {
-    /// Go into the background: a new process in a session of its own, with
-    /// stdin and stdout from and to /dev/null (without that, a pipe that is at its
-    /// end and cannot be written), umask 022, and `/` as working directory. If not, the rest is done in this process.
+    /// Go into the background: a new process in a session of its own, with stdin and
+    /// stdout from and to /dev/null (where there is none: a pipe that is at its end and
+    /// cannot be written), umask 022, and `/` as working directory. If not, the rest is
+    /// done in this process.
     pub detach: bool,
     /// The file with the daemon's process id, which it locks.
     pub pid_file: Option<PathBuf>,
@@ -136,8 +137,8 @@ pub struct Standby {
 }
 
 impl Standby {
-    /// The user and the group that the daemon becomes, which files should belong to that
-    /// it has to use then; `None` where it stays what it is.
+    /// The user and the group that the daemon becomes, to whom files should belong that
+    /// it uses then; `None` where it stays what it is.
     pub fn ids(&self) -> (Option<Uid>, Option<Gid>) {
         self.identity.ids()
     }
@@ -147,8 +148,8 @@ impl Standby {
     /// exits with 0 then; with the daemon's exit status, if that exits before;
     /// with 111 if it is killed, or exits with 0. Then the parent tells so, as an
     /// error to the log ([`log`]), or to stderr if there is no logger that takes
-    /// errors. What else fails in the daemon that has to tell itself, on the
-    /// stderr that both have. The parent drops nothing.
+    /// errors. Of what else fails the daemon has to tell itself, on the stderr that
+    /// both have. The parent drops nothing.
     ///
     /// What a process does not hand on to a new one (fork(2)) should be made
     /// after this: signal handlers that know the process id, locks of fcntl(2),

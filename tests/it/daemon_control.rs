@@ -409,6 +409,27 @@ fn a_start_that_takes_too_long_is_ended() {
     assert_eq!(place.start(&[]), 0);
 }
 
+/// As a shell with job control would do; it is in the one of who has started it, then.
+#[test]
+fn a_start_that_has_left_its_process_group_is_ended() {
+    const TEST: &str = "a_start_that_has_left_its_process_group_is_ended";
+    let Some(perl) = program("perl") else { return skip("tools", TEST, "no perl") };
+    let place = Place::new();
+    let script = "open(my $file, '>', $ARGV[0]); setpgrp(0, getpgrp(getppid())); \
+                  print STDERR $$, ' ', getpgrp(0), qq(\\n); sleep 100";
+    let file = place.pid_file();
+    let daemon = [perl.to_str().unwrap(), "-e", script, file.to_str().unwrap()];
+    let mut command = place.control("--start");
+    let finished = finish(command.args(["--timeout", "3", "--"]).args(daemon));
+    assert_eq!(finished.code, Some(102), "{finished:?}");
+    let (ids, error) = finished.stderr.split_once('\n').unwrap();
+    let (pid, group) = ids.split_once(' ').unwrap_or_else(|| panic!("too early: {finished:?}"));
+    assert_ne!(pid, group);
+    assert!(error.ends_with(": not within 3s\n"), "{finished:?}");
+    assert!(!Path::new("/proc").join(pid).exists(), "it is still there");
+    assert_eq!(place.act("--check", &[]), 101);
+}
+
 /// Before it goes into the background, itself or behind a shell.
 #[test]
 fn a_start_that_takes_too_long_in_the_setup_is_ended() {

@@ -1,6 +1,6 @@
 //! What can go wrong between two system calls.
 
-use std::fs;
+use std::fs::{self, File};
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, Command, Stdio};
 use std::time::Instant;
@@ -461,6 +461,63 @@ fn the_next_daemon_is_not_waited_for() {
     assert!(String::from_utf8_lossy(&stop.stderr).ends_with(told), "{stop:?}");
     kill_process(pid, Signal::CONT).unwrap();
     eventually("it ends", || place.holders().is_empty().then_some(()));
+}
+
+/// Whatever is read anew until it stays the same is not read for ever. What changes does
+/// so while daemon-control is stopped, every time at the same system call.
+#[test]
+fn files_that_never_stay_the_same_are_given_up() {
+    ns::alone(|| {
+        if strace_is_missing("files_that_never_stay_the_same_are_given_up") {
+            return;
+        }
+        // Beyond what the kernel gives out (PID_MAX_LIMIT in proc_sys_kernel(5)).
+        let next_daemon = |place: &Place, nth: usize| place.write(format!("{}\n", 4_200_000 + nth));
+        let next_guard = |place: &Place, _: usize| {
+            fs::rename(place.path("x.lock"), place.path("former")).unwrap();
+            fs::write(place.path("x.lock"), "").unwrap();
+        };
+        let lock = |place: &Place| {
+            let lock = place.lock();
+            next_daemon(place, 0);
+            Some(lock)
+        };
+        type Case<'a> =
+            (&'a str, &'a dyn Fn(&Place) -> Option<File>, &'a dyn Fn(&Place, usize), &'a str);
+        let cases: [Case<'_>; 2] = [
+            ("pidfd_open", &lock, &next_daemon, "cannot find the daemon: its PID file is changing"),
+            ("flock", &|_| None, &next_guard, "cannot act: the guard file is being replaced"),
+        ];
+        for (call, begin, change, told) in cases {
+            let place = Place::new();
+            let _lock = begin(&place);
+            let words = traced(&place, &format!("{call}:signal=STOP"), false);
+            let mut control = place.control("--stop");
+            control.args(["--timeout", "0.3"]);
+            let mut child = Command::new(&words[0])
+                .args(&words[1..])
+                .arg(PLUGD)
+                .args(control.get_args())
+                .stderr(Stdio::piped())
+                .spawn()
+                .unwrap();
+            let mut stops = 0;
+            let status = eventually("it gives up", || {
+                let trace = place.text("trace");
+                if trace.matches("--- stopped by SIGSTOP ---").count() > stops {
+                    stops += 1;
+                    change(&place, stops);
+                    kill_process(Pid::from_child(&child), Signal::CONT).unwrap();
+                }
+                child.try_wait().unwrap()
+            });
+            assert_eq!(status.code(), Some(102), "{call}");
+            let stderr = child.wait_with_output().unwrap().stderr;
+            let stderr = String::from_utf8(stderr).unwrap();
+            assert!(stderr.contains(&format!("{told}: not within 300ms\n")), "{stderr}");
+            assert!(stops > 1, "{call}: it was not looked at again");
+        }
+    });
 }
 
 /// Starts a daemon under strace(1): how that ends, and the trace.

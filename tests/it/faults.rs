@@ -3,8 +3,6 @@
 
 use std::fs::File;
 use std::io::Read;
-use std::os::unix::process::CommandExt;
-use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::net::SocketType;
@@ -12,6 +10,7 @@ use rustix::process::{Pid, Signal, kill_process_group};
 
 use crate::harness::daemon::{Daemon, Plugd};
 use crate::harness::inject::{Injector, uevent};
+use crate::harness::stranger::Stranger;
 use crate::harness::{PLUGD, eventually, ns, unix};
 use crate::listen::have;
 
@@ -156,29 +155,15 @@ fn without_dev_null_it_starts() {
 /// Anybody can be the first to use the address.
 #[test]
 fn a_stranger_at_the_control_address_keeps_nobody_from_starting() {
-    if !have("a stranger", "socat") {
-        return;
-    }
     ns::inside_as_root(|| {
-        let mut stranger = Command::new("socat")
-            .args(["ABSTRACT-LISTEN:plugd,fork", "EXEC:true"])
-            .uid(65534)
-            .gid(65534)
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
-        let connect = || {
-            let address = plugd::control::Address::default().to_socket_address().unwrap();
-            std::os::unix::net::UnixStream::connect_addr(&address).ok()
-        };
-        eventually("it listens", connect);
+        let test = "a_stranger_at_the_control_address_keeps_nobody_from_starting";
+        let Some(stranger) = Stranger::new(test) else { return };
         let daemon = Plugd::new().args(["run", "--"]).sh("echo $N >>$TMP/out").start();
         daemon.wait_for_log("of user 65534; plugd goes on without a control socket");
         Injector::new().event("add", "/devices/x", &["N=1"]);
         eventually("it is handled", || daemon.lines("out").contains(&"1".into()).then_some(()));
         // One that was chosen has to be had.
-        stranger.kill().unwrap();
-        stranger.wait().unwrap();
+        drop(stranger);
         let _first = Plugd::new().args(["run", "--control", "@x", "--", "true"]).start();
         let second = Plugd::new().args(["run", "--control", "@x", "--", "true"]).finish();
         assert_eq!(second.code, Some(111), "{second:?}");

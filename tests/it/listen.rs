@@ -1,14 +1,16 @@
 //! netlink-datagram-socket-listen: the socket that it opens, the program that
 //! it becomes, and chains of real programs with plugd at their end.
 
+use std::ffi::{CStr, CString};
 use std::fs;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
 
-use plugd::sys::{self, Credentials, SocketOption};
+use plugd::sys::{self, Credentials, SocketOption, Spawner};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
+use rustix::process::{WaitOptions, waitpid};
 use tempfile::TempDir;
 
 use crate::harness::daemon::{Daemon, Finished, Plugd, field};
@@ -366,6 +368,24 @@ fn without_descriptors_it_says_so() {
     });
 }
 
+/// It may be the last descriptor that there is. (For a test with a limit, the program
+/// and the next one would have to be static.)
+#[test]
+fn what_it_replaces_is_closed_before_the_socket_is_opened() {
+    ns::inside(|| {
+        if !have("what_it_replaces_is_closed_before_the_socket_is_opened", "strace") {
+            return;
+        }
+        let trace = "-qq -o /dev/stderr -e trace=close,socket";
+        let plugd = Plugd::new().program("strace").args(trace.split(' '));
+        let plugd = plugd.args([env!("CARGO_BIN_EXE_plugd"), "listen", "kobject-uevent", "1"]);
+        let finished = plugd.args(["true"]).prelude("exec 3</dev/null").finish();
+        assert_eq!(finished.code, Some(0), "{finished:?}");
+        let (closed, opened) = (finished.stderr.find("close(3)"), finished.stderr.find("socket("));
+        assert!(closed.is_some() && closed < opened, "{finished:?}");
+    });
+}
+
 // The next program.
 
 #[test]
@@ -386,6 +406,33 @@ fn the_next_program_gets_its_arguments_and_our_environment() {
         assert_eq!(told(&finished, "umask"), "0027");
         let line = format!("{LISTEN}: debug: kobject-uevent group 0x1 is file descriptor 3;");
         assert!(finished.stderr.starts_with(&line), "{finished:?}");
+    });
+}
+
+/// Also what is no `KEY=VALUE`, and what is there twice; but not what is set anew.
+#[test]
+fn the_next_program_gets_all_strings_of_the_environment() {
+    ns::inside(|| {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("environment");
+        let script = c"cat /proc/$$/environ >$FILE";
+        let variable = CString::new(format!("FILE={}", file.display())).unwrap();
+        let path = CString::new(format!("PATH={}", std::env::var("PATH").unwrap())).unwrap();
+        let kept = [&*variable, &path, c"no variable", c"A=1", c"A=2", c"=x", c"", c"UPSTART_FDS"];
+        let given = kept.into_iter().chain([c"UPSTART_FDS=7", c"UPSTART_FDS=8"]);
+        let arguments = [c"plugd", c"listen", c"--upstart-compatibility", c"kobject-uevent", c"1"];
+        let next = [c"sh", c"-c", script];
+        let program = CString::new(env!("CARGO_BIN_EXE_plugd")).unwrap();
+        let arguments = arguments.into_iter().chain(next);
+        let (_, pid) = Spawner::new().spawn(&program, arguments, given).unwrap();
+        let (_, status) = waitpid(Some(pid), WaitOptions::empty()).unwrap().unwrap();
+        assert_eq!(status.exit_status(), Some(0));
+        let set = [c"UPSTART_EVENTS=socket", c"UPSTART_FDS=3"];
+        let expected: Vec<&[u8]> =
+            kept.into_iter().chain(set).map(CStr::to_bytes_with_nul).collect();
+        let real = fs::read(&file).unwrap();
+        let shown = real.escape_ascii().to_string();
+        assert_eq!(shown, expected.concat().escape_ascii().to_string());
     });
 }
 

@@ -5,10 +5,10 @@ use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::fs::{PermissionsExt, symlink};
-use std::os::unix::net::{SocketAddr, UnixDatagram, UnixListener, UnixStream};
-use std::os::unix::process::{CommandExt, ExitStatusExt};
-use std::path::PathBuf;
-use std::process::{Command, Stdio};
+use std::os::unix::net::{SocketAddr, UnixDatagram, UnixStream};
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use rustix::net::SocketType;
@@ -19,6 +19,7 @@ use tempfile::TempDir;
 use crate::control::SetWhenDropped;
 use crate::harness::daemon::{Daemon, Finished, Plugd};
 use crate::harness::inject::{Injector, uevent};
+use crate::harness::stranger::{Stranger, is_free};
 use crate::harness::{PATIENCE, eventually, ns, skip, unix};
 
 const PLUGD: &str = env!("CARGO_BIN_EXE_plugd");
@@ -61,6 +62,15 @@ impl Copy {
         daemon.fifo("gate");
         eventually("it listens", connect);
         (daemon, events)
+    }
+
+    /// With the rules of this file, if it is there; in [`ns::inside`].
+    fn start_with_rules(&self, conf: &Path) -> Daemon {
+        let plugd = Plugd::new().program(&self.file).args(["run", "--control", &address()]);
+        let paths = ["--conf".as_ref(), conf, "--dev".as_ref(), self.dir.path()];
+        let daemon = plugd.args(paths).start();
+        eventually("it listens", connect);
+        daemon
     }
 }
 
@@ -452,14 +462,7 @@ fn rules_with_a_mistake_are_refused() {
         let copy = Copy::new();
         let conf = copy.dir.path().join("mdev.conf");
         fs::write(&conf, "x 0:0 600 @echo $N >>$TMP/out\n").unwrap();
-        let daemon = Plugd::new()
-            .program(&copy.file)
-            .args(["run", "--control", &address(), "--conf"])
-            .args([&conf])
-            .args(["--dev"])
-            .args([copy.dir.path()])
-            .start();
-        eventually("it listens", connect);
+        let daemon = copy.start_with_rules(&conf);
         fs::write(&conf, "x 0:0 9\n").unwrap();
         for command in ["update", "reload"] {
             let said = say(&[command]);
@@ -481,14 +484,7 @@ fn rules_that_are_gone_are_refused() {
     ns::inside(|| {
         let copy = Copy::new();
         let (conf, away) = (copy.dir.path().join("mdev.conf"), copy.dir.path().join("away"));
-        let daemon = Plugd::new()
-            .program(&copy.file)
-            .args(["run", "--control", &address(), "--conf"])
-            .args([&conf])
-            .args(["--dev"])
-            .args([copy.dir.path()])
-            .start();
-        eventually("it listens", connect);
+        let daemon = copy.start_with_rules(&conf);
         // There were none.
         update();
         fs::write(&conf, "x 0:0 600\n").unwrap();
@@ -591,15 +587,8 @@ fn a_new_version_is_shown_the_state_and_the_sockets() {
 #[test]
 fn an_address_that_is_taken_meanwhile_ends_nothing() {
     ns::inside_as_root(|| {
-        let mut stranger = Command::new("socat")
-            .args(["ABSTRACT-LISTEN:plugd,fork", "EXEC:true"])
-            .uid(65534)
-            .gid(65534)
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
-        let free = || UnixListener::bind_addr(&SocketAddr::from_abstract_name("plugd").unwrap());
-        eventually("it listens", || free().is_err().then_some(()));
+        let test = "an_address_that_is_taken_meanwhile_ends_nothing";
+        let Some(stranger) = Stranger::new(test) else { return };
         let copy = Copy::new();
         let start = || {
             let plugd = Plugd::new().program(&copy.file).args(["run", "--"]);
@@ -608,9 +597,8 @@ fn an_address_that_is_taken_meanwhile_ends_nothing() {
         let daemon = start();
         daemon.fifo("gate");
         daemon.wait_for_log("plugd goes on without a control socket");
-        stranger.kill().unwrap();
-        stranger.wait().unwrap();
-        eventually("the address is free", || free().ok());
+        drop(stranger);
+        eventually("the address is free", || is_free().then_some(()));
         let second = start();
         Injector::new().event("add", "/x", &["N=1"]);
         daemon.wait_for_lines("out", 1);
@@ -621,7 +609,7 @@ fn an_address_that_is_taken_meanwhile_ends_nothing() {
         daemon.wait_for_counters("received 1, handled 1, failed 0");
         // When it is free again it is taken.
         drop(second);
-        eventually("the address is free", || free().ok());
+        eventually("the address is free", || is_free().then_some(()));
         daemon.signal(Signal::USR2);
         daemon.wait_for_logs("updated from version", 2);
         let said = Plugd::new().args(["status", "--json"]).finish();

@@ -10,8 +10,11 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{CWD, Mode, OFlags, mkfifoat, open};
-use rustix::process::{Pid, Signal, kill_process, kill_process_group};
+use rustix::process::{
+    Pid, PidfdFlags, Signal, kill_process, kill_process_group, pidfd_open, pidfd_send_signal,
+};
 use tempfile::TempDir;
 
 use super::{PATIENCE, eventually, inject, ns, os};
@@ -231,9 +234,12 @@ impl Daemon {
     pub(crate) fn wait_until_ready(&self) {
         eventually("plugd handles signals", || {
             let status = fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
-            let Some(caught) = field(&status, "SigCgt") else {
+            let is_dead = field(&status, "State").is_none_or(|state| state.starts_with('Z'));
+            if is_dead {
+                self.wait_for_end_of_log();
                 panic!("plugd has ended: {:?}", self.log());
-            };
+            }
+            let caught = field(&status, "SigCgt").unwrap();
             let caught = u64::from_str_radix(caught, 16).unwrap();
             (caught & (1 << (libc::SIGUSR1 - 1)) != 0).then_some(())
         });
@@ -319,11 +325,15 @@ impl Daemon {
         let Some(status) = ns::wait(&mut self.child, PATIENCE) else {
             panic!("plugd does not end; log: {:#?}", self.log());
         };
+        self.wait_for_end_of_log();
+        status
+    }
+
+    fn wait_for_end_of_log(&self) {
         let log = self.log.lock();
         let (log, timeout) =
             self.log.changed.wait_timeout_while(log, PATIENCE, |log| log.reading).unwrap();
         assert!(!timeout.timed_out(), "somebody keeps stderr open: {:#?}", log.lines);
-        status
     }
 
     /// Makes a file for handlers to wait on: `read x <$TMP/NAME` ends at
@@ -409,11 +419,22 @@ impl Drop for Daemon {
         let _ = kill_process(Pid::from_child(&self.child), Signal::STOP);
         let children = self.children();
         let _ = self.child.kill();
+        let mut ending = Vec::new();
         for child in children {
             let group = i32::try_from(child).ok().and_then(Pid::from_raw).unwrap();
             let _ = kill_process_group(group, Signal::KILL);
+            // It may have left that.
+            if let Ok(child) = pidfd_open(group, PidfdFlags::empty()) {
+                let _ = pidfd_send_signal(&child, Signal::KILL);
+                ending.push(child);
+            }
         }
         let _ = self.child.wait();
+        // Until it executes its program, a child has the control socket open, too.
+        let patience = Timespec::try_from(PATIENCE).unwrap();
+        for child in ending {
+            let _ = poll(&mut [PollFd::new(&child, PollFlags::IN)], Some(&patience));
+        }
     }
 }
 

@@ -5,6 +5,7 @@ pub(crate) mod daemon;
 pub(crate) mod inject;
 pub(crate) mod ns;
 mod os;
+pub(crate) mod stranger;
 pub(crate) mod unix;
 
 #[path = "../../common/mod.rs"]
