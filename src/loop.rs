@@ -110,6 +110,8 @@ pub struct Daemon {
     reads_left: u32,
     spawner: Spawner,
     child: Option<Child>,
+    /// The one before it, until the next turn.
+    reaped: Option<Child>,
     /// It has ended, but others of its group still have time to do so.
     lingers: bool,
     /// What programs leave in the background is for this process to reap.
@@ -270,6 +272,7 @@ impl Daemon {
             // After the signal handlers, which it notes.
             spawner: Spawner::new(),
             child: None,
+            reaped: None,
             adopts_orphans: child::adopts_orphans(),
             lingers: false,
             ended: None,
@@ -800,6 +803,9 @@ impl Daemon {
     /// control socket is served; `deed` is what is being done.
     fn turn(&mut self, at_most: Option<Duration>, deed: Option<&Deed<'_>>) -> io::Result<()> {
         self.reads_left = READS_PER_TURN;
+        // Closing the pidfd, of which there is no other copy, unregisters it (epoll(7)).
+        // Not before, as there is time now: the next program runs.
+        self.reaped = None;
         let timeout = self.timeout(at_most);
         match self.poll.poll(&mut self.events, timeout) {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => self.events.clear(),
@@ -877,8 +883,7 @@ impl Daemon {
             }
         };
         self.ended = ended;
-        // Closing the pidfd, of which there is no other copy, unregisters it (epoll(7)).
-        self.child = None;
+        self.reaped = self.child.take();
         self.inbox.push_back(Input::ChildGone);
     }
 
