@@ -763,15 +763,24 @@ static NOTE_SIGPIPE: extern "C" fn() = {
     note
 };
 
-/// Has writing beyond the limit of file sizes (RLIMIT_FSIZE) fail instead of ending
-/// this process: the log may be such a file.
+/// Has writing fail instead of ending this process where it goes beyond the limit of
+/// file sizes (RLIMIT_FSIZE) or to a pipe that nobody reads: the log may be either.
+///
+/// By handlers that do nothing, as execve(2) resets those by itself: ignored signals
+/// each program would have to be freed from, on its way.
 ///
 /// # Errors
 /// Those of sigaction(2).
-pub fn ignore_file_size_signal() -> io::Result<()> {
-    // SAFETY: SIG_IGN runs no code of ours.
-    let before = unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
-    if before == libc::SIG_ERR { Err(io::Error::last_os_error()) } else { Ok(()) }
+pub fn survive_failing_writes() -> io::Result<()> {
+    extern "C" fn nothing(_: c_int) {}
+    for signal in [libc::SIGXFSZ, libc::SIGPIPE] {
+        // SAFETY: a handler that does nothing may run at any time.
+        let before = unsafe { libc::signal(signal, nothing as *const () as libc::sighandler_t) };
+        if before == libc::SIG_ERR {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    Ok(())
 }
 
 /// Becomes the program at `path`, with the signal dispositions and the mask
@@ -786,16 +795,15 @@ pub fn execute<'a>(
 ) -> io::Error {
     let (mut arguments, mut environment) = (Vec::new(), Vec::new());
     let (argv, envp) = (fill(&mut arguments, argv), fill(&mut environment, envp));
-    // SAFETY: SIG_DFL runs no code of ours; the arrays end with a null pointer
-    // and borrow their strings.
+    let as_it_was =
+        if SIGPIPE_WAS_IGNORED.load(Ordering::Relaxed) { libc::SIG_IGN } else { libc::SIG_DFL };
+    // SAFETY: neither runs code of ours, and what was there before may go on; the
+    // arrays end with a null pointer and borrow their strings.
     unsafe {
-        if !SIGPIPE_WAS_IGNORED.load(Ordering::Relaxed) {
-            libc::signal(libc::SIGPIPE, libc::SIG_DFL);
-        }
+        let before = libc::signal(libc::SIGPIPE, as_it_was);
         libc::execve(path.as_ptr(), argv, envp);
         let error = io::Error::last_os_error();
-        // As Rust's runtime has it: the caller may go on.
-        libc::signal(libc::SIGPIPE, libc::SIG_IGN);
+        libc::signal(libc::SIGPIPE, before);
         error
     }
 }
