@@ -1,4 +1,4 @@
-//! Link arguments for musl, which make what the daemon has in memory less.
+//! Link arguments for musl, which make the program and what it has in memory less.
 
 use std::env;
 use std::process::Command;
@@ -10,6 +10,7 @@ const FIRST_THAT_UNPACKS: u32 = 93;
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");
     println!("cargo::rerun-if-changed=link.ld");
+    println!("cargo::rerun-if-changed=no-unwind.ld");
     let variable = |name| env::var(name).unwrap_or_default();
     if variable("CARGO_CFG_TARGET_ENV") != "musl" {
         return;
@@ -22,7 +23,12 @@ fn main() {
     if minor_version(&variable("RUSTC")).is_some_and(|minor| minor >= FIRST_THAT_UNPACKS) {
         println!("cargo::rustc-link-arg-bins=-Wl,-z,pack-relative-relocs");
     }
-    println!("cargo::rustc-link-arg-bins=-Wl,-T,{}/link.ld", variable("CARGO_MANIFEST_DIR"));
+    let directory = variable("CARGO_MANIFEST_DIR");
+    println!("cargo::rustc-link-arg-bins=-Wl,-T,{directory}/link.ld");
+    // Other builds unwind, and are looked at with debuggers.
+    if variable("PROFILE") == "release" {
+        println!("cargo::rustc-link-arg-bins=-Wl,-T,{directory}/no-unwind.ld");
+    }
 }
 
 /// The 95 of `rustc 1.95.0 (...)`.

@@ -17,93 +17,84 @@ pub const DEFAULT_PATH: &str = "/sbin:/bin:/usr/sbin:/usr/bin";
 /// upstart's socket-event(7), [`crate::handover`]); its children must not take them for theirs.
 const HANDOVER: [&[u8]; 4] = [b"LISTEN_*", b"NOTIFY_SOCKET", b"PLUGD_HANDOVER", b"UPSTART_*"];
 
-/// Variables by which whoever sets them can make a shell, the dynamic linker,
-/// the C library or an interpreter run or read something else than intended.
-/// An event may not set them. `*` at the end stands for anything.
-const PROTECTED: [&[u8]; 77] = [
-    // shells
-    b"BASHOPTS",
-    b"BASH_ENV",
-    b"BASH_FUNC_*",
-    b"BASH_LOADABLES_PATH",
-    b"BASH_XTRACEFD",
-    b"CDPATH",
-    b"ENV",
-    b"EXECIGNORE",
-    b"FPATH",
-    b"GLOBIGNORE",
-    b"HOME",
-    b"IFS",
-    b"KSH_ENV",
-    b"MAILPATH",
-    b"NULLCMD",
-    b"OPTIND",
-    b"PATH",
-    b"PROMPT_COMMAND",
-    b"PS1",
-    b"PS2",
-    b"PS4",
-    b"READNULLCMD",
-    b"SHELL",
-    b"SHELLOPTS",
-    b"TMPDIR",
-    b"TMPPREFIX",
-    b"ZDOTDIR",
-    // dynamic linker and C library
-    b"GCONV_PATH",
-    b"GETCONF_DIR",
-    b"GLIBC_TUNABLES",
-    b"HOSTALIASES",
-    b"LD_*",
-    b"LOCALDOMAIN",
-    b"LOCPATH",
-    b"MALLOC_*",
-    b"MUSL_LOCPATH",
-    b"NIS_PATH",
-    b"NLSPATH",
-    b"OPENSSL_*",
-    b"PATH_LOCALE",
-    b"RESOLV_HOST_CONF",
-    b"RES_OPTIONS",
-    b"TERMCAP",
-    b"TERMINFO*",
-    b"TERMPATH",
-    b"TEXTDOMAIN*",
-    b"TZDIR",
-    // interpreters
-    b"AWKLIBPATH",
-    b"AWKPATH",
-    b"GEM_*",
-    b"GUILE_*",
-    b"JAVA_TOOL_OPTIONS",
-    b"JDK_JAVA_OPTIONS",
-    b"LUA_*",
-    b"NODE_*",
-    b"PERL*",
-    b"PHPRC",
-    b"PHP_INI_SCAN_DIR",
-    b"PYTHON*",
-    b"RUBY*",
-    b"TCLLIBPATH",
-    b"_JAVA_OPTIONS",
-    // tools that handlers run: plugins, configurations, programs of theirs
-    b"ALSA_CONFIG_*",
-    b"BLKID_*",
-    b"EDITOR",
-    b"GIT_*",
-    b"LESSCLOSE",
-    b"LESSOPEN",
-    b"LIBMOUNT_*",
-    b"LVM_*",
-    b"PAGER",
-    b"RSYNC_RSH",
-    b"TAR_OPTIONS",
-    b"TC_LIB_DIR",
-    b"XTABLES_LIBDIR",
-    // kmod and mdev rules' own
-    b"MODPROBE_OPTIONS",
-    b"MDEV",
-];
+/// Variables by which whoever sets them can make a program run or read something else
+/// than intended: a shell, the dynamic linker and the C library, an interpreter, kmod,
+/// and other tools that handlers run, with their plugins, configurations and programs;
+/// and MDEV, which is for rules to set. An event may not set them. `*` at the end stands
+/// for anything. By the first letter, so that few of them are to be looked at.
+fn protected(letter: u8) -> &'static [&'static [u8]] {
+    match letter {
+        b'A' => &[b"ALSA_CONFIG_*", b"AWKLIBPATH", b"AWKPATH"],
+        b'B' => &[
+            b"BASHOPTS",
+            b"BASH_ENV",
+            b"BASH_FUNC_*",
+            b"BASH_LOADABLES_PATH",
+            b"BASH_XTRACEFD",
+            b"BLKID_*",
+        ],
+        b'C' => &[b"CDPATH"],
+        b'E' => &[b"EDITOR", b"ENV", b"EXECIGNORE"],
+        b'F' => &[b"FPATH"],
+        b'G' => &[
+            b"GCONV_PATH",
+            b"GEM_*",
+            b"GETCONF_DIR",
+            b"GIT_*",
+            b"GLIBC_TUNABLES",
+            b"GLOBIGNORE",
+            b"GUILE_*",
+        ],
+        b'H' => &[b"HOME", b"HOSTALIASES"],
+        b'I' => &[b"IFS"],
+        b'J' => &[b"JAVA_TOOL_OPTIONS", b"JDK_JAVA_OPTIONS"],
+        b'K' => &[b"KSH_ENV"],
+        b'L' => &[
+            b"LD_*",
+            b"LESSCLOSE",
+            b"LESSOPEN",
+            b"LIBMOUNT_*",
+            b"LOCALDOMAIN",
+            b"LOCPATH",
+            b"LUA_*",
+            b"LVM_*",
+        ],
+        b'M' => &[b"MAILPATH", b"MALLOC_*", b"MDEV", b"MODPROBE_OPTIONS", b"MUSL_LOCPATH"],
+        b'N' => &[b"NIS_PATH", b"NLSPATH", b"NODE_*", b"NULLCMD"],
+        b'O' => &[b"OPENSSL_*", b"OPTIND"],
+        b'P' => &[
+            b"PAGER",
+            b"PATH",
+            b"PATH_LOCALE",
+            b"PERL*",
+            b"PHPRC",
+            b"PHP_INI_SCAN_DIR",
+            b"PROMPT_COMMAND",
+            b"PS1",
+            b"PS2",
+            b"PS4",
+            b"PYTHON*",
+        ],
+        b'R' => &[b"READNULLCMD", b"RESOLV_HOST_CONF", b"RES_OPTIONS", b"RSYNC_RSH", b"RUBY*"],
+        b'S' => &[b"SHELL", b"SHELLOPTS"],
+        b'T' => &[
+            b"TAR_OPTIONS",
+            b"TCLLIBPATH",
+            b"TC_LIB_DIR",
+            b"TERMCAP",
+            b"TERMINFO*",
+            b"TERMPATH",
+            b"TEXTDOMAIN*",
+            b"TMPDIR",
+            b"TMPPREFIX",
+            b"TZDIR",
+        ],
+        b'X' => &[b"XTABLES_LIBDIR"],
+        b'Z' => &[b"ZDOTDIR"],
+        b'_' => &[b"_JAVA_OPTIONS"],
+        _ => &[],
+    }
+}
 
 /// What every child's environment is made from.
 #[derive(Debug)]
@@ -158,9 +149,12 @@ impl Base {
         let mut own: Vec<(&[u8], &CStr)> = Vec::with_capacity(32);
         let mut variables: Vec<&CStr> = Vec::with_capacity(self.variables.len() + 32);
         for field in event.fields() {
-            let key = field.key();
-            if is_shell_name(key) && !is_function(field.value()) && !is_protected(key) {
-                own.push((key, field.whole()));
+            let (key, whole) = (field.key(), field.whole());
+            if is_shell_name(key)
+                && !is_function(&whole.to_bytes()[key.len()..])
+                && !is_protected(key)
+            {
+                own.push((key, whole));
             } else {
                 withheld.push(key);
             }
@@ -186,7 +180,8 @@ impl Base {
 /// Whether an event must not set the variable of this name: it could change what a
 /// program is or does.
 pub fn is_protected(key: &[u8]) -> bool {
-    matches_any(&PROTECTED, key) || matches_any(&HANDOVER, key)
+    key.first().is_some_and(|&letter| matches_any(protected(letter), key))
+        || matches_any(&HANDOVER, key)
 }
 
 /// The environment of one child.
@@ -198,23 +193,22 @@ pub struct Environment<'a> {
     pub withheld: Vec<&'a [u8]>,
 }
 
-/// Whether bash before 4.3 patch 25 would run it, by any name (CVE-2014-6271).
-fn is_function(value: &CStr) -> bool {
-    value.to_bytes().starts_with(b"() {")
+/// Whether bash before 4.3 patch 25 would run this `=VALUE`, by any name (CVE-2014-6271).
+fn is_function(value: &[u8]) -> bool {
+    value.starts_with(b"=() {")
 }
 
 /// Whether a shell could have a variable of this name (POSIX: Name).
 fn is_shell_name(key: &[u8]) -> bool {
-    let letter = |b: u8| b.is_ascii_alphabetic() || b == b'_';
-    key.first().is_some_and(|&b| letter(b)) && key.iter().all(|&b| letter(b) || b.is_ascii_digit())
+    key.first().is_some_and(|b| !b.is_ascii_digit())
+        && key.iter().all(|&b| b.is_ascii_alphanumeric() || b == b'_')
 }
 
 fn matches_any(patterns: &[&[u8]], key: &[u8]) -> bool {
-    // The first byte tells most of them apart.
-    let mut near = patterns.iter().filter(|pattern| pattern.first() == key.first());
-    near.any(|pattern| match pattern.strip_suffix(b"*") {
-        Some(prefix) => key.starts_with(prefix),
-        None => key == *pattern,
+    patterns.iter().any(|pattern| {
+        let same = pattern.iter().zip(key).take_while(|(a, b)| a == b).count();
+        let rest = &pattern[same..];
+        rest == b"*" || rest.is_empty() && same == key.len()
     })
 }
 
@@ -267,6 +261,16 @@ mod tests {
         let (variables, withheld) = environment(&base, b"SUBSYSTEM=a\0X=1\0SUBSYSTEM=b\0X=2\0X=\0");
         assert_eq!(variables, ["HOME=/h", "PATH=/p", "SUBSYSTEM=b", "X="]);
         assert!(withheld.is_empty());
+    }
+
+    #[test]
+    fn every_protected_name_is_found_by_its_letter() {
+        let all =
+            (0..=u8::MAX).flat_map(|letter| protected(letter).iter().map(move |n| (letter, n)));
+        for (letter, name) in all {
+            assert_eq!(name[0], letter, "{}", name.escape_ascii());
+            assert!(is_protected(name.strip_suffix(b"*").unwrap_or(name)));
+        }
     }
 
     #[test]

@@ -5,12 +5,14 @@
 //! until it is empty, and while a program runs it is not watched at all, so
 //! that it causes no wake-ups and its events wait in the kernel.
 //!
-//! What it is asked, by signals and on the control socket, is in `orders`; how
-//! it makes up for what it missed in `recover`; how it becomes another version
-//! of itself in `update`.
+//! How it reads from the sockets is in `sources`; how it acts on an event in `deeds`;
+//! what it is asked, by signals and on the control socket, in `orders`; how it makes up
+//! for what it missed in `recover`; how it becomes another version of itself in `update`.
 
+mod deeds;
 mod orders;
 mod recover;
+mod sources;
 mod update;
 
 use std::collections::VecDeque;
@@ -24,15 +26,13 @@ use mio::{Events, Interest, Poll, Registry, Token};
 use crate::child::{self, Child, Ended};
 use crate::control::server::{self, Server};
 use crate::counters::{Counters, Dropped, Limiter};
-use crate::engine::{Engine, Hands, Outcome};
-use crate::environment::{self, Environment};
+use crate::engine::Engine;
 use crate::error::reason;
 use crate::handover::InHand;
 use crate::inventory::{Trust, Verdict};
-use crate::machine::{Action, Input, Limits, Machine, Reason, State, Time};
-use crate::netlink::{DATAGRAM_MAX, Received, Source};
+use crate::machine::{Input, Limits, Machine, State, Time};
+use crate::netlink::{DATAGRAM_MAX, Source};
 use crate::notify::Notifier;
-use crate::plan::{Step, Steps};
 use crate::presence::Presence;
 use crate::rebroadcast::Outlets;
 use crate::recovery::Cause;
@@ -40,10 +40,12 @@ use crate::settle::Requests;
 use crate::signals::{Manner, Signals};
 use crate::status;
 use crate::sys::Spawner;
-use crate::uevent::{Header, Malformed, Uevent, short};
+use crate::uevent::{Header, Uevent};
 
+use self::deeds::Deed;
 use self::recover::{Recovered, Recovery};
 pub use self::recover::{Settings, Start};
+use self::sources::Watched;
 use self::update::Update;
 pub use self::update::{inherited, is_rehearsal};
 
@@ -57,9 +59,6 @@ const READS_PER_STEP: u32 = 16;
 /// How often to look at what cannot be watched: for want of kernel memory, or as it
 /// is not our child.
 const RECHECK_INTERVAL: Duration = Duration::from_millis(100);
-
-/// How many keys a log line names.
-const KEYS_TOLD: usize = 16;
 
 /// Tokens from here on belong to the control socket.
 const CONTROL_TOKENS: usize = 1 << 16;
@@ -110,6 +109,8 @@ pub struct Daemon {
     reads_left: u32,
     spawner: Spawner,
     child: Option<Child>,
+    /// The one before it, until the next turn.
+    reaped: Option<Child>,
     /// It has ended, but others of its group still have time to do so.
     lingers: bool,
     /// What programs leave in the background is for this process to reap.
@@ -136,20 +137,6 @@ pub struct Daemon {
     resumed: Option<InHand>,
     /// The rules in force come from files.
     has_rule_files: bool,
-}
-
-#[derive(Debug)]
-struct Watched {
-    source: Source,
-    /// The kernel's uevents come from it.
-    is_kernels: bool,
-    /// Among them those of interfaces that are in no /sys here.
-    from_everywhere: bool,
-    /// It may have something to read.
-    ready: bool,
-    /// The last attempt to receive failed.
-    failed: bool,
-    ended: bool,
 }
 
 #[derive(Debug, Default)]
@@ -209,28 +196,6 @@ enum Next {
     End,
 }
 
-/// An event being acted on.
-struct Deed<'e> {
-    /// Which socket it came from; `None`: it makes up for one that was missed.
-    source: Option<usize>,
-    /// When.
-    since: Time,
-    datagram: &'e [u8],
-    event: &'e Uevent<'e>,
-    steps: Steps<'e>,
-    failed: bool,
-    /// Why its program could not be started just now.
-    refused: Option<io::Error>,
-    /// What carries out the steps that touch files.
-    hands: Option<&'e mut Hands>,
-}
-
-impl<'e> Deed<'e> {
-    fn step(&self) -> Option<Step<'e>> {
-        self.steps.peek()
-    }
-}
-
 impl Daemon {
     /// Prepares to do its work. Handles the signals of its manner from now on.
     ///
@@ -247,14 +212,6 @@ impl Daemon {
         if let Some(control) = &mut control {
             control.register(poll.registry(), CONTROL_TOKENS)?;
         }
-        let watched = |source: Source| Watched {
-            is_kernels: source.is_kernels(),
-            from_everywhere: source.listens_to_all_namespaces(),
-            source,
-            ready: true,
-            failed: false,
-            ended: false,
-        };
         Ok(Self {
             poll,
             events: Events::with_capacity(64),
@@ -262,7 +219,7 @@ impl Daemon {
             manner,
             reload: false,
             reloaders: Vec::new(),
-            sources: sources.into_iter().map(watched).collect(),
+            sources: sources.into_iter().map(Watched::new).collect(),
             watching: false,
             unwatched: false,
             turn_of: 0,
@@ -270,6 +227,7 @@ impl Daemon {
             // After the signal handlers, which it notes.
             spawner: Spawner::new(),
             child: None,
+            reaped: None,
             adopts_orphans: child::adopts_orphans(),
             lingers: false,
             ended: None,
@@ -476,81 +434,6 @@ impl Daemon {
         Ok(())
     }
 
-    fn next_ready(&self) -> Option<usize> {
-        let count = self.sources.len();
-        (0..count).map(|i| (self.turn_of + i) % count).find(|&i| self.sources[i].ready)
-    }
-
-    fn receive(&mut self, index: usize, buffer: &mut [u8]) -> Option<usize> {
-        let watched = &mut self.sources[index];
-        let failed_before = std::mem::take(&mut watched.failed);
-        let received = watched.source.receive(buffer);
-        let weight = watched.source.weight(&received);
-        if watched.is_kernels && !matches!(received, Received::Empty) {
-            self.recovery.took_one();
-        }
-        if weight > 0 && self.requests.took(index, weight) {
-            self.answer_requests();
-        }
-        let watched = &mut self.sources[index];
-        match received {
-            Received::Datagram(length) => return Some(length),
-            Received::Empty => {
-                watched.ready = false;
-                self.requests.found_empty(index);
-                self.answer_requests();
-            }
-            Received::Overrun => {
-                self.counters.overruns += 1;
-                log::warn!(
-                    "overrun: the receive buffer was full and the kernel dropped events \
-                     ({} so far); going on with those that are queued",
-                    self.counters.overruns
-                );
-                self.note_overrun(index);
-            }
-            Received::Foreign(sender) => {
-                self.drop_datagram(Dropped::Foreign, &format_args!("sent by {sender}"));
-            }
-            Received::Truncated => self.drop_datagram(
-                Dropped::Truncated,
-                &format_args!("it is larger than {} bytes", buffer.len()),
-            ),
-            Received::EndOfInput => self.end_source(index),
-            Received::Invalid(invalid) => {
-                self.counters.dropped[Dropped::Malformed as usize] += 1;
-                log::error!("{invalid}; nothing after it is read");
-                self.end_source(index);
-            }
-            Received::Failed(error) => {
-                // Many errors are told once (ECONNRESET), with data behind them.
-                // Otherwise there may be no edge to tell of what is there.
-                watched.failed = true;
-                watched.ready = !failed_before;
-                self.unwatched |= failed_before;
-                if self.limiters.receive.allows(self.started.elapsed()) {
-                    log::warn!("cannot receive: {}", reason(&error));
-                }
-            }
-        }
-        None
-    }
-
-    fn end_source(&mut self, index: usize) {
-        let watched = &mut self.sources[index];
-        watched.ready = false;
-        watched.ended = true;
-        if self.watching {
-            let _ = deregister(self.poll.registry(), &watched.source);
-        }
-        log::info!("end of input on file descriptor {}", watched.source.as_raw_fd());
-        if self.sources.iter().all(|watched| watched.ended) {
-            self.inbox.push_back(Input::EndOfInput);
-        }
-        self.requests.found_empty(index);
-        self.answer_requests();
-    }
-
     /// Leaves out an event that a scan has overtaken.
     fn pass_over(&mut self, source: Option<usize>, event: &Uevent<'_>) {
         log::debug!("{event}: passed over, as it was acted on already or is over");
@@ -568,97 +451,6 @@ impl Daemon {
         self.answer_requests();
     }
 
-    fn drop_malformed(&mut self, malformed: Malformed) {
-        self.drop_datagram(Dropped::Malformed, &format_args!("{malformed}"));
-    }
-
-    fn drop_datagram(&mut self, kind: Dropped, why: &std::fmt::Arguments<'_>) {
-        let count = &mut self.counters.dropped[kind as usize];
-        *count += 1;
-        if self.limiters.dropped[kind as usize].allows(self.started.elapsed()) {
-            log::warn!("dropped a {kind} datagram: {why} ({count} so far)");
-        }
-    }
-
-    /// Carries out the plan for an event, as the machine says.
-    fn act(
-        &mut self,
-        engine: &mut Engine,
-        source: Option<usize>,
-        datagram: &[u8],
-        event: &Uevent<'_>,
-    ) -> io::Result<()> {
-        let says_all = source.is_none_or(|source| self.sources[source].source.says_all());
-        let (plan, hands) = engine.plan(event, says_all);
-        if self.is_tracked(source, event) && self.recovery.begin(event, source.is_none()) {
-            self.compare_again(Cause::Rescan);
-        }
-        let (steps, since) = (plan.steps(), self.now());
-        let (failed, refused) = (false, None);
-        let deed = Deed { source, since, datagram, event, steps, failed, refused, hands };
-        self.carry_out(deed, Input::Event)
-    }
-
-    /// The same for an event that the plugd before this one had begun with.
-    fn go_on(&mut self, deed: Deed<'_>) -> io::Result<()> {
-        let input = self.wait(&deed)?;
-        self.carry_out(deed, input)
-    }
-
-    fn carry_out(&mut self, mut deed: Deed<'_>, mut input: Input) -> io::Result<()> {
-        let event = deed.event;
-        loop {
-            if input == Input::ChildGone {
-                self.report_end(&mut deed);
-            }
-            let action = self.machine.step(self.now(), input);
-            if let Some(error) = deed.refused.take() {
-                self.report_refusal(&error, action, &deed);
-            }
-            input = match action {
-                Action::Perform => self.perform(&mut deed),
-                Action::GiveUp => {
-                    deed.steps.next();
-                    deed.failed = true;
-                    self.perform(&mut deed)
-                }
-                Action::Terminate(reason) => {
-                    self.terminate(reason, &mut deed);
-                    self.wait(&deed)?
-                }
-                Action::Kill => {
-                    self.kill(&deed);
-                    self.wait(&deed)?
-                }
-                Action::Continue => self.wait(&deed)?,
-                Action::Read | Action::Exit => break,
-            };
-        }
-        if let Some(child) = &self.child {
-            log::error!("pid {} could not be killed, and is left behind", child.pid());
-        }
-        match deed.step() {
-            None => {
-                self.outlets.pass_on(deed.datagram, self.now());
-                if self.is_tracked(deed.source, event) {
-                    let (replayed, now) = (deed.source.is_none(), self.now());
-                    self.recovery.finish(event, replayed, now);
-                }
-            }
-            Some(step) => {
-                deed.failed = true;
-                log::error!("{event}: not completed, from here on: {step}");
-            }
-        }
-        if deed.failed {
-            self.counters.failed += 1;
-        } else {
-            self.counters.handled += 1;
-        }
-        self.note_acted_on(deed.source, event);
-        Ok(())
-    }
-
     /// Whether an event from there tells which devices there are.
     fn is_tracked(&self, source: Option<usize>, event: &Uevent<'_>) -> bool {
         let Some(watched) = source.map(|source| &self.sources[source]) else { return true };
@@ -670,136 +462,14 @@ impl Daemon {
         watched.is_kernels && !(watched.from_everywhere && may_be_elsewhere())
     }
 
-    /// Begins the step at hand.
-    fn perform(&mut self, deed: &mut Deed<'_>) -> Input {
-        let run = loop {
-            let Some(step) = deed.step() else { return Input::PlanDone };
-            let outcome = match &mut deed.hands {
-                Some(hands) => hands.perform(deed.event, step),
-                None => Outcome::of_program(step),
-            };
-            match outcome {
-                Outcome::Start(run) => break run,
-                Outcome::Done => {}
-                Outcome::Failed(why) => {
-                    deed.failed = true;
-                    log::error!("{}: {why}", deed.event);
-                }
-            }
-            deed.steps.next();
-        };
-        self.unwatch_sources();
-        if self.adopts_orphans && !self.update.is_probing() {
-            child::reap_orphans();
-        }
-        let environment = run.environment();
-        match Child::spawn(&mut self.spawner, &run, &environment) {
-            Ok(child) => {
-                log::debug!("{}: {}, pid {}", deed.event, Step::Run(run), child.pid());
-                self.warn_of_withheld(&environment, deed.event);
-                self.watch_child(&child);
-                self.child = Some(child);
-                Input::Started
-            }
-            Err(error) => {
-                let refusal = child::refusal(&error, run.program);
-                deed.refused = Some(error);
-                Input::Refused(refusal)
-            }
-        }
-    }
-
-    fn report_refusal(&mut self, error: &io::Error, action: Action, deed: &Deed<'_>) {
-        let Some(Step::Run(run)) = deed.step() else { return };
-        let (program, event) = (run.program.path.to_bytes().escape_ascii(), deed.event);
-        let error = reason(error);
-        if action == Action::Continue {
-            self.counters.retried += 1;
-            log::warn!("cannot run {program}: {error}; {event} waits for another attempt");
-        } else {
-            log::error!("cannot run {program}: {error}; {event} is not handled");
-        }
-    }
-
-    fn warn_of_withheld(&mut self, environment: &Environment<'_>, event: &Uevent<'_>) {
-        if environment.withheld.is_empty() {
-            return;
-        }
-        self.withheld += environment.withheld.len();
-        let (protected, odd): (Vec<&[u8]>, Vec<&[u8]>) =
-            environment.withheld.iter().partition(|&&key| environment::is_protected(key));
-        let now = self.now();
-        for (keys, limiter) in [odd, protected].iter().zip(&mut self.limiters.withheld) {
-            if keys.is_empty() || !limiter.allows(now) {
-                continue;
-            }
-            let named: Vec<String> =
-                keys.iter().take(KEYS_TOLD).map(|&key| short(key).to_string()).collect();
-            let (named, more) = (named.join(" "), keys.len().saturating_sub(KEYS_TOLD));
-            let more = if more == 0 { String::new() } else { format!(" and {more} more") };
-            let count = self.withheld;
-            log::warn!("{event}: not passed on to its program: {named}{more} ({count} so far)");
-        }
-    }
-
-    fn terminate(&mut self, why: Reason, deed: &mut Deed<'_>) {
-        let Some(child) = &self.child else { return };
-        let why = match why {
-            Reason::Timeout => {
-                self.counters.timed_out += 1;
-                "takes too long"
-            }
-            Reason::Stop => "shall end at once",
-        };
-        deed.failed = true;
-        log::warn!("pid {} {why}: SIGTERM to its process group; {}", child.pid(), deed.event);
-        child.terminate_group();
-    }
-
-    fn kill(&self, deed: &Deed<'_>) {
-        let Some(child) = &self.child else { return };
-        let rest = if self.lingers { "what it has left" } else { "it" };
-        log::warn!(
-            "pid {}: {rest} does not end: SIGKILL to its process group; {}",
-            child.pid(),
-            deed.event
-        );
-        child.kill_group();
-    }
-
-    fn report_end(&mut self, deed: &mut Deed<'_>) {
-        let Some(Step::Run(run)) = deed.steps.next() else { return };
-        let Some(ended) = self.ended.take() else {
-            deed.failed = true;
-            return;
-        };
-        let event = deed.event;
-        let program = run.program.argv[0].to_bytes().escape_ascii();
-        if ended.success() {
-            log::debug!("{event}: {program} {ended}");
-        } else {
-            deed.failed = true;
-            log::warn!("{program} {ended}; {event}");
-        }
-    }
-
-    /// The next thing that happens.
-    fn wait(&mut self, deed: &Deed<'_>) -> io::Result<Input> {
-        loop {
-            if let Some(input) = self.inbox.pop_front() {
-                return Ok(input);
-            }
-            if !self.update_if_due(Some(deed)) {
-                self.turn(None, Some(deed))?;
-            }
-        }
-    }
-
     /// Waits, until the next deadline or for `at_most`, for something to
     /// happen, and fills the inbox: signals first, then the child. Then the
     /// control socket is served; `deed` is what is being done.
     fn turn(&mut self, at_most: Option<Duration>, deed: Option<&Deed<'_>>) -> io::Result<()> {
         self.reads_left = READS_PER_TURN;
+        // Closing the pidfd, of which there is no other copy, unregisters it (epoll(7)).
+        // Not before, as there is time now: the next program runs.
+        self.reaped = None;
         let timeout = self.timeout(at_most);
         match self.poll.poll(&mut self.events, timeout) {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => self.events.clear(),
@@ -860,64 +530,6 @@ impl Daemon {
         self.machine.state() == State::Reading
             && !self.machine.is_paused()
             && self.outlets.awaited().is_none()
-    }
-
-    fn reap_child(&mut self) {
-        let Some(child) = &self.child else { return };
-        self.lingers = self.machine.grants_time() && child.has_left_others();
-        if self.lingers {
-            return;
-        }
-        let ended = match child.try_reap(self.machine.ends_group()) {
-            Ok(None) => return,
-            Ok(Some(ended)) => Some(ended),
-            Err(error) => {
-                log::error!("cannot learn how pid {} ended: {}", child.pid(), reason(&error));
-                None
-            }
-        };
-        self.ended = ended;
-        // Closing the pidfd, of which there is no other copy, unregisters it (epoll(7)).
-        self.child = None;
-        self.inbox.push_back(Input::ChildGone);
-    }
-
-    fn watch_child(&mut self, child: &Child) {
-        let result = register(self.poll.registry(), child, &Watch::Child);
-        self.note_watch(result);
-    }
-
-    fn watch_sources(&mut self) {
-        if self.watching {
-            return;
-        }
-        self.watching = true;
-        self.unwatched = false;
-        for index in 0..self.sources.len() {
-            if !self.sources[index].ended {
-                let source = &self.sources[index].source;
-                let result = register(self.poll.registry(), source, &Watch::Source(index));
-                self.note_watch(result);
-            }
-        }
-    }
-
-    /// From here on, what happens on the sources is not known.
-    fn unwatch_sources(&mut self) {
-        if std::mem::take(&mut self.watching) {
-            for watched in self.sources.iter().filter(|watched| !watched.ended) {
-                // Fails only for what could not be registered.
-                let _ = deregister(self.poll.registry(), &watched.source);
-            }
-        }
-        self.unwatched = false;
-        self.mark_sources_ready();
-    }
-
-    fn mark_sources_ready(&mut self) {
-        for watched in &mut self.sources {
-            watched.ready = !watched.ended;
-        }
     }
 
     /// epoll_ctl(2) may fail for want of memory. Then we look by ourselves now

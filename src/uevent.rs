@@ -77,8 +77,7 @@ impl<'a> Field<'a> {
 
     /// What is after the first `=`; may be empty, and may hold any byte but NUL.
     pub fn value(&self) -> &'a CStr {
-        let from_value = &self.whole.to_bytes_with_nul()[self.equals + 1..];
-        CStr::from_bytes_until_nul(from_value).unwrap_or_default()
+        &self.whole[self.equals + 1..]
     }
 }
 
@@ -127,13 +126,20 @@ impl<'a> Uevent<'a> {
     /// The value of the first field with this key: the one that rules look at,
     /// as in mdevd.
     pub fn first(&self, key: &[u8]) -> Option<&'a CStr> {
-        self.fields().find(|field| field.key() == key).map(|field| field.value())
+        self.values(key).next()
     }
 
     /// The value of the last field with this key: the one that counts in the
     /// environment of a program.
     pub fn last(&self, key: &[u8]) -> Option<&'a CStr> {
-        self.fields().filter(|field| field.key() == key).last().map(|field| field.value())
+        self.values(key).last()
+    }
+
+    fn values(&self, key: &[u8]) -> impl Iterator<Item = &'a CStr> {
+        self.strings().filter_map(|string| {
+            let from_equals = string.to_bytes().strip_prefix(key)?;
+            from_equals.starts_with(b"=").then(|| &string[key.len() + 1..])
+        })
     }
 }
 

@@ -96,7 +96,7 @@ impl DaemonOptions {
     /// The first of all steps: locks the PID file, opens the log, and has a log
     /// that may not grow any more end nothing.
     pub(super) fn prepare(&self, log_name: &'static str) -> Result<Prepared, Fatal> {
-        sys::ignore_file_size_signal().map_err(|e| Fatal::system("ignore SIGXFSZ", e))?;
+        sys::survive_failing_writes().map_err(|e| Fatal::system("handle SIGXFSZ", e))?;
         let mut settings = self.settings.clone();
         let mut syslog = None;
         if self.syslog {

@@ -228,6 +228,9 @@ fn its_signals_umask_and_group_are_in_order() {
         assert_eq!(field(&status, signals), Some("0000000000000000"), "{signals}");
     }
     assert_eq!(field(&status, "Umask"), Some("0027"));
+    // These two, which plugd must survive, no child has to reset.
+    let ignored = u64::from_str_radix(&daemon.status("SigIgn"), 16).unwrap();
+    assert_eq!(ignored & (1 << (libc::SIGPIPE - 1) | 1 << (libc::SIGXFSZ - 1)), 0, "{ignored:x}");
 
     let stat = |pid| {
         let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
