@@ -54,7 +54,8 @@ fuzz_target!(|input: &[u8]| {
 /// It names a line of the file, and a byte of that.
 fn check_error(error: &Error, text: &[u8]) {
     let line = text.split(|&b| b == b'\n').nth(error.line - 1).expect("a line of the file");
-    assert_eq!(*line, *error.text);
+    // Of a very long line it shows a part.
+    assert!(*line == *error.text || line.len() > 500, "{error:?}");
     assert!((1..=line.len() + 1).contains(&error.column), "{error:?}");
     let shown = error.to_string();
     assert_eq!(shown.lines().count(), 3, "{shown}");

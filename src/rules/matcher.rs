@@ -295,15 +295,9 @@ impl Matcher {
 /// The mistake that the expressions are too large, most of all that of this rule.
 fn too_large(rule: &Rule) -> parse::Error {
     let parse::Origin { file, line, text } = &rule.origin;
-    parse::Error {
-        file: file.clone(),
-        line: *line,
-        column: 1,
-        text: text.clone(),
-        message: "the regular expressions are too large, all together; \
-                  this is the largest of them"
-            .into(),
-    }
+    let message = "the regular expressions are too large, all together; \
+                   this is the largest of them";
+    parse::Error::new((file.clone(), *line, 1), text, message.into())
 }
 
 /// A cheap first look at a key: most keys of an event are asked for by no rule.

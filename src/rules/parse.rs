@@ -18,6 +18,14 @@ use crate::plan::{Access, Interpreter};
 pub const DEFAULT_MODE: u32 = 0o660;
 const LARGEST_MODE: u32 = 0o7777;
 
+/// So many mistakes are told at most: what has more is no file of rules.
+const MISTAKES_MAX: usize = 1000;
+/// How much of a line is shown before and after the byte at fault, in bytes.
+const SHOWN: usize = 500;
+/// The longest argument of a program, with the NUL at its end (MAX_ARG_STRLEN of
+/// Linux, where memory pages have 4 KiB).
+const ARGUMENT_MAX: usize = 128 << 10;
+
 /// A file of rules.
 #[derive(Debug, Clone, Copy)]
 pub struct Source<'a> {
@@ -169,17 +177,36 @@ pub struct Error {
     /// The byte in the line, counted from 1; one more than there are if the end
     /// of the line is meant.
     pub column: usize,
-    /// The line itself.
+    /// The line itself; of one that is very long, what is around that byte.
     pub text: Box<[u8]>,
     /// What was expected there.
     pub message: String,
+    /// Where in the text that byte is.
+    caret: usize,
+}
+
+impl Error {
+    /// `text` is all of the line.
+    pub(super) fn new(
+        (file, line, column): (Arc<str>, usize, usize),
+        text: &[u8],
+        message: String,
+    ) -> Self {
+        let at = column - 1;
+        let (start, end) = (at.saturating_sub(SHOWN), text.len().min(at + SHOWN));
+        let dots = |is_cut: bool| if is_cut { &b"..."[..] } else { b"" };
+        let before = dots(start > 0);
+        let caret = before.len() + at - start;
+        let text = [before, &text[start..end], dots(end < text.len())].concat().into();
+        Self { file, line, column, text, message, caret }
+    }
 }
 
 /// Three lines: `FILE:LINE:COLUMN: expected ...`, the line, and a caret below
 /// the byte at fault.
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let before = self.text.get(..self.column - 1).unwrap_or(&self.text);
+        let before = self.text.get(..self.caret).unwrap_or(&self.text);
         let (file, line, column) = (&self.file, self.line, self.column);
         writeln!(f, "{file}:{line}:{column}: {}", self.message)?;
         writeln!(f, "    {}", readable(&self.text))?;
@@ -213,7 +240,7 @@ pub fn parse(sources: &[Source<'_>], accounts: &Accounts) -> Result<Vec<Rule>, V
 /// added to `doubts`.
 ///
 /// # Errors
-/// All that is wrong with them.
+/// All that is wrong with them; if that is very much, the first of it.
 pub fn parse_and_doubt(
     sources: &[Source<'_>],
     accounts: &Accounts,
@@ -234,10 +261,12 @@ pub fn parse_and_doubt(
             let rule = reader.rule();
             let locate = |(at, message)| {
                 let (line, column, text) = line.locate(at);
-                Error { file: file.clone(), line, column, text: text.into(), message }
+                Error::new((file.clone(), line, column), text, message)
             };
-            errors.extend(reader.complaints.into_iter().map(locate));
-            doubts.extend(reader.doubts.into_iter().map(locate));
+            let room = |told: &[Error]| MISTAKES_MAX.saturating_sub(told.len());
+            let complaints = reader.complaints.into_iter().take(room(&errors));
+            errors.extend(complaints.map(locate));
+            doubts.extend(reader.doubts.into_iter().take(room(doubts)).map(locate));
             if let Some(rule) = rule {
                 let Parsed { goes_on, conditions, device, access, place, command } = rule;
                 let text = line.text[..].into();
@@ -498,10 +527,16 @@ impl<'l> Reader<'l> {
     }
 
     fn doubt_command(&mut self, rule: &Parsed, at: usize) {
-        let action = match rule.command {
-            Some(Command { when: When::Add, .. }) => "add",
-            Some(Command { when: When::Remove, .. }) => "remove",
-            Some(Command { when: When::Always, .. }) | None => return,
+        let Some(Command { when, text, .. }) = &rule.command else { return };
+        if text.len() >= ARGUMENT_MAX {
+            let longest = ARGUMENT_MAX - 1;
+            let text = format!("too long to be run: no command of more than {longest} bytes is");
+            self.doubts.push((at, text));
+        }
+        let action = match when {
+            When::Add => "add",
+            When::Remove => "remove",
+            When::Always => return,
         };
         if !rule.may_act_on(action.as_bytes()) {
             let text = "the condition on ACTION leaves no event for it";
