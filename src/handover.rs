@@ -56,8 +56,8 @@ pub struct Handover {
     pub clients: Vec<Client>,
     /// The level of logging that was chosen at run time.
     pub log_level: Option<String>,
-    /// There were files that the rules in force come from.
-    pub has_rule_files: bool,
+    /// The files that the rules in force come from, if they do: their names and text.
+    pub rules_of_files: Option<Vec<(String, Vec<u8>)>>,
     /// The limit of open files (soft, hard) that children get.
     pub open_files: Option<(u64, u64)>,
     /// Where events are written that were acted on, and what there was no room for.
@@ -199,7 +199,10 @@ impl Handover {
         if let Some(level) = &self.log_level {
             line("log-level", &[level]);
         }
-        line("rule-files", &[&u8::from(self.has_rule_files)]);
+        line("rule-files", &[&u8::from(self.rules_of_files.is_some())]);
+        for (name, text) in self.rules_of_files.iter().flatten() {
+            line("rules", &[&hex(name.as_bytes()), &hex(text)]);
+        }
         if let Some((soft, hard)) = &self.open_files {
             line("open-files", &[soft, hard]);
         }
@@ -244,7 +247,7 @@ impl Handover {
             listener: None,
             clients: Vec::new(),
             log_level: None,
-            has_rule_files: false,
+            rules_of_files: None,
             open_files: None,
             output: None,
             state_file: None,
@@ -342,7 +345,11 @@ impl Handover {
                 self.clients.push(client);
             }
             "log-level" => self.log_level = Some(values.word()?.to_owned()),
-            "rule-files" => self.has_rule_files = values.flag()?,
+            "rule-files" => self.rules_of_files = values.flag()?.then(Vec::new),
+            "rules" => {
+                let name = String::from_utf8(values.bytes()?).ok()?;
+                self.rules_of_files.as_mut()?.push((name, values.bytes()?));
+            }
             "output" => self.output = Some((values.number()?, values.bytes()?)),
             "state-file" => self.state_file = Some(values.number()?),
             "inventory" => self.inventory = Some(values.number()?),
@@ -499,8 +506,8 @@ mod tests {
 
     prop_compose! {
         fn handover()(
-            (state, started, paused, has_rule_files)
-                in (state(), time(), any::<bool>(), any::<bool>()),
+            (state, started, paused, rules_of_files)
+                in (state(), time(), any::<bool>(), any::<Option<Vec<(String, Vec<u8>)>>>()),
             (counts, dropped, stale, scans, replayed)
                 in any::<([u64; 6], [u64; 3], u64, u64, [u64; 3])>(),
             sources in prop::collection::vec(0..i32::MAX, 0..3),
@@ -536,7 +543,7 @@ mod tests {
                 listener: listener.map(|(fd, file)| Listener { fd, file }),
                 clients,
                 log_level: log_level.map(|_| "debug".into()),
-                has_rule_files,
+                rules_of_files,
                 open_files,
                 output,
                 state_file,

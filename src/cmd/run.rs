@@ -253,8 +253,7 @@ fn main(parser: lexopt::Parser, log_name: &'static str) -> Result<Request, Fatal
             logging::start(log_name, options.verbosity);
             let handover = r#loop::inherited()?;
             let prepared = options.daemon.prepare(log_name)?;
-            let had_files = handover.as_ref().is_some_and(|handover| handover.has_rule_files);
-            let mut engine = engine(&options, had_files)?;
+            let mut engine = engine(&options, handover.as_ref())?;
             let mut sources = match &handover {
                 Some(handover) => handover.sources.iter().copied().map(take_over).collect(),
                 None if r#loop::is_rehearsal() => Ok(Vec::new()),
@@ -659,15 +658,15 @@ fn engine_status(options: &Options, engine: &Engine) -> status::Engine {
     status::Engine { kind, file: file.to_vec() }
 }
 
-/// Finds the program, or reads the rules; `had_files` if they came from files in the
-/// plugd before this one.
-pub(super) fn engine(options: &Options, had_files: bool) -> Result<Engine, Fatal> {
+/// Finds the program, or reads the rules; `handover` is what the plugd before this one
+/// left.
+pub(super) fn engine(options: &Options, handover: Option<&Handover>) -> Result<Engine, Fatal> {
     match &options.work {
         Work::Program(program, arguments) => {
             handler(options, program, arguments).map(Engine::Handler)
         }
         Work::Rules { files, dry_run } => {
-            rules::engine(files, *dry_run, options.clean_environment, had_files)
+            rules::engine(files, *dry_run, options.clean_environment, handover)
         }
     }
 }

@@ -11,6 +11,7 @@ pub mod parse;
 
 use std::ffi::{CStr, CString};
 use std::fmt;
+use std::rc::Rc;
 
 use crate::account::{Accounts, number};
 use crate::environment::Base;
@@ -75,7 +76,7 @@ impl Settings {
 #[derive(Debug)]
 pub struct Engine {
     /// Those of the files, and the default.
-    rules: Vec<Rule>,
+    rules: Rc<[Rule]>,
     matcher: Matcher,
     settings: Settings,
     facts: Facts,
@@ -91,6 +92,7 @@ impl Engine {
     pub fn new(mut rules: Vec<Rule>, settings: Settings) -> Result<Self, parse::Error> {
         rules.extend(parse::parse(&[DEFAULT], &Accounts::default()).unwrap_or_default());
         let matcher = Matcher::new(&rules)?;
+        let rules = rules.into();
         let (facts, scratch, draft) = Default::default();
         Ok(Self { rules, matcher, settings, facts, scratch, draft })
     }
@@ -148,7 +150,7 @@ impl Engine {
     }
 
     /// The rules; the built-in default comes last.
-    pub fn rules(&self) -> &[Rule] {
+    pub fn rules(&self) -> &Rc<[Rule]> {
         &self.rules
     }
 
@@ -156,6 +158,24 @@ impl Engine {
     pub fn memory(&self) -> usize {
         self.matcher.memory()
     }
+}
+
+/// The rules of an engine, but for the built-in default, as text: the names of the
+/// files, and what is to be read from each for the same rules on the same lines.
+pub fn texts(rules: &[Rule]) -> Vec<(String, Vec<u8>)> {
+    let of_files = rules.split_last().map_or(&[][..], |(_, of_files)| of_files);
+    let files = of_files.chunk_by(|one, next| one.origin.file == next.origin.file);
+    let text_of = |rules: &[Rule]| {
+        let (mut text, mut next) = (Vec::new(), 1);
+        for Rule { origin, .. } in rules {
+            text.resize(text.len() + origin.line - next, b'\n');
+            text.extend_from_slice(&origin.text);
+            text.push(b'\n');
+            next = origin.line + 1;
+        }
+        text
+    };
+    files.map(|rules| (rules[0].origin.file.to_string(), text_of(rules))).collect()
 }
 
 /// What became of a rule.
