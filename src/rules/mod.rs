@@ -461,6 +461,7 @@ impl Facts {
         }
         // A device without a name gets no node, but the command is run for it.
         let has_name = !draft.bytes(node).is_empty();
+        // Nor is the command, which would act on whatever MDEV leads to.
         if has_name && !is_safe(draft.bytes(node)) {
             draft.push(Record::Refuse { name: node, why: Why::Unsafe });
             return flow;
