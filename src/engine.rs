@@ -14,7 +14,7 @@ use crate::error::reason;
 use crate::firmware;
 use crate::handler::Handler;
 use crate::plan::{Plan, Run, Step};
-use crate::rules::parse::Rule;
+use crate::rules::rule::Rule;
 use crate::rules::{self, NoSysfs};
 use crate::sysfs::Sysfs;
 use crate::uevent::Uevent;

@@ -37,7 +37,7 @@ use crate::plan::{Step, Steps};
 use crate::presence::Presence;
 use crate::rebroadcast::Outlets;
 use crate::recovery::Cause;
-use crate::rules::parse::Rule;
+use crate::rules::rule::Rule;
 use crate::settle::Requests;
 use crate::signals::{Manner, Signals};
 use crate::status;

@@ -14,7 +14,8 @@ use rustix::system::sysinfo;
 
 use crate::account::Accounts;
 use crate::error::{Fatal, reason};
-use crate::rules::parse::{self, Rule, Source};
+use crate::rules::parse::{self, Source};
+use crate::rules::rule::Rule;
 
 /// Where the rules are unless told otherwise.
 pub const DEFAULT: &str = "/etc/mdev.conf";

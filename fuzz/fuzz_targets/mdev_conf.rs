@@ -16,7 +16,8 @@ use plugd::environment::Base;
 use plugd::plan::{Access, Link, MakeNode, Node, Step};
 use plugd::rules::ere::Scratch;
 use plugd::rules::matcher::Matcher;
-use plugd::rules::parse::{Device, Error, Rule, Source, parse};
+use plugd::rules::parse::{Error, Source, parse};
+use plugd::rules::rule::{Device, Rule};
 use plugd::rules::{Engine, NoSysfs, Settings};
 use plugd::uevent::{Header, Uevent};
 

@@ -16,7 +16,8 @@ use crate::error::Fatal;
 use crate::handover::Handover;
 use crate::r#loop;
 use crate::rule_files;
-use crate::rules::parse::{self, Rule, Source};
+use crate::rules::parse::{self, Source};
+use crate::rules::rule::Rule;
 use crate::rules::{self, Settings};
 use crate::sysfs::Sysfs;
 

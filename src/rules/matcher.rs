@@ -13,7 +13,8 @@ use regex_automata::{Anchored, MatchKind};
 
 use super::ere::{self, Ere};
 pub use super::ere::{Scope, TooLarge};
-use super::parse::{self, Device, Numbers, Rule};
+use super::parse;
+use super::rule::{Device, Numbers, Origin, Rule};
 
 /// The memory that an automaton may use for its states, in bytes.
 const STATES_MAX: usize = 4 * 1024 * 1024;
@@ -294,7 +295,7 @@ impl Matcher {
 
 /// The mistake that the expressions are too large, most of all that of this rule.
 fn too_large(rule: &Rule) -> parse::Error {
-    let parse::Origin { file, line, text } = &rule.origin;
+    let Origin { file, line, text } = &rule.origin;
     let message = "the regular expressions are too large, all together; \
                    this is the largest of them";
     parse::Error::new((file.clone(), *line, 1), text, message.into())

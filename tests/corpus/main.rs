@@ -22,7 +22,8 @@ use plugd::environment::Base;
 use plugd::plan::{Device, Kind, Link, MakeNode, Node, Step};
 use plugd::rules::ere::{Captures, Ere, Problem, Scratch};
 use plugd::rules::matcher::{Scope, Set};
-use plugd::rules::parse::{Error, Rule, Source, parse};
+use plugd::rules::parse::{Error, Source, parse};
+use plugd::rules::rule::Rule;
 use plugd::rules::{Engine, Settings, Sysfs};
 use plugd::uevent::{Header, Uevent};
 

@@ -1,5 +1,6 @@
 use proptest::prelude::*;
 
+use super::doubts::ARGUMENT_MAX;
 use super::*;
 
 fn accounts() -> Accounts {
