@@ -246,7 +246,7 @@ impl<'l> Reader<'l> {
             place: place?,
             command: command?,
         };
-        self.doubts = doubts(&rule, place_at, command_at);
+        self.doubts = doubts(&rule, what, place_at, command_at);
         Some(rule)
     }
 

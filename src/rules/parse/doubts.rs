@@ -1,16 +1,33 @@
 //! What is right in a rule, and can never do anything or is likely not meant so.
 
+use super::Field;
 use crate::rules::ere;
-use crate::rules::rule::{Command, Device, Place, Rule, When};
+use crate::rules::rule::{Command, Device, Numbers, Place, Rule, When};
 
 /// The longest argument of a program, with the NUL at its end (MAX_ARG_STRLEN of
 /// Linux, where memory pages have 4 KiB).
 pub(super) const ARGUMENT_MAX: usize = 128 << 10;
 
-/// The byte where something begins that comes to nothing, and why, given where the
-/// place and the command begin.
-pub(super) fn doubts(rule: &Rule, place_at: usize, command_at: usize) -> Vec<(usize, String)> {
+/// The byte where something begins that comes to nothing, and why, given what the
+/// device shall be, and where the place and the command begin.
+pub(super) fn doubts(
+    rule: &Rule,
+    device: Field<'_>,
+    place_at: usize,
+    command_at: usize,
+) -> Vec<(usize, String)> {
     let mut doubts = Vec::new();
+    let of_device = match &rule.device {
+        Device::Numbers(numbers) if !has_devices(numbers) => "no device has such numbers",
+        Device::Name(_) if device.text.is_empty() => "no name is empty: .* matches all of them",
+        Device::Name(_) if device.text.contains(&b'=') => {
+            "this is taken for a name, as there is no ; behind it; a condition has one"
+        }
+        _ => "",
+    };
+    if !of_device.is_empty() {
+        doubts.push((device.at, of_device.to_owned()));
+    }
     if let Place::Moved(path) | Place::Linked(path) = &rule.place {
         let groups = match &rule.device {
             Device::Name(ere) => Some(ere.groups()),
@@ -31,6 +48,10 @@ pub(super) fn doubts(rule: &Rule, place_at: usize, command_at: usize) -> Vec<(us
         let text = format!("too long to be run: no command of more than {longest} bytes is");
         doubts.push((command_at, text));
     }
+    if text.ends_with(b"\r") {
+        let text = "the carriage return at the end of the line is part of this command";
+        doubts.push((command_at, text.to_owned()));
+    }
     let action = match when {
         When::Add => "add",
         When::Remove => "remove",
@@ -41,6 +62,11 @@ pub(super) fn doubts(rule: &Rule, place_at: usize, command_at: usize) -> Vec<(us
         doubts.push((command_at, format!("this command is for {action} only, and {text}")));
     }
     doubts
+}
+
+/// Whether Linux has such numbers: of 12 and of 20 bits.
+fn has_devices(numbers: &Numbers) -> bool {
+    numbers.major < 1 << 12 && *numbers.minor.start() < 1 << 20 && !numbers.minor.is_empty()
 }
 
 /// Whether its conditions let an event of this action pass.

@@ -307,6 +307,12 @@ fn what_can_never_work_is_doubted() {
         ("$A=(.) 0:0 1 =%2", "1:15: there is no group 2 "),
         ("@1,2 0:0 1 =%0", "1:13: there is no group 0 "),
         ("[(]a\\([^](][[:digit:](](.) 0:0 1 =%2", "1:35: there is no group 2 "),
+        ("@8,5-2 0:0 1", "1:1: no device has such numbers"),
+        ("A=b;@4096,0 0:0 1", "1:5: no device has such numbers"),
+        ("-@4095,1048576-1048577 0:0 1", "1:2: no device has such numbers"),
+        ("A=b; 0:0 1", "1:5: no name is empty: "),
+        ("A=b 0:0 1", "1:1: this is taken for a name, as there is no ; "),
+        ("a 0:0 1 *x y\r\nb 0:0 1\r", "1:9: the carriage return "),
         ("ACTION=bind;a 0:0 1 ! @x", "1:23: this command is for add only"),
         ("$ACTION=^change$ 0:0 1 -x", "1:24: this command is for remove only"),
         ("ACTION=add;a 0:0 1 >b", "1:20: the condition on ACTION keeps "),
@@ -322,6 +328,8 @@ fn what_can_never_work_is_doubted() {
     assert!(found.len() == 1 && found[0].starts_with("3:9: too long to be run: "), "{found:?}");
     assert_eq!(doubts(&format!("a 0:0 1 =b *{longest}")), [""; 0]);
     for text in [
+        "@4095,1048575-9999999 0:0 1",
+        "$A=b=c 0:0 1\r\na 0:0 1 =b\r",
         "a 0:0 1 =b/ @x",
         "(a)(b) 0:0 1 =%0/%1%2/.../.%%/..a",
         "$A=(.) 0:0 1 =%1",
