@@ -7,12 +7,14 @@ use std::ffi::CStr;
 use std::fmt;
 use std::io::{self, Write};
 use std::path::PathBuf;
+use std::rc::Rc;
 
 use crate::devnode::DevRoot;
 use crate::error::reason;
 use crate::firmware;
 use crate::handler::Handler;
 use crate::plan::{Plan, Run, Step};
+use crate::rules::rule::Rule;
 use crate::rules::{self, NoSysfs};
 use crate::sysfs::Sysfs;
 use crate::uevent::Uevent;
@@ -82,9 +84,12 @@ impl Engine {
         }
     }
 
-    /// Whether it acts by rules of files.
-    pub fn has_rule_files(&self) -> bool {
-        matches!(self, Self::Rules(ruled) if ruled.has_files)
+    /// The rules, if it acts by some of files; the built-in default comes last.
+    pub fn rules_of_files(&self) -> Option<Rc<[Rule]>> {
+        match self {
+            Self::Rules(ruled) if ruled.has_files => Some(Rc::clone(ruled.rules.rules())),
+            Self::Rules(_) | Self::Handler(_) => None,
+        }
     }
 
     /// Takes what the configuration says now. Returns what became of it.

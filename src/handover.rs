@@ -54,8 +54,8 @@ pub struct Handover {
     pub clients: Vec<Client>,
     /// The level of logging that was chosen at run time.
     pub log_level: Option<String>,
-    /// There were files that the rules in force come from.
-    pub has_rule_files: bool,
+    /// The files that the rules in force come from, if they do: their names and text.
+    pub rules_of_files: Option<Vec<(String, Vec<u8>)>>,
     /// The limit of open files (soft, hard) that children get.
     pub open_files: Option<(u64, u64)>,
     /// Where events are written that were acted on, and what there was no room for.

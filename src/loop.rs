@@ -18,6 +18,7 @@ mod update;
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::AsRawFd;
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use mio::unix::SourceFd;
@@ -36,6 +37,7 @@ use crate::notify::Notifier;
 use crate::presence::Presence;
 use crate::rebroadcast::Outlets;
 use crate::recovery::Cause;
+use crate::rules::rule::Rule;
 use crate::settle::Requests;
 use crate::signals::{Manner, Signals};
 use crate::status;
@@ -135,8 +137,8 @@ pub struct Daemon {
     update: Update,
     /// The event that the plugd before this one had in hand.
     resumed: Option<InHand>,
-    /// The rules in force come from files.
-    has_rule_files: bool,
+    /// The rules in force, if they come from files.
+    rules_of_files: Option<Rc<[Rule]>>,
 }
 
 #[derive(Debug, Default)]
@@ -246,7 +248,7 @@ impl Daemon {
             engine,
             update,
             resumed: None,
-            has_rule_files: false,
+            rules_of_files: None,
         })
     }
 
@@ -264,7 +266,7 @@ impl Daemon {
     /// # Errors
     /// Those of epoll_wait(2) that mean that the poll itself is broken.
     pub fn run(mut self, engine: &mut Engine) -> io::Result<Counters> {
-        self.has_rule_files = engine.has_rule_files();
+        self.rules_of_files = engine.rules_of_files();
         if let Some(InHand { source, datagram, steps_done, step, mut failed, since }) =
             self.resumed.take()
         {

@@ -16,7 +16,8 @@ use plugd::environment::Base;
 use plugd::plan::{Access, Link, MakeNode, Node, Step};
 use plugd::rules::ere::Scratch;
 use plugd::rules::matcher::Matcher;
-use plugd::rules::parse::{Device, Error, Rule, Source, parse};
+use plugd::rules::parse::{Error, Source, parse};
+use plugd::rules::rule::{Device, Rule};
 use plugd::rules::{Engine, NoSysfs, Settings};
 use plugd::uevent::{Header, Uevent};
 
@@ -54,7 +55,8 @@ fuzz_target!(|input: &[u8]| {
 /// It names a line of the file, and a byte of that.
 fn check_error(error: &Error, text: &[u8]) {
     let line = text.split(|&b| b == b'\n').nth(error.line - 1).expect("a line of the file");
-    assert_eq!(*line, *error.text);
+    // Of a very long line it shows a part.
+    assert!(*line == *error.text || line.len() > 500, "{error:?}");
     assert!((1..=line.len() + 1).contains(&error.column), "{error:?}");
     let shown = error.to_string();
     assert_eq!(shown.lines().count(), 3, "{shown}");

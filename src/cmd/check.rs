@@ -33,7 +33,7 @@ Options:
   -V, --version  print the version
 
 Exit codes: 0 nothing is wrong, 2 something is, 100 wrong usage, 111 a file
-cannot be read.
+cannot be read and in the others nothing is wrong.
 
 Examples:
       plugd check

@@ -10,7 +10,8 @@ use lexopt::Arg::{Long, Short, Value};
 
 use crate::error::Fatal;
 use crate::logging;
-use crate::rules::{Engine, Verdict};
+use crate::rules::Engine;
+use crate::rules::explain::Verdict;
 use crate::sysfs::Sysfs;
 use crate::uevent::{Header, Uevent};
 

@@ -116,7 +116,7 @@ fn main(parser: lexopt::Parser, log_name: &'static str) -> Result<Request, Fatal
     let prepared = options.daemon.prepare(log_name)?;
     let sys_root = asked.files.sys.clone();
     options.work = Work::Rules { files: asked.files, dry_run: asked.dry_run };
-    let mut engine = run::engine(&options, false)?;
+    let mut engine = run::engine(&options, None)?;
     let source = match asked.input {
         Input::Stdin => open_stdin()?,
         Input::Netlink => run::open_source(asked.intake, options.receive_buffer_size)?,

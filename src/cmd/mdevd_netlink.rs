@@ -1,13 +1,16 @@
 //! `mdevd-netlink`: skarnet's program of that name, which writes the kernel's
 //! events to its standard output.
 
-use std::io::stdout;
+use std::io::{self, stdout};
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use lexopt::Arg::{Long, Short};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::{Errno, fcntl_dupfd_cloexec, retry_on_intr, write};
 use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::flag;
 
 use crate::error::Fatal;
 use crate::netlink::{DATAGRAM_MAX, KERNEL_GROUP, Received, Source};
@@ -48,7 +51,8 @@ Options:
     daemon_help!(),
     "
 Signals:
-  TERM, INT      stop, when what was read has been written
+  TERM, INT      stop, when what was read has been written; again:
+                 at once
 
 Exit codes: 0 stopped, or nobody reads any more; 100 wrong usage; 111 a system
 call failed.
@@ -92,13 +96,24 @@ fn main(mut parser: lexopt::Parser, log_name: &'static str) -> Result<Request, F
         let _ = sys::close_inherited();
     }
     let mut started = prepared.start()?;
-    let signals = Signals::handle([SIGTERM, SIGINT].into_iter())
-        .map_err(|e| Fatal::system("handle signals", e))?;
+    let signals = handle_signals().map_err(|e| Fatal::system("handle signals", e))?;
     notifier.ready("reading events").map_err(|e| Fatal::system("tell that all is ready", e))?;
     started.ready()?;
     copy(&mut source, &signals, &output)?;
     log::info!("stopped");
     Ok(Request::Done)
+}
+
+/// Has the first one noted, and the second one end the program at once: it may wait
+/// for a reader, in write(2), which goes on after a signal.
+fn handle_signals() -> io::Result<Signals> {
+    let (stops, is_stopping) = ([SIGTERM, SIGINT], Arc::new(AtomicBool::new(false)));
+    let signals = Signals::handle(stops.into_iter())?;
+    for signal in stops {
+        flag::register_conditional_shutdown(signal, 0, is_stopping.clone())?;
+        flag::register(signal, is_stopping.clone())?;
+    }
+    Ok(signals)
 }
 
 /// Writes events until it shall stop or nobody reads them.

@@ -82,7 +82,7 @@ fn main(mut parser: lexopt::Parser, log_name: &'static str) -> Result<Request, F
 fn start(options: &Options, log_name: &'static str) -> Result<Request, Fatal> {
     logging::start(log_name, options.verbosity);
     let prepared = options.daemon.prepare(log_name)?;
-    let mut engine = run::engine(options, false)?;
+    let mut engine = run::engine(options, None)?;
     let sources = match run::inherited_sources(&[])? {
         Some(sources) => sources,
         None => vec![run::adopt_source(listen_fds::FIRST)?],

@@ -13,9 +13,11 @@ use crate::devnode::{DevRoot, device_of};
 use crate::engine::{Engine, Hands, Ruled};
 use crate::environment::{Base, DEFAULT_PATH};
 use crate::error::Fatal;
+use crate::handover::Handover;
 use crate::r#loop;
 use crate::rule_files;
-use crate::rules::parse::Rule;
+use crate::rules::parse::{self, Source};
+use crate::rules::rule::Rule;
 use crate::rules::{self, Settings};
 use crate::sysfs::Sysfs;
 
@@ -65,26 +67,26 @@ impl Files {
 
 /// Reads the rules and opens the roots. With no file of rules, nodes are made
 /// as root's with mode 0660, and nothing else is done, unless the plugd before
-/// this one `had_files`. The files have to be absolute, as the rules are read again
-/// from another working directory.
+/// this one, which left `handover`, had files. The files have to be absolute, as the
+/// rules are read again from another working directory.
 pub(super) fn engine(
     files: &Files,
     dry_run: bool,
     clean_environment: bool,
-    had_files: bool,
+    handover: Option<&Handover>,
 ) -> Result<Engine, Fatal> {
     let sysfs = open_sysfs(&files.sys)?;
-    let found = load(&files.conf)?;
-    let has_files = had_files || found.is_some();
-    if had_files && found.is_none() {
-        let gone = are_gone(&files.conf);
-        if r#loop::is_rehearsal() {
-            return Err(Fatal::Configuration(gone));
-        }
+    let had_files = handover.is_some_and(|handover| handover.rules_of_files.is_some());
+    let (rules, has_files) = match (read_anew(files, clean_environment, had_files), handover) {
         // It is late to go back, and there are events to be acted on.
-        log::error!("{gone}");
-    }
-    let rules = make(found, files, clean_environment)?;
+        (Err(error), Some(handover)) if !r#loop::is_rehearsal() => {
+            error.to_string().lines().for_each(|line| log::error!("{line}"));
+            log::error!("the rules of the plugd before this one stay in force");
+            let found = handover.rules_of_files.as_deref().map(parse_again).transpose()?;
+            (make(found, files, clean_environment)?, had_files)
+        }
+        (result, _) => result?,
+    };
     let files = files.clone();
     let hands = if dry_run {
         Hands::DryRun
@@ -94,16 +96,32 @@ pub(super) fn engine(
         Hands::Files { dev, sys, firmware: files.firmware.clone() }
     };
     let reload = move |had_files: bool| {
-        let found = load(&files.conf).map_err(|fatal| fatal.to_string())?;
-        let has_files = found.is_some();
-        if had_files && !has_files {
-            return Err(are_gone(&files.conf));
-        }
-        let rules = make(found, &files, clean_environment).map_err(|fatal| fatal.to_string())?;
-        Ok((rules, has_files))
+        read_anew(&files, clean_environment, had_files).map_err(|fatal| fatal.to_string())
     };
     let reload = Box::new(reload);
     Ok(Engine::Rules(Box::new(Ruled { rules, has_files, reload, sysfs, hands })))
+}
+
+/// Reads the rules, and tells whether there are files of them; it is a mistake if
+/// there are none any more.
+fn read_anew(
+    files: &Files,
+    clean_environment: bool,
+    had_files: bool,
+) -> Result<(rules::Engine, bool), Fatal> {
+    let found = load(&files.conf)?;
+    let has_files = found.is_some();
+    if had_files && !has_files {
+        return Err(Fatal::Configuration(are_gone(&files.conf)));
+    }
+    Ok((make(found, files, clean_environment)?, has_files))
+}
+
+/// Takes rules that were in force.
+fn parse_again(files: &[(String, Vec<u8>)]) -> Result<Vec<Rule>, Fatal> {
+    let sources: Vec<_> = files.iter().map(|(name, text)| Source { name, text }).collect();
+    let rules = parse::parse(&sources, &accounts()?);
+    rules.map_err(|mistakes| rule_files::Error { unread: Vec::new(), mistakes }.into())
 }
 
 /// Somebody replaces it just now, or the file system is gone that it was on.

@@ -145,8 +145,7 @@ fn main(parser: lexopt::Parser, log_name: &'static str) -> Result<Request, Fatal
     logging::start(log_name, options.verbosity);
     let handover = r#loop::inherited()?;
     let prepared = options.daemon.prepare(log_name)?;
-    let had_files = handover.as_ref().is_some_and(|handover| handover.has_rule_files);
-    let mut engine = engine(&options, had_files)?;
+    let mut engine = engine(&options, handover.as_ref())?;
     let mut sources = match &handover {
         Some(handover) => handover.sources.iter().copied().map(sources::take_over).collect(),
         None if r#loop::is_rehearsal() => Ok(Vec::new()),

@@ -53,8 +53,8 @@ prop_compose! {
 
 prop_compose! {
     fn handover()(
-        (state, started, paused, has_rule_files)
-            in (state(), time(), any::<bool>(), any::<bool>()),
+        (state, started, paused, rules_of_files)
+            in (state(), time(), any::<bool>(), any::<Option<Vec<(String, Vec<u8>)>>>()),
         (counts, dropped, stale, scans, replayed)
             in any::<([u64; 6], [u64; 3], u64, u64, [u64; 3])>(),
         sources in prop::collection::vec(0..i32::MAX, 0..3),
@@ -90,7 +90,7 @@ prop_compose! {
             listener: listener.map(|(fd, file)| Listener { fd, file }),
             clients,
             log_level: log_level.map(|_| "debug".into()),
-            has_rule_files,
+            rules_of_files,
             open_files,
             output,
             state_file,

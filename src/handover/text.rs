@@ -75,7 +75,10 @@ impl Handover {
         if let Some(level) = &self.log_level {
             line("log-level", &[level]);
         }
-        line("rule-files", &[&u8::from(self.has_rule_files)]);
+        line("rule-files", &[&u8::from(self.rules_of_files.is_some())]);
+        for (name, text) in self.rules_of_files.iter().flatten() {
+            line("rules", &[&hex(name.as_bytes()), &hex(text)]);
+        }
         if let Some((soft, hard)) = &self.open_files {
             line("open-files", &[soft, hard]);
         }
@@ -120,7 +123,7 @@ impl Handover {
             listener: None,
             clients: Vec::new(),
             log_level: None,
-            has_rule_files: false,
+            rules_of_files: None,
             open_files: None,
             output: None,
             state_file: None,
@@ -218,7 +221,11 @@ impl Handover {
                 self.clients.push(client);
             }
             "log-level" => self.log_level = Some(values.word()?.to_owned()),
-            "rule-files" => self.has_rule_files = values.flag()?,
+            "rule-files" => self.rules_of_files = values.flag()?.then(Vec::new),
+            "rules" => {
+                let name = String::from_utf8(values.bytes()?).ok()?;
+                self.rules_of_files.as_mut()?.push((name, values.bytes()?));
+            }
             "output" => self.output = Some((values.number()?, values.bytes()?)),
             "state-file" => self.state_file = Some(values.number()?),
             "inventory" => self.inventory = Some(values.number()?),

@@ -72,7 +72,7 @@ impl Daemon {
     pub(super) fn reload_now(&mut self, engine: &mut Engine) {
         self.notifier.reloading();
         let outcome = engine.reload();
-        self.has_rule_files = engine.has_rule_files();
+        self.rules_of_files = engine.rules_of_files();
         let reply = match outcome {
             Ok(text) => {
                 log::info!("{text}");

@@ -33,6 +33,7 @@ use crate::error::{Fatal, reason};
 use crate::handover::{self, Handover, InHand, Unreadable};
 use crate::logging;
 use crate::machine::{State, Stop, Time};
+use crate::rules;
 use crate::state_file::Store;
 use crate::sys;
 
@@ -337,7 +338,7 @@ impl Daemon {
                 .map(|c| c.hand_over(&self.update.clients, |id| self.requests.deadline_of(id)))
                 .unwrap_or_default(),
             log_level: chosen.then(|| level.into()),
-            has_rule_files: self.has_rule_files,
+            rules_of_files: self.rules_of_files.as_deref().map(rules::texts),
             open_files: control.and_then(Server::open_files),
             output: self.outlets.output.as_ref().map(|o| (o.as_raw_fd(), o.rest().to_vec())),
             state_file: match self.recovery.inventory.storage() {

@@ -29,6 +29,7 @@ const LARGEST: usize = 10_000;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Ere {
     node: Node,
+    groups: usize,
 }
 
 /// Where a regular expression is wrong, and why.
@@ -167,7 +168,12 @@ impl Ere {
         if node.size() > LARGEST {
             return Err(Error { at: 0, problem: Problem::TooLarge });
         }
-        Ok(Self { node })
+        Ok(Self { node, groups: parser.groups })
+    }
+
+    /// How many groups it has, the whole not counted.
+    pub fn groups(&self) -> usize {
+        self.groups
     }
 
     /// Whether it is plain to see that every text is matched, somewhere.

@@ -13,7 +13,8 @@ use regex_automata::{Anchored, MatchKind};
 
 use super::ere::{self, Ere};
 pub use super::ere::{Scope, TooLarge};
-use super::parse::{self, Device, Numbers, Rule};
+use super::parse;
+use super::rule::{Device, Numbers, Origin, Rule};
 
 /// The memory that an automaton may use for its states, in bytes.
 const STATES_MAX: usize = 4 * 1024 * 1024;
@@ -294,16 +295,10 @@ impl Matcher {
 
 /// The mistake that the expressions are too large, most of all that of this rule.
 fn too_large(rule: &Rule) -> parse::Error {
-    let parse::Origin { file, line, text } = &rule.origin;
-    parse::Error {
-        file: file.clone(),
-        line: *line,
-        column: 1,
-        text: text.clone(),
-        message: "the regular expressions are too large, all together; \
-                  this is the largest of them"
-            .into(),
-    }
+    let Origin { file, line, text } = &rule.origin;
+    let message = "the regular expressions are too large, all together; \
+                   this is the largest of them";
+    parse::Error::new((file.clone(), *line, 1), text, message.into())
 }
 
 /// A cheap first look at a key: most keys of an event are asked for by no rule.

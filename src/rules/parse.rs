@@ -2,21 +2,28 @@
 //!
 //! Pure. It takes what mdevd takes and what busybox mdev takes; where the two
 //! contradict each other, mdevd is followed. All that is wrong with a file is
-//! told at once, and nothing of a file with an error is used. A [`Rule`] owns
-//! its text and what was read from it.
+//! told at once, and nothing of a file with an error is used.
 #![forbid(unsafe_code)]
 
+mod doubts;
+mod lines;
+mod mode;
+
 use std::fmt;
-use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use super::ere::{self, Ere};
+use super::rule::{Command, Condition, Device, Numbers, Origin, Part, Path, Place, Rule, When};
 use crate::account::{self, Accounts, number};
 use crate::plan::{Access, Interpreter};
+use doubts::doubts;
+use lines::Lines;
+use mode::{LARGEST_MODE, symbolic_mode};
 
-/// The mode of a node that no rule gives one.
-pub const DEFAULT_MODE: u32 = 0o660;
-const LARGEST_MODE: u32 = 0o7777;
+/// So many mistakes are told at most: what has more is no file of rules.
+const MISTAKES_MAX: usize = 1000;
+/// How much of a line is shown before and after the byte at fault, in bytes.
+const SHOWN: usize = 500;
 
 /// A file of rules.
 #[derive(Debug, Clone, Copy)]
@@ -25,138 +32,6 @@ pub struct Source<'a> {
     pub name: &'a str,
     /// What is in it.
     pub text: &'a [u8],
-}
-
-/// One rule.
-#[derive(Debug, Clone)]
-pub struct Rule {
-    /// Where it stands.
-    pub origin: Origin,
-    /// Whether later rules are tried when this one has matched (`-`).
-    pub goes_on: bool,
-    /// What variables of the event have to match (`VARIABLE=regex;`).
-    pub conditions: Vec<Condition>,
-    /// What the device has to be.
-    pub device: Device,
-    /// Of the device node.
-    pub access: Access,
-    /// Where the device node goes.
-    pub place: Place,
-    /// What to run.
-    pub command: Option<Command>,
-}
-
-impl Rule {
-    /// All variables that it asks for, that of the device last.
-    pub fn all_conditions(&self) -> impl Iterator<Item = &Condition> {
-        let of_device = match &self.device {
-            Device::Variable(condition) => Some(condition),
-            Device::Name(_) | Device::Numbers(_) => None,
-        };
-        self.conditions.iter().chain(of_device)
-    }
-}
-
-/// Where a rule stands.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Origin {
-    /// The name of the file.
-    pub file: Arc<str>,
-    /// The line that it begins on, counted from 1.
-    pub line: usize,
-    /// The line itself; of more than one, all, joined.
-    pub text: Box<[u8]>,
-}
-
-/// `FILE:LINE`
-impl fmt::Display for Origin {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}", self.file, self.line)
-    }
-}
-
-/// That a variable of the event is there and matches, somewhere in it.
-#[derive(Debug, Clone)]
-pub struct Condition {
-    /// Its name.
-    pub variable: Box<[u8]>,
-    /// The expression as it was written.
-    pub text: Box<[u8]>,
-    /// What it has to match.
-    pub ere: Ere,
-}
-
-/// What the device has to be.
-#[derive(Debug, Clone)]
-pub enum Device {
-    /// All of its name matches.
-    Name(Ere),
-    /// A variable matches (`$VARIABLE=regex`).
-    Variable(Condition),
-    /// It has these numbers (`@major,minor`).
-    Numbers(Numbers),
-}
-
-/// Device numbers that match.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Numbers {
-    /// The one major number.
-    pub major: u32,
-    /// The minor numbers.
-    pub minor: RangeInclusive<u32>,
-}
-
-/// Where a device node goes.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Place {
-    /// Where the kernel says.
-    Own,
-    /// Elsewhere (`=`).
-    Moved(Path),
-    /// Elsewhere, with a link to it where the kernel says (`>`).
-    Linked(Path),
-    /// Nowhere: no node is touched (`!`).
-    Nowhere,
-}
-
-/// A path in /dev, with parts to fill in.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Path {
-    /// As it was written.
-    pub text: Box<[u8]>,
-    /// Its parts; `None`: a `%` in it stands before neither a digit nor a `%`.
-    pub parts: Option<Box<[Part]>>,
-}
-
-/// A part of a path.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Part {
-    /// Just this.
-    Literal(Box<[u8]>),
-    /// What this group of the regex matched (`%0` to `%9`).
-    Group(usize),
-}
-
-/// A command to run.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Command {
-    /// For which events.
-    pub when: When,
-    /// By what.
-    pub interpreter: Interpreter,
-    /// What it is.
-    pub text: Box<[u8]>,
-}
-
-/// The actions that a command is run for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum When {
-    /// `add` only.
-    Add,
-    /// `remove` only.
-    Remove,
-    /// All.
-    Always,
 }
 
 /// Something that is wrong in a file, or likely not what is meant.
@@ -169,17 +44,36 @@ pub struct Error {
     /// The byte in the line, counted from 1; one more than there are if the end
     /// of the line is meant.
     pub column: usize,
-    /// The line itself.
+    /// The line itself; of one that is very long, what is around that byte.
     pub text: Box<[u8]>,
     /// What was expected there.
     pub message: String,
+    /// Where in the text that byte is.
+    caret: usize,
+}
+
+impl Error {
+    /// `text` is all of the line.
+    pub(super) fn new(
+        (file, line, column): (Arc<str>, usize, usize),
+        text: &[u8],
+        message: String,
+    ) -> Self {
+        let at = column - 1;
+        let (start, end) = (at.saturating_sub(SHOWN), text.len().min(at + SHOWN));
+        let dots = |is_cut: bool| if is_cut { &b"..."[..] } else { b"" };
+        let before = dots(start > 0);
+        let caret = before.len() + at - start;
+        let text = [before, &text[start..end], dots(end < text.len())].concat().into();
+        Self { file, line, column, text, message, caret }
+    }
 }
 
 /// Three lines: `FILE:LINE:COLUMN: expected ...`, the line, and a caret below
 /// the byte at fault.
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let before = self.text.get(..self.column - 1).unwrap_or(&self.text);
+        let before = self.text.get(..self.caret).unwrap_or(&self.text);
         let (file, line, column) = (&self.file, self.line, self.column);
         writeln!(f, "{file}:{line}:{column}: {}", self.message)?;
         writeln!(f, "    {}", readable(&self.text))?;
@@ -213,7 +107,7 @@ pub fn parse(sources: &[Source<'_>], accounts: &Accounts) -> Result<Vec<Rule>, V
 /// added to `doubts`.
 ///
 /// # Errors
-/// All that is wrong with them.
+/// All that is wrong with them; if that is very much, the first of it.
 pub fn parse_and_doubt(
     sources: &[Source<'_>],
     accounts: &Accounts,
@@ -222,7 +116,7 @@ pub fn parse_and_doubt(
     let (mut rules, mut errors) = (Vec::new(), Vec::new());
     for source in sources {
         let file: Arc<str> = source.name.into();
-        let mut lines = Lines { text: source.text, at: 0, line: 1 };
+        let mut lines = Lines::new(source.text);
         while let Some(line) = lines.next_rule() {
             let mut reader = Reader {
                 line: &line.text,
@@ -231,147 +125,26 @@ pub fn parse_and_doubt(
                 complaints: Vec::new(),
                 doubts: Vec::new(),
             };
-            let rule = reader.rule();
+            rules.extend(reader.rule(|| Origin {
+                file: file.clone(),
+                line: line.first,
+                text: line.text[..].into(),
+            }));
             let locate = |(at, message)| {
                 let (line, column, text) = line.locate(at);
-                Error { file: file.clone(), line, column, text: text.into(), message }
+                Error::new((file.clone(), line, column), text, message)
             };
-            errors.extend(reader.complaints.into_iter().map(locate));
-            doubts.extend(reader.doubts.into_iter().map(locate));
-            if let Some(rule) = rule {
-                let Parsed { goes_on, conditions, device, access, place, command } = rule;
-                let text = line.text[..].into();
-                let origin = Origin { file: file.clone(), line: line.first, text };
-                rules.push(Rule { origin, goes_on, conditions, device, access, place, command });
-            }
+            let room = |told: &[Error]| MISTAKES_MAX.saturating_sub(told.len());
+            let complaints = reader.complaints.into_iter().take(room(&errors));
+            errors.extend(complaints.map(locate));
+            doubts.extend(reader.doubts.into_iter().take(room(doubts)).map(locate));
         }
     }
     if errors.is_empty() { Ok(rules) } else { Err(errors) }
 }
 
-/// The lines of a file.
-struct Lines<'a> {
-    text: &'a [u8],
-    at: usize,
-    line: usize,
-}
-
-/// A line, with those that continue it.
-struct Line<'a> {
-    /// Its number, counted from 1.
-    first: usize,
-    /// All of it, without the backslashes and newlines where it is continued.
-    text: Vec<u8>,
-    /// The lines it is made of, in order, without newlines.
-    pieces: Vec<&'a [u8]>,
-}
-
-impl<'a> Lines<'a> {
-    fn next_line(&mut self) -> Option<&'a [u8]> {
-        let rest = self.text.get(self.at..).filter(|rest| !rest.is_empty())?;
-        let line = rest.split(|&b| b == b'\n').next().unwrap_or(rest);
-        self.at += line.len() + 1;
-        self.line += 1;
-        Some(line)
-    }
-
-    /// The next line that is neither empty nor a comment.
-    fn next_rule(&mut self) -> Option<Line<'a>> {
-        loop {
-            let first = self.line;
-            let mut piece = self.next_line()?;
-            // A comment is not continued.
-            if matches!(piece.iter().find(|&&b| !is_blank(b)), None | Some(b'#')) {
-                continue;
-            }
-            let mut line = Line { first, text: Vec::new(), pieces: vec![piece] };
-            let mut progress = Progress::Between(0);
-            while let Some(start) = piece.strip_suffix(b"\\") {
-                progress = progress.over(start);
-                // Neither is one behind a rule.
-                if progress == Progress::InComment {
-                    break;
-                }
-                let Some(next) = self.next_line() else { break };
-                line.text.extend_from_slice(start);
-                line.pieces.push(next);
-                piece = next;
-            }
-            line.text.extend_from_slice(piece);
-            return Some(line);
-        }
-    }
-}
-
-impl<'a> Line<'a> {
-    /// Line, column and the line itself for a byte of the text, or its end.
-    fn locate(&self, mut at: usize) -> (usize, usize, &'a [u8]) {
-        let last = self.pieces.len() - 1;
-        for (index, piece) in self.pieces[..last].iter().enumerate() {
-            // Without the backslash.
-            if at < piece.len() - 1 {
-                return (self.first + index, at + 1, piece);
-            }
-            at -= piece.len() - 1;
-        }
-        (self.first + last, at.min(self.pieces[last].len()) + 1, self.pieces[last])
-    }
-}
-
 fn is_blank(byte: u8) -> bool {
     matches!(byte, b' ' | b'\t' | b'\r')
-}
-
-/// How far a rule has got, as much as it takes to know that a comment began.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Progress {
-    /// This many of the three fields have ended.
-    Between(u8),
-    InField(u8),
-    InPlace,
-    AfterPlace,
-    InCommand,
-    InComment,
-}
-
-impl Progress {
-    fn over(self, bytes: &[u8]) -> Self {
-        bytes.iter().fold(self, |progress, &byte| match (progress, byte) {
-            (Self::InField(count), b) if is_blank(b) => Self::Between(count + 1),
-            (Self::InPlace, b) if is_blank(b) => Self::AfterPlace,
-            (Self::InField(_) | Self::InCommand | Self::InComment, _) => progress,
-            (Self::Between(_) | Self::AfterPlace, b) if is_blank(b) => progress,
-            (Self::Between(count @ 0..=2), _) => Self::InField(count),
-            (Self::Between(_) | Self::InPlace | Self::AfterPlace, b'#') => Self::InComment,
-            (Self::Between(_), b'=' | b'>' | b'!') => Self::InPlace,
-            (Self::InPlace, _) => progress,
-            (Self::Between(_) | Self::AfterPlace, _) => Self::InCommand,
-        })
-    }
-}
-
-/// What was read from a line.
-struct Parsed {
-    goes_on: bool,
-    conditions: Vec<Condition>,
-    device: Device,
-    access: Access,
-    place: Place,
-    command: Option<Command>,
-}
-
-impl Parsed {
-    /// Whether its conditions let an event of this action pass.
-    fn may_act_on(&self, action: &[u8]) -> bool {
-        let of_device = match &self.device {
-            Device::Variable(condition) => Some(condition),
-            Device::Name(_) | Device::Numbers(_) => None,
-        };
-        let mut of_action =
-            self.conditions.iter().chain(of_device).filter(|c| *c.variable == *b"ACTION");
-        let mut scratch = ere::Scratch::default();
-        of_action.all(|condition| condition.ere.captures_within(action, &mut scratch).is_some())
-    }
 }
 
 /// Part of a line.
@@ -435,7 +208,7 @@ impl<'l> Reader<'l> {
     }
 
     /// `[-][VARIABLE=regex;...]DEVICE USER:GROUP MODE [PLACE] [COMMAND]`
-    fn rule(&mut self) -> Option<Parsed> {
+    fn rule(&mut self, origin: impl FnOnce() -> Origin) -> Option<Rule> {
         if let Some(nul) = self.line.iter().position(|&b| b == 0) {
             self.complain(nul, "expected text, not a NUL byte");
             return None;
@@ -464,7 +237,8 @@ impl<'l> Reader<'l> {
         let command_at = self.at;
         let command = self.command(place == Some(Place::Own));
         let ((owner, group), mode) = (owner?, mode?);
-        let rule = Parsed {
+        let rule = Rule {
+            origin: origin(),
             goes_on,
             conditions: conditions?,
             device: device?,
@@ -472,41 +246,8 @@ impl<'l> Reader<'l> {
             place: place?,
             command: command?,
         };
-        let groups = match &rule.device {
-            Device::Name(_) => Some(groups(what.text)),
-            Device::Variable(condition) => Some(groups(&condition.text)),
-            Device::Numbers(_) => None,
-        };
-        self.doubt_place(&rule, place_at, groups);
-        self.doubt_command(&rule, command_at);
+        self.doubts = doubts(&rule, what, place_at, command_at);
         Some(rule)
-    }
-
-    /// `groups`: how many the regular expression for the device has, if there is one.
-    fn doubt_place(&mut self, rule: &Parsed, at: usize, groups: Option<usize>) {
-        let (Place::Moved(path) | Place::Linked(path)) = &rule.place else { return };
-        let doubt = match path_doubt(&path.text, groups) {
-            Some((offset, doubt)) => (at + 1 + offset, doubt),
-            None if rule.may_act_on(b"add") && !rule.may_act_on(b"remove") => {
-                let text = "the condition on ACTION keeps this rule from remove events: what it \
-                            makes stays when the device goes; without, @ runs a command only for add";
-                (at, text.to_owned())
-            }
-            None => return,
-        };
-        self.doubts.push(doubt);
-    }
-
-    fn doubt_command(&mut self, rule: &Parsed, at: usize) {
-        let action = match rule.command {
-            Some(Command { when: When::Add, .. }) => "add",
-            Some(Command { when: When::Remove, .. }) => "remove",
-            Some(Command { when: When::Always, .. }) | None => return,
-        };
-        if !rule.may_act_on(action.as_bytes()) {
-            let text = "the condition on ACTION leaves no event for it";
-            self.doubts.push((at, format!("this command is for {action} only, and {text}")));
-        }
     }
 
     /// Takes all `VARIABLE=regex;` from the front of a field.
@@ -728,62 +469,6 @@ impl<'l> Reader<'l> {
     }
 }
 
-/// Where in a path something is that no event makes right, and what.
-fn path_doubt(text: &[u8], groups: Option<usize>) -> Option<(usize, String)> {
-    if text.first() == Some(&b'/') {
-        return Some((0, "a path that begins with / is refused: it is below /dev".into()));
-    }
-    let mut start = 0;
-    for component in text.split(|&b| b == b'/') {
-        if matches!(component, b"." | b"..") {
-            return Some((start, "a path that has . or .. in it is refused".into()));
-        }
-        start += component.len() + 1;
-    }
-    let mut at = 0;
-    while let Some(percent) = text[at..].iter().position(|&b| b == b'%') {
-        at += percent;
-        let digit = match text.get(at + 1) {
-            Some(b'%') => None,
-            Some(digit @ b'0'..=b'9') => Some(usize::from(digit - b'0')),
-            _ => return Some((at, "a path with no digit or % after a % is refused".into())),
-        };
-        let index = digit.filter(|&index| groups.is_none_or(|groups| index > groups));
-        if let Some(index) = index {
-            let text = format!("there is no group {index} in what the device must be: it is empty");
-            return Some((at, text));
-        }
-        at += 2;
-    }
-    None
-}
-
-/// How many groups a regular expression has that is right.
-fn groups(pattern: &[u8]) -> usize {
-    let (mut count, mut at) = (0, 0);
-    while let Some(byte) = pattern.get(at) {
-        match byte {
-            b'\\' => at += 1,
-            b'(' => count += 1,
-            b'[' => {
-                at += if pattern.get(at + 1) == Some(&b'^') { 2 } else { 1 };
-                // Here it stands for itself.
-                at += usize::from(pattern.get(at) == Some(&b']'));
-                while pattern.get(at).is_some_and(|&b| b != b']') {
-                    if let [b'[', kind @ (b':' | b'.' | b'='), rest @ ..] = &pattern[at..] {
-                        let end = rest.windows(2).position(|pair| pair == [*kind, b']']);
-                        at += 3 + end.unwrap_or_default();
-                    }
-                    at += 1;
-                }
-            }
-            _ => {}
-        }
-        at += 1;
-    }
-    count
-}
-
 fn interpreter(byte: u8) -> Option<(When, Interpreter)> {
     Some(match byte {
         b'@' => (When::Add, Interpreter::Shell),
@@ -820,63 +505,6 @@ fn parts(text: &[u8]) -> Option<Box<[Part]>> {
         parts.push(Part::Literal(literal.into()));
     }
     Some(parts.into())
-}
-
-/// As chmod(1) takes it, on top of the default mode, with no umask. The error
-/// is the offset of what it does not take.
-fn symbolic_mode(text: &[u8]) -> Result<u32, usize> {
-    let mut mode = DEFAULT_MODE;
-    let mut at = 0;
-    loop {
-        let mut who = 0;
-        while let Some(&byte) = text.get(at) {
-            who |= match byte {
-                b'u' => 0o4700,
-                b'g' => 0o2070,
-                b'o' => 0o1007,
-                b'a' => 0o7777,
-                _ => break,
-            };
-            at += 1;
-        }
-        let who = if who == 0 { LARGEST_MODE } else { who };
-        if !matches!(text.get(at), Some(b'+' | b'-' | b'=')) {
-            return Err(at);
-        }
-        while let Some(&operator @ (b'+' | b'-' | b'=')) = text.get(at) {
-            at += 1;
-            let before = mode;
-            let mut bits = 0;
-            while let Some(&byte) = text.get(at) {
-                bits |= match byte {
-                    b'r' => 0o444,
-                    b'w' => 0o222,
-                    b'x' => 0o111,
-                    b'X' if before & 0o111 != 0 => 0o111,
-                    b'X' => 0,
-                    b's' => 0o6000,
-                    b't' => 0o1000,
-                    b'u' => (before >> 6 & 7) * 0o111,
-                    b'g' => (before >> 3 & 7) * 0o111,
-                    b'o' => (before & 7) * 0o111,
-                    _ => break,
-                };
-                at += 1;
-            }
-            // The sticky bit is of everyone.
-            let who = if bits & 0o1000 == 0 { who } else { who | 0o1000 };
-            mode = match operator {
-                b'+' => mode | bits & who,
-                b'-' => mode & !(bits & who),
-                _ => mode & !who | bits & who,
-            };
-        }
-        match text.get(at) {
-            None => return Ok(mode),
-            Some(b',') => at += 1,
-            Some(_) => return Err(at),
-        }
-    }
 }
 
 #[cfg(test)]

@@ -245,6 +245,25 @@ fn block_devices_are_told_from_others() {
 }
 
 #[test]
+fn rules_can_be_written_and_read_again() {
+    let read = |files: &[(String, Vec<u8>)]| {
+        let sources: Vec<_> = files.iter().map(|(name, text)| Source { name, text }).collect();
+        let rules = parse::parse(&sources, &Accounts::default()).unwrap();
+        Engine::new(rules, Settings::new(Base::new([]), None)).unwrap()
+    };
+    let origins =
+        |engine: &Engine| engine.rules().iter().map(|rule| rule.origin.clone()).collect::<Vec<_>>();
+    let first = "# b\n\na 0:0 1 @x \\\n# y \\\n z\n\nb 0:0 2 # \\\nc 0:0 3";
+    let files = [("f".to_owned(), first.into()), ("g".to_owned(), b"\nd 0:0 4\n".into())];
+    let engine = read(&files);
+    let written = texts(engine.rules());
+    assert_ne!(written, files);
+    assert_eq!(origins(&read(&written)), origins(&engine));
+    assert_eq!(texts(read(&written).rules()), written);
+    assert_eq!(texts(read(&[]).rules()), []);
+}
+
+#[test]
 fn unsafe_names_are_refused() {
     let refused = |name: &str| format!("refuse name \"{name}\": {}", Why::Unsafe);
     for name in ["/abs", "../x", "a/../b", "..", ".", "a/./b", "a/", "a/.."] {

@@ -22,7 +22,8 @@ use plugd::environment::Base;
 use plugd::plan::{Device, Kind, Link, MakeNode, Node, Step};
 use plugd::rules::ere::{Captures, Ere, Problem, Scratch};
 use plugd::rules::matcher::{Scope, Set};
-use plugd::rules::parse::{Error, Rule, Source, parse};
+use plugd::rules::parse::{Error, Source, parse};
+use plugd::rules::rule::Rule;
 use plugd::rules::{Engine, Settings, Sysfs};
 use plugd::uevent::{Header, Uevent};
 
@@ -276,7 +277,7 @@ const DIFFERENCES: &[(&str, &str, &str)] = &[
     ("removed twice", "finix", "as with mdevd, + - & run commands with execlineb"),
     ("removed twice", "spectrum-host", "as with mdevd, + - & run commands with execlineb"),
     ("unlink", "majmin-cont", "@major,minor matches remove as well as add"),
-    // Nothing in the corpus shows these, but the test below, tests/it/check.rs and tests/it/rules/load.rs.
+    // Nothing in the corpus shows these, but the test below, tests/it/check.rs and src/rule_files.rs.
     ("beyond", "escape", "an escape that C libraries take differently is an error"),
     (
         "beyond",
@@ -284,8 +285,9 @@ const DIFFERENCES: &[(&str, &str, &str)] = &[
         "an expression of more than 10000 characters, counts written out, is an error",
     ),
     ("beyond", "together", "expressions that are too large, all together, are an error"),
-    ("beyond", "file size", "a file of more than 16 MiB is an error"),
-    // Nor this, but tests/it/rules/commands.rs.
+    ("beyond", "a link", "a link that leads nowhere is an error, and not as if there were no file"),
+    // Nor these, but tests/it/rules.
+    ("link", "", "a symbolic link on the way to a node is not followed, and the node not made"),
     ("umask", "", "commands have the umask of the daemon; mdevd and busybox set it to 0"),
 ];
 

@@ -1,6 +1,7 @@
 //! `plugd check`.
 
 use std::fs;
+use std::os::unix::fs::symlink;
 
 use crate::harness::daemon::{Finished, Plugd};
 
@@ -47,4 +48,34 @@ fn what_is_too_large_all_together_is_told() {
     assert!(lines[0].contains("mdev.conf:251:1: ") && lines[0].contains("too large"), "{stderr}");
     assert_eq!(lines[1], "    a{9001} 0:0 600");
     assert_eq!(lines[2], "    ^");
+}
+
+/// What cannot be read in one file is told beside what is wrong in another, by all
+/// that read them.
+#[test]
+fn a_file_that_cannot_be_read_hides_nothing() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("mdev.conf");
+    let more = directory.path().join("mdev.conf.d/50.conf");
+    fs::create_dir(more.parent().unwrap()).unwrap();
+    symlink("absent", &more).unwrap();
+    // If they did start, they should not do it in the machine's /dev.
+    let dev = directory.path().as_os_str();
+    let with = |program: Plugd, conf: &str| program.args([conf.as_ref(), file.as_os_str()]);
+    let programs = || {
+        [
+            Plugd::new().args(["check".as_ref(), file.as_os_str()]),
+            with(Plugd::run(&[]), "--conf").args(["--dev".as_ref(), dev]),
+            with(Plugd::new().arg0("mdevd"), "-f").args(["-d".as_ref(), dev]),
+        ]
+    };
+    for (rules, code) in [("null 0:0 999\n", 2), ("null 0:0 666\n", 111)] {
+        fs::write(&file, rules).unwrap();
+        for program in programs() {
+            let Finished { code: found, stderr, .. } = program.finish();
+            assert_eq!(found, Some(code), "{stderr}");
+            assert!(stderr.contains("50.conf: a link that leads nowhere"), "{stderr}");
+            assert_eq!(stderr.contains("mdev.conf:1:10: "), code == 2, "{stderr}");
+        }
+    }
 }

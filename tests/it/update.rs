@@ -501,6 +501,47 @@ fn rules_that_are_gone_are_refused() {
     });
 }
 
+/// The new plugd has found no mistake when it was asked; then there is one.
+#[test]
+fn rules_that_get_a_mistake_after_the_rehearsal_do_no_harm() {
+    ns::inside(|| {
+        let copy = Copy::new();
+        let (conf, away) = (copy.dir.path().join("mdev.conf"), copy.dir.path().join("away"));
+        let good = "# a comment\n\n-N=^1;x.* 0:0 600 \\\n   @echo old $N >>$TMP/out\n";
+        fs::write(&conf, good).unwrap();
+        let daemon = Plugd::new()
+            .program(&copy.file)
+            .args(["run", "--control", &address(), "--sys", "/", "--conf"])
+            .args([&conf])
+            .args(["--dev"])
+            .args([copy.dir.path()])
+            .start();
+        eventually("it listens", connect);
+        let is_old = |n: usize| {
+            Injector::new().send(&uevent("add", "/x", &["SUBSYSTEM=x", "N=1"])).unwrap();
+            assert_eq!(daemon.wait_for_lines("out", n), vec!["old 1"; n]);
+        };
+        is_old(1);
+        let (shown, aside) = (conf.display(), away.display());
+        let spoil = format!("echo 'x 0:0 9' >{shown}");
+        let remove = format!("mv {shown} {aside}");
+        for (n, (deed, told)) in
+            (2..).zip([(spoil, "mdev.conf:1:7: "), (remove, "mdev.conf any more")])
+        {
+            let script = format!(
+                "[ \"$PLUGD_HANDOVER\" = rehearsal ] || exec {PLUGD} \"$@\"\n{PLUGD} \"$@\" && {deed}",
+            );
+            copy.replace_by_script(&script, 0o755);
+            update();
+            daemon.wait_for_log(told);
+            daemon.wait_for_logs("the rules of the plugd before this one stay in force", n - 1);
+            is_old(n);
+            fs::write(&conf, good).unwrap();
+        }
+        assert_eq!(say(&["reload"]).code, Some(0));
+    });
+}
+
 /// Where events are written to that were acted on goes on, and what was closed
 /// as nobody reads it is no reason to fail.
 #[test]

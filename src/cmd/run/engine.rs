@@ -9,20 +9,24 @@ use crate::engine::Engine;
 use crate::environment::DEFAULT_PATH;
 use crate::error::Fatal;
 use crate::handler::Handler;
+use crate::handover::Handover;
 use crate::plan::Program;
 use crate::status;
 
 use super::options::{Options, Work};
 
-/// Finds the program, or reads the rules; `had_files` if they came from files in the
-/// plugd before this one.
-pub(in crate::cmd) fn engine(options: &Options, had_files: bool) -> Result<Engine, Fatal> {
+/// Finds the program, or reads the rules; `handover` is what the plugd before this one
+/// left.
+pub(in crate::cmd) fn engine(
+    options: &Options,
+    handover: Option<&Handover>,
+) -> Result<Engine, Fatal> {
     match &options.work {
         Work::Program(program, arguments) => {
             handler(options, program, arguments).map(Engine::Handler)
         }
         Work::Rules { files, dry_run } => {
-            rules::engine(files, *dry_run, options.clean_environment, had_files)
+            rules::engine(files, *dry_run, options.clean_environment, handover)
         }
     }
 }

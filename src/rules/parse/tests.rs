@@ -1,5 +1,6 @@
 use proptest::prelude::*;
 
+use super::doubts::ARGUMENT_MAX;
 use super::*;
 
 fn accounts() -> Accounts {
@@ -306,6 +307,12 @@ fn what_can_never_work_is_doubted() {
         ("$A=(.) 0:0 1 =%2", "1:15: there is no group 2 "),
         ("@1,2 0:0 1 =%0", "1:13: there is no group 0 "),
         ("[(]a\\([^](][[:digit:](](.) 0:0 1 =%2", "1:35: there is no group 2 "),
+        ("@8,5-2 0:0 1", "1:1: no device has such numbers"),
+        ("A=b;@4096,0 0:0 1", "1:5: no device has such numbers"),
+        ("-@4095,1048576-1048577 0:0 1", "1:2: no device has such numbers"),
+        ("A=b; 0:0 1", "1:5: no name is empty: "),
+        ("A=b 0:0 1", "1:1: this is taken for a name, as there is no ; "),
+        ("a 0:0 1 *x y\r\nb 0:0 1\r", "1:9: the carriage return "),
         ("ACTION=bind;a 0:0 1 ! @x", "1:23: this command is for add only"),
         ("$ACTION=^change$ 0:0 1 -x", "1:24: this command is for remove only"),
         ("ACTION=add;a 0:0 1 >b", "1:20: the condition on ACTION keeps "),
@@ -315,7 +322,14 @@ fn what_can_never_work_is_doubted() {
         let found = doubts(text);
         assert!(found.len() == 1 && found[0].starts_with(expected), "{text}: {found:?}");
     }
+    // It is a rule's command that is too long, not its line.
+    let longest = "x".repeat(ARGUMENT_MAX - 1);
+    let found = doubts(&format!("a 0:0 1 =b \\\n @c\na 0:0 1 $x{longest}"));
+    assert!(found.len() == 1 && found[0].starts_with("3:9: too long to be run: "), "{found:?}");
+    assert_eq!(doubts(&format!("a 0:0 1 =b *{longest}")), [""; 0]);
     for text in [
+        "@4095,1048575-9999999 0:0 1",
+        "$A=b=c 0:0 1\r\na 0:0 1 =b\r",
         "a 0:0 1 =b/ @x",
         "(a)(b) 0:0 1 =%0/%1%2/.../.%%/..a",
         "$A=(.) 0:0 1 =%1",
@@ -340,6 +354,36 @@ fn size_does_not_matter() {
     assert_eq!(errors(&continued).len(), 3);
     let comments = "a 0:0 1 # \\\n".repeat(20_000);
     assert_eq!(read(&comments).unwrap().len(), 20_000);
+}
+
+/// What there is of mistakes takes no more memory than rules, and no more time.
+#[test]
+fn very_many_mistakes_are_told_as_far_as_it_helps() {
+    for text in ["=;".repeat(20_000), "x\n".repeat(20_000), "=;\\\n".repeat(20_000)] {
+        assert_eq!(errors(&text).len(), MISTAKES_MAX);
+    }
+    let mut found = Vec::new();
+    let text = "a 0:0 1 =/b\n".repeat(2 * MISTAKES_MAX);
+    let sources = [Source { name: "f", text: text.as_bytes() }];
+    assert!(parse_and_doubt(&sources, &accounts(), &mut found).is_ok());
+    assert_eq!(found.len(), MISTAKES_MAX);
+}
+
+#[test]
+fn of_a_long_line_the_part_is_shown_that_matters() {
+    let shown = |before: usize, after: usize| {
+        let line = format!("{}( 0:0 1 @{}", "a=b;".repeat(before), "x".repeat(after));
+        let told = read(&line).unwrap_err()[0].to_string();
+        let lines: Vec<String> = told.lines().map(Into::into).collect();
+        assert_eq!(&lines[1][lines[2].len() - 1..][..7], "( 0:0 1");
+        assert!(lines[0].starts_with(&format!("f:1:{}: ", 4 * before + 1)), "{told}");
+        lines[1].trim_start().to_owned()
+    };
+    assert_eq!(shown(1, 10), format!("a=b;( 0:0 1 @{}", "x".repeat(10)));
+    let cut = shown(50_000, 100_000);
+    assert!(cut.starts_with("...") && cut.ends_with("xxx...") && cut.len() == 1006, "{cut}");
+    assert!(shown(50_000, 1).ends_with("( 0:0 1 @x"));
+    assert!(shown(0, 1000).starts_with("( 0:0 1 @xxx"));
 }
 
 proptest! {

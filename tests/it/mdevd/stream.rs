@@ -300,6 +300,33 @@ fn mdevd_netlink_waits_for_its_reader() {
     });
 }
 
+/// Nobody may ever read again, and who stops it twice does not want to know.
+#[test]
+fn mdevd_netlink_ends_at_once_when_it_is_stopped_twice() {
+    ns::inside(|| {
+        for second in [Signal::TERM, Signal::INT] {
+            let (_reader, writer) = pipe();
+            let mut daemon = netlink(writer);
+            let inode = socket(&daemon);
+            let padding = format!("PADDING={}", "x".repeat(1500));
+            let injector = Injector::new();
+            (0..60).for_each(|_| injector.send(&uevent("add", "/x", &[&padding])).unwrap());
+            eventually("some wait in the kernel", || {
+                let queued = crate::harness::inject::NetlinkSocket::find(inode)?.queued;
+                (queued > 0 && daemon.status("State").starts_with('S')).then_some(())
+            });
+            daemon.signal(Signal::TERM);
+            eventually("the first one has come", || {
+                let is_clear = |key: &str| daemon.status(key).bytes().all(|b| b == b'0');
+                (is_clear("ShdPnd") && is_clear("SigPnd")).then_some(())
+            });
+            assert!(daemon.runs());
+            daemon.signal(second);
+            assert_eq!(daemon.wait_exit().code(), Some(0));
+        }
+    });
+}
+
 #[test]
 fn commands_of_execline_run() {
     if !have("rules with +, - and &", "execlineb") {

@@ -291,8 +291,9 @@ fn memory_does_not_grow_with_events() {
             let memory = daemon.status("RssAnon");
             memory.split(' ').next().unwrap().parse::<usize>().unwrap()
         };
-        // What is to be looked up at the next leisure takes more or less, by how fast
-        // things go; but a byte for each event would be more than that.
+        // In the first, what is known of devices gets room to be written anew in. What
+        // is to be looked up at the next leisure takes more or less, by how fast things
+        // go; but a byte for each event would be more than that.
         let (_, before) = (round(0), round(1));
         let (_, after) = (round(2), round(3));
         let limit = 4 * PAIRS / 1024;

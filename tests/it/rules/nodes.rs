@@ -33,6 +33,54 @@ fn a_node_that_is_there_is_adjusted() {
     });
 }
 
+/// What mdevd 0.1.8.3 has made of the same, whatever its umask: but `link/k`, which
+/// it makes where the link leads, out of /dev.
+#[test]
+fn directories_are_made_as_mdevd_makes_them() {
+    ns::inside_as_root_apart(|| {
+        let world = World::new(
+            "a 0:0 640 =sub/deep/x\nb 0:0 640 >links/to/y\nf 0:0 600 =g/\n\
+             h 2:3 600 =twice//slash\ni 0:0 600 >there/i\nj 0:0 600 =file/inside\n\
+             k 0:0 600 =link/k\n.* 0:0 600\n",
+        );
+        let at = |name: &str| world.path("dev").join(name);
+        fs::create_dir(at("there")).unwrap();
+        fs::set_permissions(at("there"), fs::Permissions::from_mode(0o700)).unwrap();
+        fs::create_dir(world.path("outside")).unwrap();
+        symlink("../outside", at("link")).unwrap();
+        fs::write(at("file"), "").unwrap();
+        fs::set_permissions(at("file"), fs::Permissions::from_mode(0o644)).unwrap();
+        let daemon = world.plugd().prelude("umask 077").start();
+        act_on(&world, ["a", "b", "c/d/e", "f", "h", "i", "j", "k"].map(|n| device("add", n)));
+        let expected = [
+            "char 600 0 0 c/d/e",
+            "char 600 0 0 g/f",
+            "char 600 0 0 there/i",
+            "char 600 2 3 twice/slash",
+            "char 640 0 0 links/to/y",
+            "char 640 0 0 sub/deep/x",
+            "dir 700 0 0 there",
+            "dir 755 0 0 c",
+            "dir 755 0 0 c/d",
+            "dir 755 0 0 g",
+            "dir 755 0 0 links",
+            "dir 755 0 0 links/to",
+            "dir 755 0 0 sub",
+            "dir 755 0 0 sub/deep",
+            "dir 755 0 0 twice",
+            "link b -> links/to/y",
+            "link i -> there/i",
+            "link link -> ../outside",
+            "other 644 0 0 file",
+        ];
+        assert_eq!(tree(&world), expected);
+        assert_eq!(fs::read_dir(world.path("outside")).unwrap().count(), 0);
+        for name in ["file/inside", "link/k"] {
+            daemon.wait_for_log(&format!("cannot make device node {name}: Not a directory"));
+        }
+    });
+}
+
 #[test]
 fn what_has_the_name_of_a_node_is_replaced() {
     ns::inside_as_root_apart(|| {
