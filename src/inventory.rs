@@ -114,7 +114,7 @@ pub enum Progress {
 }
 
 const MAGIC: &[u8; 8] = b"plugdinv";
-const VERSION: u64 = 2;
+const VERSION: u64 = 3;
 
 /// Offsets in the header, in bytes.
 const AT_VERSION: usize = 8;
@@ -148,8 +148,10 @@ const DEAD: u8 = 0;
 const BEGUN: u8 = 1;
 const SETTLED: u8 = 2;
 
-/// Stands for an incarnation while a device moves that was not known before.
-const NEVER_ADDED: u64 = u64::MAX;
+/// Stand for incarnations: not all was done that is to be done when a device comes;
+/// and what it is has still to be looked up.
+const UNDONE: u64 = u64::MAX;
+const UNSEEN: u64 = u64::MAX - 1;
 
 /// Everything is aligned to that many bytes, so that no store is torn.
 const ALIGNMENT: usize = 8;
@@ -167,6 +169,9 @@ pub struct Inventory<S> {
     claims: HashTable<u32>,
     /// The same of those that have a DEVNAME, by that.
     names: HashTable<u32>,
+    /// The same of all, in the order of their paths: so those below one are beside
+    /// each other.
+    ordered: Vec<u32>,
     /// The identity in an event.
     scratch: Vec<u8>,
 }
@@ -196,6 +201,7 @@ impl<S: Storage> Inventory<S> {
             index: HashTable::new(),
             claims: HashTable::new(),
             names: HashTable::new(),
+            ordered: Vec::new(),
             scratch: Vec::with_capacity(256),
         }
     }
@@ -212,6 +218,7 @@ impl<S: Storage> Inventory<S> {
             index: HashTable::new(),
             claims: HashTable::new(),
             names: HashTable::new(),
+            ordered: Vec::new(),
             scratch: Vec::with_capacity(256),
         };
         match inventory.read(world) {
@@ -307,9 +314,30 @@ impl<S: Storage> Inventory<S> {
         self.index.is_empty()
     }
 
-    /// All of them, in no order.
+    /// All of them, in the order of their paths.
     pub fn iter(&self) -> impl Iterator<Item = Known<'_>> {
-        self.index.iter().map(|&unit| self.known(offset(unit)))
+        self.ordered.iter().map(|&unit| self.known(offset(unit)))
+    }
+
+    /// The paths of those whose incarnation is to be looked up.
+    pub fn unseen(&self) -> impl Iterator<Item = &[u8]> {
+        let (bytes, offsets) = (self.storage.bytes(), self.ordered.iter().copied().map(offset));
+        let unseen = offsets.filter(|at| get(bytes, at + AT_INCARNATION) == UNSEEN);
+        unseen.map(|at| path_at(bytes, at))
+    }
+
+    /// Those below this path, in their order.
+    pub fn below(&self, path: &[u8]) -> impl DoubleEndedIterator<Item = Known<'_>> + use<'_, S> {
+        let first = [path, b"/"].concat();
+        let start = self.count(|known| known < &first[..]);
+        let end = self.count(|known| known < &first[..] || known.starts_with(&first));
+        self.ordered[start..end].iter().map(|&unit| self.known(offset(unit)))
+    }
+
+    /// How many paths, the first ones in their order, are as told.
+    fn count(&self, is_before: impl Fn(&[u8]) -> bool) -> usize {
+        let bytes = self.storage.bytes();
+        self.ordered.partition_point(|&unit| is_before(path_at(bytes, offset(unit))))
     }
 
     /// Another one than that at `path` that has what no two devices have at a time,
@@ -394,7 +422,7 @@ impl<S: Storage> Inventory<S> {
         for &at in &others {
             self.set_state(at, BEGUN);
             // Nor is all done for it when something else has happened to it.
-            put(self.storage.bytes_mut(), at + AT_INCARNATION, 0);
+            put(self.storage.bytes_mut(), at + AT_INCARNATION, UNDONE);
         }
         !others.is_empty()
     }
@@ -434,17 +462,20 @@ impl<S: Storage> Inventory<S> {
 
     /// What the incarnation of a device is, now that it is known for sure.
     pub fn set_incarnation(&mut self, path: &[u8], incarnation: u64) {
-        if let Some(at) = self.find(path) {
+        let Some(at) = self.find(path) else { return };
+        if get(self.storage.bytes(), at + AT_INCARNATION) != UNDONE {
             put(self.storage.bytes_mut(), at + AT_INCARNATION, incarnation);
         }
     }
 
     /// It is not certain any more which incarnation of the device was acted on.
     pub fn doubt(&mut self, path: &[u8]) {
-        let Some(at) = self.find(path) else { return };
-        if get(self.storage.bytes(), at + AT_INCARNATION) != NEVER_ADDED {
-            put(self.storage.bytes_mut(), at + AT_INCARNATION, 0);
-        }
+        self.set_incarnation(path, 0);
+    }
+
+    /// Which incarnation of the device was acted on is to be looked up.
+    pub fn mark_unseen(&mut self, path: &[u8]) {
+        self.set_incarnation(path, UNSEEN);
     }
 
     /// The device could not be looked at: it is to be acted on once more.
@@ -457,7 +488,7 @@ impl<S: Storage> Inventory<S> {
     /// The device, and all below it, are about to be known elsewhere: they are
     /// in both places until then.
     fn begin_move(&mut self, event: &Uevent<'_>, old: &[u8], new: &[u8], sure: bool) {
-        for rest in self.below(old) {
+        for rest in self.rests(old) {
             let (from, to) = ([old, &rest].concat(), [new, &rest].concat());
             let Some(at) = self.find(&from) else { continue };
             let bytes = self.storage.bytes();
@@ -467,7 +498,7 @@ impl<S: Storage> Inventory<S> {
         }
         let held = self.find(old).or_else(|| self.find(new));
         let mut identity = self.told(event, held);
-        let mut incarnation = NEVER_ADDED;
+        let mut incarnation = UNDONE;
         if let Some(at) = held {
             let bytes = self.storage.bytes();
             let known = identity_at(bytes, at);
@@ -485,7 +516,7 @@ impl<S: Storage> Inventory<S> {
     }
 
     fn finish_move(&mut self, old: &[u8], new: &[u8]) {
-        for rest in self.below(old) {
+        for rest in self.rests(old) {
             let (from, to) = ([old, &rest].concat(), [new, &rest].concat());
             let (Some(from), Some(to)) = (self.find(&from), self.find(&to)) else { continue };
             // In this order: settled before the other one is gone, it would be
@@ -497,13 +528,10 @@ impl<S: Storage> Inventory<S> {
         if let Some(at) = self.find(old).filter(|_| old != new) {
             self.kill(at);
         }
-        if let Some(at) = self.find(new) {
-            if get(self.storage.bytes(), at + AT_INCARNATION) == NEVER_ADDED {
-                // That is still to be done.
-                put(self.storage.bytes_mut(), at + AT_INCARNATION, 0);
-            } else {
-                self.set_state(at, SETTLED);
-            }
+        if let Some(at) = self.find(new)
+            && get(self.storage.bytes(), at + AT_INCARNATION) != UNDONE
+        {
+            self.set_state(at, SETTLED);
         }
     }
 
@@ -518,9 +546,8 @@ impl<S: Storage> Inventory<S> {
     }
 
     /// What comes after this path in those of all devices below it.
-    fn below(&self, path: &[u8]) -> Vec<Vec<u8>> {
-        let rests = self.iter().filter_map(|known| known.path.strip_prefix(path));
-        rests.filter(|rest| rest.starts_with(b"/")).map(<[u8]>::to_vec).collect()
+    fn rests(&self, path: &[u8]) -> Vec<Vec<u8>> {
+        self.below(path).map(|known| known.path[path.len()..].to_vec()).collect()
     }
 
     /// Puts a record in place of the one with that path, if there is one.
@@ -569,13 +596,13 @@ impl<S: Storage> Inventory<S> {
         if self.storage.bytes().len() < new + new_capacity {
             self.storage.resize(new + new_capacity);
         }
-        let mut offsets: Vec<usize> = self.index.iter().map(|&unit| offset(unit)).collect();
-        offsets.sort_unstable();
+        let ordered = std::mem::take(&mut self.ordered);
+        self.ordered.reserve_exact(ordered.len() + ordered.len() / 2);
         let mut end = new + REGION_HEAD;
         self.index.clear();
         self.claims.clear();
         self.names.clear();
-        for at in offsets {
+        for at in ordered.into_iter().map(offset) {
             let bytes = self.storage.bytes_mut();
             let size = record_size(bytes, at);
             bytes.copy_within(at..at + size, end);
@@ -613,6 +640,9 @@ impl<S: Storage> Inventory<S> {
         let bytes = self.storage.bytes();
         let rehash = |&unit: &u32| hash(path_at(bytes, offset(unit)));
         self.index.insert_unique(hash(path_at(bytes, at)), unit, rehash);
+        let place = self.count(|path| path < path_at(bytes, at));
+        self.ordered.insert(place, unit);
+        let bytes = self.storage.bytes();
         let identity = identity_at(bytes, at);
         if let Some(claim) = identity::claim(identity) {
             let same =
@@ -636,6 +666,11 @@ impl<S: Storage> Inventory<S> {
             found.remove();
             self.alive -= record_size(bytes, at);
         }
+        let place = self.count(|path| path < path_at(bytes, at));
+        if self.ordered.get(place).is_some_and(|&unit| offset(unit) == at) {
+            self.ordered.remove(place);
+        }
+        let bytes = self.storage.bytes();
         if let Some(claim) = identity::claim(identity_at(bytes, at))
             && let Ok(found) = self.claims.find_entry(claim, |&unit| offset(unit) == at)
         {
@@ -659,7 +694,10 @@ impl<S: Storage> Inventory<S> {
         Known {
             path: path_at(bytes, at),
             identity: identity_at(bytes, at),
-            incarnation: get(bytes, at + AT_INCARNATION),
+            incarnation: match get(bytes, at + AT_INCARNATION) {
+                UNDONE | UNSEEN => 0,
+                incarnation => incarnation,
+            },
             settled: bytes[at + AT_STATE] == SETTLED,
         }
     }
