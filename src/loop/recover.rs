@@ -45,8 +45,8 @@ const GREATEST_COST: u64 = 4608;
 /// to come, and what is not, but is there, is gone before so long.
 const DOUBT: Duration = Duration::from_secs(1);
 
-/// How many devices may wait for their incarnation to be looked up, and for how long
-/// they do: there are better things to do while one event comes after the other.
+/// Of how many devices the incarnations are looked up at a time, and how long they wait
+/// for it: there are better things to do while one event comes after the other.
 const FRESH_MAX: usize = 1024;
 const FRESH_FOR: Duration = Duration::from_secs(1);
 
@@ -231,6 +231,8 @@ enum Stage {
 #[derive(Debug, Default)]
 struct Fresh {
     devices: HashMap<Vec<u8>, u64>,
+    /// There may be others, which the inventory tells.
+    more: bool,
     /// When to look them up, or to do so once more.
     due: Option<Time>,
     measured: bool,
@@ -324,6 +326,7 @@ impl Recovery {
         self.overtaken = matches!(trust, Trust::Scanned { .. });
         // The scan may have been just before.
         self.in_doubt = now + DOUBT;
+        self.fresh.expect_more(now);
         if let Some((cause, changes)) = unfinished {
             self.phase = Phase::Waiting { cause, until: Duration::ZERO };
             self.changes_missed = changes;
@@ -415,11 +418,23 @@ impl Recovery {
         }
     }
 
-    /// What was looked up is right: nothing has come since.
-    fn note_fresh(&mut self) {
-        for (path, incarnation) in std::mem::take(&mut self.fresh).devices {
+    /// What was looked up is right: nothing has come since, at the time `now`.
+    fn note_fresh(&mut self, now: Time) {
+        let Fresh { devices, more, .. } = std::mem::take(&mut self.fresh);
+        for (path, incarnation) in devices {
             self.inventory.set_incarnation(&path, incarnation);
         }
+        if more {
+            let unseen = self.inventory.unseen().take(FRESH_MAX);
+            self.fresh.devices = unseen.map(|path| (path.to_vec(), 0)).collect();
+            self.fresh.more = !self.fresh.devices.is_empty();
+            self.fresh.due = self.fresh.more.then_some(now);
+        }
+    }
+
+    /// Notes in the inventory whose incarnation is still to be looked up.
+    pub(super) fn keep_fresh(&mut self) {
+        self.fresh.devices.keys().for_each(|path| self.inventory.mark_unseen(path));
     }
 
     /// Notes that an event from the kernel was read, and acted on if need be.
@@ -457,16 +472,28 @@ impl Recovery {
                 self.inventory.set_incarnation(tracked.path, incarnation);
             }
         } else if (tracked.action == b"add" || self.is_overtaken(event))
-            && self.fresh.devices.len() < FRESH_MAX
             && !self.fresh.devices.contains_key(tracked.path)
         {
-            self.fresh.due.get_or_insert(now + FRESH_FOR);
-            self.fresh.devices.insert(tracked.path.to_vec(), 0);
+            if self.fresh.devices.len() < FRESH_MAX {
+                self.fresh.due.get_or_insert(now + FRESH_FOR);
+                self.fresh.devices.insert(tracked.path.to_vec(), 0);
+            } else {
+                self.inventory.mark_unseen(tracked.path);
+                self.fresh.expect_more(now);
+            }
         }
         if let Phase::Triggering(triggering) = &mut self.phase {
             let uuid = event.last(b"SYNTH_UUID").map(|uuid| uuid.to_bytes());
             triggering.came += u64::from(uuid == Some(triggering.uuid.as_bytes()));
         }
+    }
+}
+
+impl Fresh {
+    /// The inventory may tell of others.
+    fn expect_more(&mut self, now: Time) {
+        self.more = true;
+        self.due.get_or_insert(now + FRESH_FOR);
     }
 }
 
@@ -1217,11 +1244,18 @@ impl Daemon {
         if !self.recovery.is_exact() || !nothing_waits(self) {
             return;
         }
-        self.recovery.measure_fresh();
-        if nothing_waits(self) {
-            self.recovery.note_fresh();
-            self.recovery.inventory.set_progress(Progress::Left);
+        let now = self.now();
+        loop {
+            self.recovery.measure_fresh();
+            if !nothing_waits(self) {
+                return;
+            }
+            self.recovery.note_fresh(now);
+            if self.recovery.fresh.devices.is_empty() {
+                break;
+            }
         }
+        self.recovery.inventory.set_progress(Progress::Left);
     }
 
     /// Looks up the incarnations of devices that came by events.
@@ -1229,7 +1263,7 @@ impl Daemon {
         let (now, fresh) = (self.now(), &self.recovery.fresh);
         if idle && fresh.measured {
             // Nothing has come since.
-            self.recovery.note_fresh();
+            self.recovery.note_fresh(now);
             return Recovered::Proceed;
         }
         if !idle || fresh.due.is_none_or(|due| due > now) {

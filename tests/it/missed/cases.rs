@@ -1,5 +1,6 @@
 //! Single cases.
 
+use std::collections::HashSet;
 use std::fs;
 use std::os::unix::fs::{FileExt, PermissionsExt, symlink};
 use std::time::{Duration, Instant};
@@ -691,6 +692,43 @@ fn what_came_by_an_event_is_known_after_a_restart() {
         world.tell_number(number + 1);
         let _daemon = restart(daemon, &mut belief);
         assert_eq!(replayed(&belief, "restart"), ["change /devices/busy", "change /devices/new"]);
+    });
+}
+
+/// More than are looked up at a time; and what was to be looked up before an update.
+#[test]
+fn whatever_many_came_by_events_they_are_known_after_a_restart() {
+    ns::inside(|| {
+        let mut world = World::numbered(1);
+        let state = world.at("state");
+        let options = ["-v", "--coldplug", "--state", state.to_str().unwrap()];
+        let daemon = world.plugd(&options).start();
+        World::settle("plugd");
+        (0..2200).for_each(|minor| world.add(&format!("/devices/many{minor}"), minor));
+        World::settle("plugd");
+        let words = || {
+            let bytes = fs::read(&state).unwrap();
+            let words = bytes.chunks_exact(8);
+            words.map(|word| u64::from_ne_bytes(word.try_into().unwrap())).collect::<HashSet<_>>()
+        };
+        let inode = |path: &String| {
+            let file = world.at("sys").join(&path[1..]).join("uevent");
+            std::os::unix::fs::MetadataExt::ino(&fs::metadata(file).unwrap())
+        };
+        assert_eq!(Plugd::new().args(["update"]).finish().code, Some(0));
+        daemon.wait_for_log("updated from version");
+        let mut left: Vec<_> = world.paths().iter().map(inode).collect();
+        eventually("all are looked up", || {
+            let words = words();
+            left.retain(|inode| !words.contains(inode));
+            left.is_empty().then_some(())
+        });
+        let before = hear(&world).heard.len();
+        daemon.signal(Signal::KILL);
+        drop(daemon);
+        let _daemon = world.plugd(&options).args(["--replay-change", "no"]).start();
+        World::settle("plugd");
+        assert_eq!(hear(&world).heard.len(), before, "nothing is done again");
     });
 }
 
