@@ -10,7 +10,7 @@
 //! vain. The kernel does not tell of each drop: after the first one it is silent
 //! until the queue was empty (netlink_overrun in net/netlink/af_netlink.c).
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::fs;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -230,9 +230,8 @@ enum Stage {
 /// looked up is right if the queue is empty before and after.
 #[derive(Debug, Default)]
 struct Fresh {
-    devices: HashMap<Vec<u8>, u64>,
-    /// There may be others, which the inventory tells.
-    more: bool,
+    /// The first of them, and what was found.
+    found: Vec<(Vec<u8>, u64)>,
     /// When to look them up, or to do so once more.
     due: Option<Time>,
     measured: bool,
@@ -326,7 +325,7 @@ impl Recovery {
         self.overtaken = matches!(trust, Trust::Scanned { .. });
         // The scan may have been just before.
         self.in_doubt = now + DOUBT;
-        self.fresh.expect_more(now);
+        self.fresh.due = Some(now + FRESH_FOR);
         if let Some((cause, changes)) = unfinished {
             self.phase = Phase::Waiting { cause, until: Duration::ZERO };
             self.changes_missed = changes;
@@ -408,33 +407,23 @@ impl Recovery {
         self.overtaken && seqnum(event).zip(last).is_none_or(|(number, last)| number <= last)
     }
 
-    /// Looks up the incarnations of devices that came by events.
+    /// Looks up the incarnations of some devices that came by events.
     fn measure_fresh(&mut self) {
         self.fresh.measured = true;
         let sys = Sysfs::open(&self.sys);
-        for (path, incarnation) in &mut self.fresh.devices {
-            let found = sys.as_ref().ok().and_then(|sys| sys.incarnation(path));
-            *incarnation = found.unwrap_or(0);
-        }
+        let found = |path: &[u8]| sys.as_ref().ok().and_then(|sys| sys.incarnation(path));
+        let unseen = self.inventory.unseen().take(FRESH_MAX);
+        self.fresh.found = unseen.map(|path| (path.to_vec(), found(path).unwrap_or(0))).collect();
     }
 
-    /// What was looked up is right: nothing has come since, at the time `now`.
-    fn note_fresh(&mut self, now: Time) {
-        let Fresh { devices, more, .. } = std::mem::take(&mut self.fresh);
-        for (path, incarnation) in devices {
-            self.inventory.set_incarnation(&path, incarnation);
+    /// What was looked up is right: nothing has come since. Returns whether there may be
+    /// more to look up.
+    fn note_fresh(&mut self) -> bool {
+        let found = std::mem::take(&mut self.fresh).found;
+        for (path, incarnation) in &found {
+            self.inventory.set_incarnation(path, *incarnation);
         }
-        if more {
-            let unseen = self.inventory.unseen().take(FRESH_MAX);
-            self.fresh.devices = unseen.map(|path| (path.to_vec(), 0)).collect();
-            self.fresh.more = !self.fresh.devices.is_empty();
-            self.fresh.due = self.fresh.more.then_some(now);
-        }
-    }
-
-    /// Notes in the inventory whose incarnation is still to be looked up.
-    pub(super) fn keep_fresh(&mut self) {
-        self.fresh.devices.keys().for_each(|path| self.inventory.mark_unseen(path));
+        found.len() == FRESH_MAX
     }
 
     /// Notes that an event from the kernel was read, and acted on if need be.
@@ -471,29 +460,14 @@ impl Recovery {
             if tracked.action == b"add" {
                 self.inventory.set_incarnation(tracked.path, incarnation);
             }
-        } else if (tracked.action == b"add" || self.is_overtaken(event))
-            && !self.fresh.devices.contains_key(tracked.path)
-        {
-            if self.fresh.devices.len() < FRESH_MAX {
-                self.fresh.due.get_or_insert(now + FRESH_FOR);
-                self.fresh.devices.insert(tracked.path.to_vec(), 0);
-            } else {
-                self.inventory.mark_unseen(tracked.path);
-                self.fresh.expect_more(now);
-            }
+        } else if tracked.action == b"add" || self.is_overtaken(event) {
+            self.inventory.mark_unseen(tracked.path);
+            self.fresh.due.get_or_insert(now + FRESH_FOR);
         }
         if let Phase::Triggering(triggering) = &mut self.phase {
             let uuid = event.last(b"SYNTH_UUID").map(|uuid| uuid.to_bytes());
             triggering.came += u64::from(uuid == Some(triggering.uuid.as_bytes()));
         }
-    }
-}
-
-impl Fresh {
-    /// The inventory may tell of others.
-    fn expect_more(&mut self, now: Time) {
-        self.more = true;
-        self.due.get_or_insert(now + FRESH_FOR);
     }
 }
 
@@ -1244,14 +1218,12 @@ impl Daemon {
         if !self.recovery.is_exact() || !nothing_waits(self) {
             return;
         }
-        let now = self.now();
         loop {
             self.recovery.measure_fresh();
             if !nothing_waits(self) {
                 return;
             }
-            self.recovery.note_fresh(now);
-            if self.recovery.fresh.devices.is_empty() {
+            if !self.recovery.note_fresh() {
                 break;
             }
         }
@@ -1263,7 +1235,7 @@ impl Daemon {
         let (now, fresh) = (self.now(), &self.recovery.fresh);
         if idle && fresh.measured {
             // Nothing has come since.
-            self.recovery.note_fresh(now);
+            self.recovery.fresh.due = self.recovery.note_fresh().then_some(now);
             return Recovered::Proceed;
         }
         if !idle || fresh.due.is_none_or(|due| due > now) {

@@ -261,7 +261,6 @@ impl Daemon {
 
     /// Returns only if that fails.
     fn become_new(&mut self, deed: Option<&Deed<'_>>) -> io::Error {
-        self.recovery.keep_fresh();
         let copy = match self.copy_inventory() {
             Ok(copy) => copy,
             Err(error) => return error,

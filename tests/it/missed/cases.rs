@@ -695,7 +695,8 @@ fn what_came_by_an_event_is_known_after_a_restart() {
     });
 }
 
-/// More than are looked up at a time; and what was to be looked up before an update.
+/// More than are looked up at a time, and under names that they did not come by; and
+/// what was to be looked up before an update.
 #[test]
 fn whatever_many_came_by_events_they_are_known_after_a_restart() {
     ns::inside(|| {
@@ -705,6 +706,7 @@ fn whatever_many_came_by_events_they_are_known_after_a_restart() {
         let daemon = world.plugd(&options).start();
         World::settle("plugd");
         (0..2200).for_each(|minor| world.add(&format!("/devices/many{minor}"), minor));
+        world.rename("/devices/many50");
         World::settle("plugd");
         let words = || {
             let bytes = fs::read(&state).unwrap();
