@@ -166,6 +166,8 @@ struct Triggering {
     sys: Sysfs,
     listing: Listing,
     next: usize,
+    /// So many datagrams were queued when that was asked for.
+    left: u64,
     /// What its events are known by.
     uuid: String,
     asked: u64,
@@ -353,11 +355,8 @@ impl Recovery {
         match &mut self.phase {
             Phase::Draining { left, .. } => *left = left.saturating_sub(1),
             Phase::Replaying(replay) => replay.left = replay.left.saturating_sub(1),
-            Phase::Quiet
-            | Phase::Waiting { .. }
-            | Phase::Finding(_)
-            | Phase::Triggering(_)
-            | Phase::Doubting { .. } => {}
+            Phase::Triggering(triggering) => triggering.left = triggering.left.saturating_sub(1),
+            Phase::Quiet | Phase::Waiting { .. } | Phase::Finding(_) | Phase::Doubting { .. } => {}
         }
     }
 
@@ -629,7 +628,7 @@ impl Daemon {
                 }
                 Recovered::Again
             }
-            Phase::Triggering(triggering) if idle => {
+            Phase::Triggering(triggering) if idle || triggering.left == 0 => {
                 self.trigger(triggering);
                 Recovered::Again
             }
@@ -1147,6 +1146,7 @@ impl Daemon {
             sys,
             listing,
             next: 0,
+            left: 0,
             uuid: uuid.trim_end().to_owned(),
             asked: 0,
             came: 0,
@@ -1157,16 +1157,19 @@ impl Daemon {
         }));
     }
 
-    /// Asks for as many events as fit for sure, now that the queue is empty.
+    /// Asks for as many events as fit for sure, now that those asked for before have come.
     fn trigger(&mut self, mut triggering: Box<Triggering>) {
-        let limits = self.sources.iter().filter(|watched| watched.is_kernels);
-        let limits = limits.filter_map(|watched| sys::socket_memory(&watched.source).ok());
-        let limit = limits.map(|memory| u64::from(memory.limit)).min().unwrap_or(0);
-        let batch = usize::try_from(limit / 2 / GREATEST_COST).unwrap_or(1).clamp(1, AT_ONCE);
-        let end = (triggering.next + batch).min(triggering.listing.len());
-        if triggering.next == end {
+        let (queued, drops) = self.queue();
+        if triggering.next == triggering.listing.len() || drops != self.recovery.baseline {
             return self.end_triggering(*triggering);
         }
+        let memory = self.sources.iter().filter(|watched| watched.is_kernels);
+        let memory = memory.filter_map(|watched| sys::socket_memory(&watched.source).ok());
+        let free = memory.map(|it| it.limit.saturating_sub(it.queued)).min().unwrap_or(0);
+        let fit = usize::try_from(u64::from(free) / 2 / GREATEST_COST).unwrap_or(0);
+        // A single one fits into any buffer if that is empty.
+        let batch = fit.max(usize::from(queued == 0)).min(AT_ONCE);
+        let end = (triggering.next + batch).min(triggering.listing.len());
         let Triggering { sys, listing, uuid, .. } = &*triggering;
         let trigger = format!("add {uuid}");
         let (mut asked, mut refused, mut first) = (0, 0, None);
@@ -1184,29 +1187,31 @@ impl Daemon {
         triggering.asked += asked;
         triggering.refused += refused;
         triggering.first_refusal = triggering.first_refusal.take().or(first);
+        triggering.left = self.queue().0 / LEAST_COST + 1;
         self.recovery.phase = Phase::Triggering(triggering);
         self.mark_sources_ready();
     }
 
     fn end_triggering(&mut self, triggering: Triggering) {
         let Triggering { asked, came, refused, first_refusal, began, number, .. } = triggering;
-        if let Some(first) = first_refusal {
-            log::warn!("{refused} devices are not told of by the kernel; the first one: {first}");
-            // Those are found by reading.
-            self.find(Cause::Coldplug, false);
-            return;
-        }
         let took = self.now().saturating_sub(began);
         self.counters.recovery = took;
         let text = format!(
             "coldplug: had the kernel tell of {asked} devices, {came} events came, in {} ms",
             took.as_millis()
         );
-        // In a network namespace of another user namespace it tells of interfaces only.
-        let level = if came < asked { log::Level::Warn } else { log::Level::Info };
-        log::log!(level, "{text}");
+        log::info!("{text}");
         self.recovery.text = text;
-        self.end_recovery(number, None);
+        if let Some(first) = first_refusal {
+            log::warn!("{refused} devices are not told of by the kernel; the first one: {first}");
+        } else if came < asked && self.queue().1 == self.recovery.baseline {
+            // In a network namespace of another user namespace it tells of interfaces only.
+            log::warn!("the kernel does not tell of {} devices", asked - came);
+        } else {
+            return self.end_recovery(number, None);
+        }
+        // Those are found by reading.
+        self.find(Cause::Coldplug, false);
     }
 
     /// Notes whether events were left that nobody will act on.

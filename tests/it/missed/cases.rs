@@ -71,6 +71,24 @@ fn at_the_start_all_that_is_there_is_acted_on_parents_first() {
     });
 }
 
+/// As in a network namespace of another user namespace, but for interfaces.
+#[test]
+fn what_the_kernel_does_not_tell_of_when_asked_is_read() {
+    ns::inside(|| {
+        let world = world();
+        let daemon = Plugd::new()
+            .args(["run", "-v", "--coldplug=kernel", "--state", "none"])
+            .args(["--sys".as_ref(), world.at("sys").as_os_str()])
+            .args(["--", "sh", "-c", "echo $ACTION $DEVPATH $PLUGD_REPLAY >>$TMP/out"])
+            .start();
+        World::settle("plugd");
+        daemon.wait_for_log("the kernel does not tell of 4 devices");
+        let all = ["busy", "hub", "hub/a", "lone"];
+        let all = all.map(|name| format!("add /devices/{name} coldplug"));
+        assert_eq!(daemon.lines("out"), all);
+    });
+}
+
 #[test]
 fn without_coldplug_nothing_is_acted_on_at_the_start() {
     ns::inside(|| {

@@ -432,6 +432,37 @@ fn asked_at_the_start_the_kernel_tells_no_more_at_once_than_fits() {
 }
 
 #[test]
+fn asked_at_the_start_the_kernel_tells_of_all_while_other_events_come() {
+    ns::inside_a_machine(|| {
+        let mut machine = Machine::new(9);
+        let sys = only_interfaces(&machine);
+        let count = many("br");
+        let socket = inject::socket(plugd::netlink::KERNEL_GROUP);
+        // From the start on the queue is never empty.
+        let injector = Injector::new();
+        let send = || injector.event("change", "/devices/busy", &["SUBSYSTEM=c"]);
+        (0..100).for_each(|_| send());
+        let daemon = Plugd::new()
+            .args(["run", "-v", "--coldplug=kernel", "--fd", "3", "--state", "none"])
+            .args(["--sys", &sys, "--", "sh", "-c"])
+            .args(["[ $DEVPATH = /devices/busy ] || { env -0; printf '\\0'; } >>$ACTED"])
+            .env("ACTED", machine.at("acted"))
+            .fd(socket, 3)
+            .start();
+        eventually("all is told of", || {
+            while daemon.queued() < 100_000 {
+                (0..20).for_each(|_| send());
+            }
+            let told = format!("had the kernel tell of {count} devices, {count} events came");
+            (!daemon.logged(&told).is_empty()).then_some(())
+        });
+        World::settle("plugd");
+        assert_eq!(metric("plugd_kernel_drops_total"), 0);
+        machine.check(false, "after that");
+    });
+}
+
+#[test]
 fn plugd_coldplug_has_the_kernel_tell_no_more_at_once_than_fits() {
     ns::inside_a_machine(|| {
         let mut machine = Machine::new(8);
