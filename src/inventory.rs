@@ -126,7 +126,11 @@ const HEADER: usize = 80;
 
 /// Stand for the other kinds of progress where a SEQNUM would be.
 const UNKNOWN: u64 = 0;
-const LEFT: u64 = u64::MAX;
+const LEFT: u64 = WORD_MAX;
+
+/// Greatest number in a word with a check: see [`put_checked`].
+const WORD_MAX: u64 = (1 << CHECK_AT) - 1;
+const CHECK_AT: u32 = 48;
 
 /// Offsets in a region: its size and how much of it is used, both with this head.
 const AT_CAPACITY: usize = 0;
@@ -143,10 +147,10 @@ const AT_SUM: usize = 8;
 const AT_INCARNATION: usize = 16;
 const RECORD_HEAD: usize = 24;
 
-/// States of a record.
-const DEAD: u8 = 0;
-const BEGUN: u8 = 1;
-const SETTLED: u8 = 2;
+/// States of a record: not a single bit makes another one of each.
+const DEAD: u8 = 0b0000_1111;
+const BEGUN: u8 = 0b0011_0011;
+const SETTLED: u8 = 0b0101_0101;
 
 /// Stand for incarnations: not all was done that is to be done when a device comes;
 /// and what it is has still to be looked up.
@@ -187,11 +191,12 @@ impl<S: Storage> Inventory<S> {
         storage.resize(HEADER + REGION_MIN);
         let bytes = storage.bytes_mut();
         put(bytes, AT_VERSION, VERSION);
-        put(bytes, AT_REGION, HEADER as u64);
+        put_checked(bytes, AT_REGION, HEADER as u64);
+        put_checked(bytes, AT_PROGRESS, UNKNOWN);
         put(bytes, AT_ENGINE, world.engine);
         bytes[AT_BOOT..AT_BOOT + 36].copy_from_slice(&world.boot);
-        put(bytes, HEADER + AT_CAPACITY, REGION_MIN as u64);
-        put(bytes, HEADER + AT_USED, REGION_HEAD as u64);
+        put_checked(bytes, HEADER + AT_CAPACITY, REGION_MIN as u64);
+        put_checked(bytes, HEADER + AT_USED, REGION_HEAD as u64);
         compiler_fence(Ordering::SeqCst);
         bytes[..MAGIC.len()].copy_from_slice(MAGIC);
         Self {
@@ -244,16 +249,17 @@ impl<S: Storage> Inventory<S> {
         if get(bytes, AT_ENGINE) != world.engine {
             return Err(Unusable::Engine);
         }
-        let region = usize::try_from(get(bytes, AT_REGION)).unwrap_or(usize::MAX);
+        let checked = |at| get_checked(bytes, at).map(to_usize).ok_or(Unusable::Damaged);
+        let region = checked(AT_REGION)?;
         if region < HEADER || region > bytes.len() - REGION_HEAD || region % ALIGNMENT != 0 {
             return Err(Unusable::Damaged);
         }
-        let capacity = usize::try_from(get(bytes, region + AT_CAPACITY)).unwrap_or(usize::MAX);
-        let used = usize::try_from(get(bytes, region + AT_USED)).unwrap_or(usize::MAX);
+        let (capacity, used) = (checked(region + AT_CAPACITY)?, checked(region + AT_USED)?);
         let aligned = capacity % ALIGNMENT == 0;
         if !aligned || capacity > bytes.len() - region || used > capacity || used < REGION_HEAD {
             return Err(Unusable::Damaged);
         }
+        checked(AT_PROGRESS)?;
         self.region = region;
         let (mut at, end) = (region + REGION_HEAD, region + used);
         while at < end {
@@ -262,7 +268,8 @@ impl<S: Storage> Inventory<S> {
                 return Err(Unusable::Damaged);
             }
             let sum = checksum(path_at(bytes, at), identity_at(bytes, at));
-            if get(bytes, at + AT_SUM) != sum || bytes[at + AT_STATE] > SETTLED {
+            let has_state = [DEAD, BEGUN, SETTLED].contains(&bytes[at + AT_STATE]);
+            if get(bytes, at + AT_SUM) != sum || !has_state {
                 return Err(Unusable::Damaged);
             }
             let size = record_size(bytes, at);
@@ -280,10 +287,10 @@ impl<S: Storage> Inventory<S> {
 
     /// How far events were acted on.
     pub fn progress(&self) -> Progress {
-        match get(self.storage.bytes(), AT_PROGRESS) {
-            UNKNOWN => Progress::Unknown,
-            LEFT => Progress::Left,
-            number => Progress::Through(number),
+        match get_checked(self.storage.bytes(), AT_PROGRESS) {
+            None | Some(UNKNOWN) => Progress::Unknown,
+            Some(LEFT) => Progress::Left,
+            Some(number) => Progress::Through(number),
         }
     }
 
@@ -295,7 +302,7 @@ impl<S: Storage> Inventory<S> {
             Progress::Left => LEFT,
         };
         compiler_fence(Ordering::SeqCst);
-        put(self.storage.bytes_mut(), AT_PROGRESS, word);
+        put_checked(self.storage.bytes_mut(), AT_PROGRESS, word);
         compiler_fence(Ordering::SeqCst);
     }
 
@@ -562,7 +569,7 @@ impl<S: Storage> Inventory<S> {
         let older = self.find(path);
         let bytes = self.storage.bytes_mut();
         let used = self.region + AT_USED;
-        let at = self.region + to_usize(get(bytes, used));
+        let at = self.region + to_usize(get(bytes, used) & WORD_MAX);
         let record = &mut bytes[at..at + size];
         record.fill(0);
         record[AT_PATH_LENGTH..][..2].copy_from_slice(&path_length.to_ne_bytes());
@@ -573,7 +580,7 @@ impl<S: Storage> Inventory<S> {
         put(record, AT_SUM, checksum(path, identity));
         put(record, AT_INCARNATION, incarnation);
         compiler_fence(Ordering::SeqCst);
-        put(bytes, used, (at + size - self.region) as u64);
+        put_checked(bytes, used, (at + size - self.region) as u64);
         compiler_fence(Ordering::SeqCst);
         if let Some(older) = older {
             self.kill(older);
@@ -584,8 +591,8 @@ impl<S: Storage> Inventory<S> {
     /// Sees to it that a record of that size fits in the region.
     fn make_room(&mut self, size: usize) {
         let bytes = self.storage.bytes();
-        let capacity = to_usize(get(bytes, self.region + AT_CAPACITY));
-        if to_usize(get(bytes, self.region + AT_USED)) + size <= capacity {
+        let capacity = to_usize(get(bytes, self.region + AT_CAPACITY) & WORD_MAX);
+        if to_usize(get(bytes, self.region + AT_USED) & WORD_MAX) + size <= capacity {
             return;
         }
         let needed = REGION_HEAD + self.alive + size;
@@ -610,10 +617,10 @@ impl<S: Storage> Inventory<S> {
             end += size;
         }
         let bytes = self.storage.bytes_mut();
-        put(bytes, new + AT_CAPACITY, new_capacity as u64);
-        put(bytes, new + AT_USED, (end - new) as u64);
+        put_checked(bytes, new + AT_CAPACITY, new_capacity as u64);
+        put_checked(bytes, new + AT_USED, (end - new) as u64);
         compiler_fence(Ordering::SeqCst);
-        put(bytes, AT_REGION, new as u64);
+        put_checked(bytes, AT_REGION, new as u64);
         compiler_fence(Ordering::SeqCst);
         self.region = new;
         if new < old {
@@ -743,6 +750,23 @@ fn get(bytes: &[u8], at: usize) -> u64 {
 
 fn put(bytes: &mut [u8], at: usize, value: u64) {
     bytes[at..at + 8].copy_from_slice(&value.to_ne_bytes());
+}
+
+/// Puts a number of at most 48 bits, and in the rest of the word a check against
+/// damage: they are stored at once.
+fn put_checked(bytes: &mut [u8], at: usize, value: u64) {
+    put(bytes, at, value | check(value));
+}
+
+/// The number there, if its check is right.
+fn get_checked(bytes: &[u8], at: usize) -> Option<u64> {
+    let word = get(bytes, at);
+    let value = word & WORD_MAX;
+    (word == value | check(value)).then_some(value)
+}
+
+fn check(value: u64) -> u64 {
+    hash(&value.to_ne_bytes()) >> CHECK_AT << CHECK_AT
 }
 
 fn to_usize(value: u64) -> usize {

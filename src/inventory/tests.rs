@@ -506,12 +506,34 @@ fn how_far_it_came_is_known() {
     }
 }
 
+/// But what is only a hint: the incarnation, and what is not used.
+#[test]
+fn a_bit_that_was_flipped_is_told_or_changes_nothing() {
+    let mut inventory = empty();
+    for number in 0..6 {
+        act(&mut inventory, "add", &path(number), &format!("MAJOR=7\0MINOR={number}\0"));
+    }
+    act(&mut inventory, "remove", &path(2), "MAJOR=7\0MINOR=2\0");
+    inventory.begin(&event(&datagram("remove", &path(3), "MAJOR=7\0MINOR=3\0")), true);
+    for progress in [Progress::Unknown, Progress::Through(7), Progress::Left] {
+        inventory.set_progress(progress);
+        let bytes = &inventory.storage;
+        for bit in 0..bytes.len() * 8 {
+            let mut flipped = bytes.clone();
+            flipped[bit / 8] ^= 1 << (bit % 8);
+            let Ok(loaded) = Inventory::load(flipped, WORLD) else { continue };
+            assert_eq!(model(&loaded), model(&inventory), "bit {bit}");
+            assert_eq!(loaded.progress(), progress, "bit {bit}");
+        }
+    }
+}
+
 #[test]
 fn a_region_that_is_not_aligned_is_damage() {
     let mut inventory = empty();
     for less in 1..8 {
         let mut bytes = inventory.storage.clone();
-        bytes[HEADER] -= less;
+        put_checked(&mut bytes, HEADER + AT_CAPACITY, REGION_MIN as u64 - less);
         let loaded = Inventory::load(bytes, WORLD).map_err(|(why, _)| why);
         assert_eq!(loaded.unwrap_err(), Unusable::Damaged, "{less}");
     }
