@@ -25,7 +25,7 @@ use crate::inventory::identity::{self, Tracked};
 use crate::inventory::{Inventory, Progress, Trust, Verdict};
 use crate::machine::Time;
 use crate::netlink::LEAST_COST;
-use crate::recovery::{self, Cause, Changes, Pace};
+use crate::recovery::{self, Cause, Changes, Pace, Sequence};
 use crate::state_file::Store;
 use crate::sys;
 use crate::sysfs::{Listing, Reader, Search, Sysfs};
@@ -103,8 +103,8 @@ pub(super) struct Recovery {
     before: Progress,
     /// Until then, what moves may have been about to when it was listed.
     in_doubt: Time,
-    /// The greatest SEQNUM of an event that was acted on.
-    greatest: u64,
+    /// Which events were acted on.
+    sequence: Sequence,
     /// The queue was not empty since events were lost: the kernel may have dropped
     /// more of them in silence.
     congested: bool,
@@ -280,9 +280,9 @@ impl Recovery {
             overtaken: false,
             before,
             in_doubt: Time::ZERO,
-            greatest: match before {
-                Progress::Through(number) => number,
-                Progress::Unknown | Progress::Left => 0,
+            sequence: match before {
+                Progress::Through(number) => Sequence::after(number),
+                Progress::Unknown | Progress::Left => Sequence::default(),
             },
             congested: false,
             unreadable: false,
@@ -418,6 +418,9 @@ impl Recovery {
     /// What was looked up is right: nothing has come since. Returns whether there may be
     /// more to look up.
     fn note_fresh(&mut self) -> bool {
+        // Nor is anything under way any more.
+        self.sequence.close();
+        self.tell_progress();
         let found = std::mem::take(&mut self.fresh).found;
         for (path, incarnation) in &found {
             self.inventory.set_incarnation(path, *incarnation);
@@ -425,14 +428,29 @@ impl Recovery {
         found.len() == FRESH_MAX
     }
 
-    /// Notes that an event from the kernel was read, and acted on if need be.
-    pub(super) fn note_progress(&mut self, event: &Uevent<'_>) {
-        if let (Store::File(_), Some(number)) = (self.inventory.storage(), seqnum(event)) {
-            self.greatest = self.greatest.max(number);
-            if self.is_exact() {
-                self.inventory.set_progress(Progress::Through(self.greatest));
-            }
+    /// Notes that an event from the kernel was read, and acted on if need be, at the
+    /// time `now`.
+    pub(super) fn note_progress(&mut self, event: &Uevent<'_>, now: Time) {
+        if !self.has_file() {
+            return;
         }
+        let Some(number) = seqnum(event) else { return };
+        self.sequence.came(number);
+        self.tell_progress();
+        if self.sequence.has_gap() {
+            self.fresh.due.get_or_insert(now + FRESH_FOR);
+        }
+    }
+
+    fn tell_progress(&mut self) {
+        if self.has_file() && self.is_exact() && self.sequence.through() > 0 {
+            self.inventory.set_progress(Progress::Through(self.sequence.through()));
+        }
+    }
+
+    /// Whether another plugd may read what is known.
+    fn has_file(&self) -> bool {
+        matches!(self.inventory.storage(), Store::File(_))
     }
 
     /// Whether nothing is missing, as far as is known.
@@ -646,6 +664,7 @@ impl Daemon {
         if self.queue().1 != self.recovery.baseline {
             self.compare_again(Cause::Overrun);
         }
+        self.recovery.tell_progress();
     }
 
     /// Whether events may have been dropped that are not made up for.
@@ -1126,10 +1145,8 @@ impl Daemon {
         } else {
             recovery.phase = Phase::Quiet;
             recovery.changes_missed = false;
-            recovery.greatest = recovery.greatest.max(last.unwrap_or(0));
-            if recovery.greatest > 0 {
-                recovery.inventory.set_progress(Progress::Through(recovery.greatest));
-            }
+            recovery.sequence.skip_to(last.unwrap_or(0));
+            recovery.tell_progress();
         }
         let clients = std::mem::take(&mut recovery.clients);
         self.requests.made_up(number, all);
@@ -1216,7 +1233,7 @@ impl Daemon {
 
     /// Notes whether events were left that nobody will act on.
     pub(super) fn leave(&mut self) {
-        if !matches!(self.recovery.inventory.storage(), Store::File(_)) {
+        if !self.recovery.has_file() {
             return;
         }
         let nothing_waits = |daemon: &Self| daemon.queue() == (0, daemon.recovery.baseline);
