@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 use std::fs;
 use std::os::unix::fs::{FileExt, PermissionsExt, symlink};
+use std::os::unix::process::ExitStatusExt;
 use std::time::{Duration, Instant};
 
 use rustix::fs::{CWD, Mode, mkfifoat};
@@ -807,6 +808,33 @@ fn a_state_that_cannot_be_used_means_all_over_again() {
         fs::set_permissions(&state, PermissionsExt::from_mode(0o666)).unwrap();
         told(with_state(&world, &options), "others may write it");
         told(with_state(&world, &["--state", "/nowhere/state"]), "No such file or directory");
+    });
+}
+
+/// The file is mapped: the kernel ends whoever looks behind its end (mmap(2)).
+#[test]
+fn a_state_that_is_cut_under_plugd_means_all_over_again() {
+    ns::inside(|| {
+        for length in [0, 80, 3000] {
+            let mut world = world();
+            // More than a page of it.
+            (100..200).for_each(|minor| world.add(&format!("/devices/many{minor}"), minor));
+            let state = world.at("state");
+            let options = ["--coldplug", "--state", state.to_str().unwrap()];
+            let mut daemon = world.plugd(&options).start();
+            World::settle("plugd");
+            let file = fs::File::options().write(true).open(&state).unwrap();
+            file.set_len(length).unwrap();
+            world.remove("/devices/lone");
+            let status = daemon.wait_exit();
+            assert_eq!(status.signal(), Some(libc::SIGBUS), "{length}");
+            let _daemon = world.plugd(&options).start();
+            World::settle("plugd");
+            // Nobody remembers what was there before.
+            let mut belief = hear(&world);
+            belief.devices.retain(|(path, _), _| path != "/devices/lone");
+            assert_eq!(belief.devices, world.real(), "{length}");
+        }
     });
 }
 
