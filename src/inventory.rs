@@ -7,14 +7,12 @@
 //! killed between two stores leaves either what was or what is. What is about
 //! to be acted on is noted before, as not settled, and settled after: an act
 //! may be repeated by the next process, but none is forgotten.
-//!
-//! The bytes: a header that leads to a region; a region of records, one after
-//! the other, which only grows until it is full; then what is alive of it is
-//! copied to another region, and the header leads there.
 #![forbid(unsafe_code)]
 
+mod format;
 pub mod identity;
 mod judgment;
+mod records;
 
 use std::ffi::CStr;
 use std::fmt;
@@ -24,6 +22,11 @@ use hashbrown::HashTable;
 
 use crate::uevent::Uevent;
 
+use format::{
+    AT_INCARNATION, AT_PROGRESS, AT_STATE, BEGUN, LEFT, SETTLED, UNDONE, UNKNOWN, UNSEEN, get,
+    get_checked, identity_at, name_at, offset, path_at, put, put_checked,
+};
+pub use format::{begins_like_one, hash};
 use identity::Tracked;
 pub use judgment::{Trust, Verdict};
 
@@ -113,53 +116,6 @@ pub enum Progress {
     Left,
 }
 
-const MAGIC: &[u8; 8] = b"plugdinv";
-const VERSION: u64 = 3;
-
-/// Offsets in the header, in bytes.
-const AT_VERSION: usize = 8;
-const AT_REGION: usize = 16;
-const AT_ENGINE: usize = 24;
-const AT_BOOT: usize = 32;
-const AT_PROGRESS: usize = 72;
-const HEADER: usize = 80;
-
-/// Stand for the other kinds of progress where a SEQNUM would be.
-const UNKNOWN: u64 = 0;
-const LEFT: u64 = WORD_MAX;
-
-/// Greatest number in a word with a check: see [`put_checked`].
-const WORD_MAX: u64 = (1 << CHECK_AT) - 1;
-const CHECK_AT: u32 = 48;
-
-/// Offsets in a region: its size and how much of it is used, both with this head.
-const AT_CAPACITY: usize = 0;
-const AT_USED: usize = 8;
-const REGION_HEAD: usize = 16;
-/// No region is smaller.
-const REGION_MIN: usize = 4096 - HEADER;
-
-/// Offsets in a record: lengths, state, a checksum of what never changes.
-const AT_PATH_LENGTH: usize = 0;
-const AT_IDENTITY_LENGTH: usize = 2;
-const AT_STATE: usize = 4;
-const AT_SUM: usize = 8;
-const AT_INCARNATION: usize = 16;
-const RECORD_HEAD: usize = 24;
-
-/// States of a record: not a single bit makes another one of each.
-const DEAD: u8 = 0b0000_1111;
-const BEGUN: u8 = 0b0011_0011;
-const SETTLED: u8 = 0b0101_0101;
-
-/// Stand for incarnations: not all was done that is to be done when a device comes;
-/// and what it is has still to be looked up.
-const UNDONE: u64 = u64::MAX;
-const UNSEEN: u64 = u64::MAX - 1;
-
-/// Everything is aligned to that many bytes, so that no store is torn.
-const ALIGNMENT: usize = 8;
-
 /// The inventory.
 pub struct Inventory<S> {
     storage: S,
@@ -181,110 +137,6 @@ pub struct Inventory<S> {
 }
 
 impl<S: Storage> Inventory<S> {
-    /// An empty one.
-    pub fn new(mut storage: S, world: World) -> Self {
-        let bytes = storage.bytes_mut();
-        // Whatever was there is invalid from here on.
-        bytes.iter_mut().take(MAGIC.len()).for_each(|byte| *byte = 0);
-        compiler_fence(Ordering::SeqCst);
-        storage.resize(0);
-        storage.resize(HEADER + REGION_MIN);
-        let bytes = storage.bytes_mut();
-        put(bytes, AT_VERSION, VERSION);
-        put_checked(bytes, AT_REGION, HEADER as u64);
-        put_checked(bytes, AT_PROGRESS, UNKNOWN);
-        put(bytes, AT_ENGINE, world.engine);
-        bytes[AT_BOOT..AT_BOOT + 36].copy_from_slice(&world.boot);
-        put_checked(bytes, HEADER + AT_CAPACITY, REGION_MIN as u64);
-        put_checked(bytes, HEADER + AT_USED, REGION_HEAD as u64);
-        compiler_fence(Ordering::SeqCst);
-        bytes[..MAGIC.len()].copy_from_slice(MAGIC);
-        Self {
-            storage,
-            region: HEADER,
-            alive: 0,
-            index: HashTable::new(),
-            claims: HashTable::new(),
-            names: HashTable::new(),
-            ordered: Vec::new(),
-            scratch: Vec::with_capacity(256),
-        }
-    }
-
-    /// The one that somebody else left.
-    ///
-    /// # Errors
-    /// Says why it is none, or not for this world, and gives the storage back.
-    pub fn load(storage: S, world: World) -> Result<Self, (Unusable, S)> {
-        let mut inventory = Self {
-            storage,
-            region: 0,
-            alive: 0,
-            index: HashTable::new(),
-            claims: HashTable::new(),
-            names: HashTable::new(),
-            ordered: Vec::new(),
-            scratch: Vec::with_capacity(256),
-        };
-        match inventory.read(world) {
-            Ok(()) => Ok(inventory),
-            Err(unusable) => Err((unusable, inventory.storage)),
-        }
-    }
-
-    fn read(&mut self, world: World) -> Result<(), Unusable> {
-        let bytes = self.storage.bytes();
-        if bytes.is_empty() {
-            return Err(Unusable::Empty);
-        }
-        if bytes.len() < HEADER + REGION_HEAD || &bytes[..MAGIC.len()] != MAGIC {
-            return Err(Unusable::Damaged);
-        }
-        if get(bytes, AT_VERSION) != VERSION {
-            return Err(Unusable::Version);
-        }
-        if bytes[AT_BOOT..AT_BOOT + 36] != world.boot {
-            return Err(Unusable::Boot);
-        }
-        if get(bytes, AT_ENGINE) != world.engine {
-            return Err(Unusable::Engine);
-        }
-        let checked = |at| get_checked(bytes, at).map(to_usize).ok_or(Unusable::Damaged);
-        let region = checked(AT_REGION)?;
-        if region < HEADER || region > bytes.len() - REGION_HEAD || region % ALIGNMENT != 0 {
-            return Err(Unusable::Damaged);
-        }
-        let (capacity, used) = (checked(region + AT_CAPACITY)?, checked(region + AT_USED)?);
-        let aligned = capacity % ALIGNMENT == 0;
-        if !aligned || capacity > bytes.len() - region || used > capacity || used < REGION_HEAD {
-            return Err(Unusable::Damaged);
-        }
-        checked(AT_PROGRESS)?;
-        self.region = region;
-        let (mut at, end) = (region + REGION_HEAD, region + used);
-        while at < end {
-            let bytes = self.storage.bytes();
-            if end - at < RECORD_HEAD || end - at < record_size(bytes, at) {
-                return Err(Unusable::Damaged);
-            }
-            let sum = checksum(path_at(bytes, at), identity_at(bytes, at));
-            let has_state = [DEAD, BEGUN, SETTLED].contains(&bytes[at + AT_STATE]);
-            if get(bytes, at + AT_SUM) != sum || !has_state {
-                return Err(Unusable::Damaged);
-            }
-            let size = record_size(bytes, at);
-            if bytes[at + AT_STATE] != DEAD {
-                // Of two, the older one was about to be declared dead.
-                if let Some(older) = self.find(path_at(bytes, at)) {
-                    self.kill(older);
-                }
-                self.enter(at);
-            }
-            at += size;
-        }
-        Ok(())
-    }
-
     /// How far events were acted on.
     pub fn progress(&self) -> Progress {
         match get_checked(self.storage.bytes(), AT_PROGRESS) {
@@ -556,245 +408,12 @@ impl<S: Storage> Inventory<S> {
     fn rests(&self, path: &[u8]) -> Vec<Vec<u8>> {
         self.below(path).map(|known| known.path[path.len()..].to_vec()).collect()
     }
-
-    /// Puts a record in place of the one with that path, if there is one.
-    fn replace(&mut self, path: &[u8], identity: &[u8], state: u8, incarnation: u64) {
-        let (Ok(path_length), Ok(identity_length)) =
-            (u16::try_from(path.len()), u16::try_from(identity.len()))
-        else {
-            return;
-        };
-        let size = (RECORD_HEAD + path.len() + identity.len()).next_multiple_of(ALIGNMENT);
-        self.make_room(size);
-        let older = self.find(path);
-        let bytes = self.storage.bytes_mut();
-        let used = self.region + AT_USED;
-        let at = self.region + to_usize(get(bytes, used) & WORD_MAX);
-        let record = &mut bytes[at..at + size];
-        record.fill(0);
-        record[AT_PATH_LENGTH..][..2].copy_from_slice(&path_length.to_ne_bytes());
-        record[AT_IDENTITY_LENGTH..][..2].copy_from_slice(&identity_length.to_ne_bytes());
-        record[AT_STATE] = state;
-        record[RECORD_HEAD..][..path.len()].copy_from_slice(path);
-        record[RECORD_HEAD + path.len()..][..identity.len()].copy_from_slice(identity);
-        put(record, AT_SUM, checksum(path, identity));
-        put(record, AT_INCARNATION, incarnation);
-        compiler_fence(Ordering::SeqCst);
-        put_checked(bytes, used, (at + size - self.region) as u64);
-        compiler_fence(Ordering::SeqCst);
-        if let Some(older) = older {
-            self.kill(older);
-        }
-        self.enter(at);
-    }
-
-    /// Sees to it that a record of that size fits in the region.
-    fn make_room(&mut self, size: usize) {
-        let bytes = self.storage.bytes();
-        let capacity = to_usize(get(bytes, self.region + AT_CAPACITY) & WORD_MAX);
-        if to_usize(get(bytes, self.region + AT_USED) & WORD_MAX) + size <= capacity {
-            return;
-        }
-        let needed = REGION_HEAD + self.alive + size;
-        let new_capacity =
-            (needed + needed / 2).next_multiple_of(4096).max(HEADER + REGION_MIN) - HEADER;
-        let old = self.region;
-        let new = if HEADER + new_capacity <= old { HEADER } else { old + capacity };
-        if self.storage.bytes().len() < new + new_capacity {
-            self.storage.resize(new + new_capacity);
-        }
-        let ordered = std::mem::take(&mut self.ordered);
-        self.ordered.reserve_exact(ordered.len() + ordered.len() / 2);
-        let mut end = new + REGION_HEAD;
-        self.index.clear();
-        self.claims.clear();
-        self.names.clear();
-        for at in ordered.into_iter().map(offset) {
-            let bytes = self.storage.bytes_mut();
-            let size = record_size(bytes, at);
-            bytes.copy_within(at..at + size, end);
-            self.insert(end);
-            end += size;
-        }
-        let bytes = self.storage.bytes_mut();
-        put_checked(bytes, new + AT_CAPACITY, new_capacity as u64);
-        put_checked(bytes, new + AT_USED, (end - new) as u64);
-        compiler_fence(Ordering::SeqCst);
-        put_checked(bytes, AT_REGION, new as u64);
-        compiler_fence(Ordering::SeqCst);
-        self.region = new;
-        if new < old {
-            self.storage.resize(new + new_capacity);
-        }
-    }
-
-    fn find(&self, path: &[u8]) -> Option<usize> {
-        let bytes = self.storage.bytes();
-        let same = |&unit: &u32| path_at(bytes, offset(unit)) == path;
-        self.index.find(hash(path), same).map(|&unit| offset(unit))
-    }
-
-    /// Makes a record one that can be found.
-    fn enter(&mut self, at: usize) {
-        self.insert(at);
-        let bytes = self.storage.bytes();
-        self.alive += record_size(bytes, at);
-    }
-
-    fn insert(&mut self, at: usize) {
-        // 32 GiB of devices would not fit in any /sys.
-        let Ok(unit) = u32::try_from(at / ALIGNMENT) else { return };
-        let bytes = self.storage.bytes();
-        let rehash = |&unit: &u32| hash(path_at(bytes, offset(unit)));
-        self.index.insert_unique(hash(path_at(bytes, at)), unit, rehash);
-        let place = self.count(|path| path < path_at(bytes, at));
-        self.ordered.insert(place, unit);
-        let bytes = self.storage.bytes();
-        let identity = identity_at(bytes, at);
-        if let Some(claim) = identity::claim(identity) {
-            let same =
-                |&unit: &u32| identity::claim_the_same(identity_at(bytes, offset(unit)), identity);
-            let rehash =
-                |&unit: &u32| identity::claim(identity_at(bytes, offset(unit))).unwrap_or(0);
-            // Of two, the later one has it.
-            *self.claims.entry(claim, same, rehash).or_insert(unit).get_mut() = unit;
-        }
-        if let Some(name) = name_at(bytes, at) {
-            let rehash = |&unit: &u32| hash(name_at(bytes, offset(unit)).unwrap_or_default());
-            self.names.insert_unique(hash(name), unit, rehash);
-        }
-    }
-
-    fn kill(&mut self, at: usize) {
-        self.set_state(at, DEAD);
-        let bytes = self.storage.bytes();
-        let found = self.index.find_entry(hash(path_at(bytes, at)), |&unit| offset(unit) == at);
-        if let Ok(found) = found {
-            found.remove();
-            self.alive -= record_size(bytes, at);
-        }
-        let place = self.count(|path| path < path_at(bytes, at));
-        if self.ordered.get(place).is_some_and(|&unit| offset(unit) == at) {
-            self.ordered.remove(place);
-        }
-        let bytes = self.storage.bytes();
-        if let Some(claim) = identity::claim(identity_at(bytes, at))
-            && let Ok(found) = self.claims.find_entry(claim, |&unit| offset(unit) == at)
-        {
-            found.remove();
-        }
-        if let Some(name) = name_at(bytes, at)
-            && let Ok(found) = self.names.find_entry(hash(name), |&unit| offset(unit) == at)
-        {
-            found.remove();
-        }
-    }
-
-    fn set_state(&mut self, at: usize, state: u8) {
-        compiler_fence(Ordering::SeqCst);
-        self.storage.bytes_mut()[at + AT_STATE] = state;
-        compiler_fence(Ordering::SeqCst);
-    }
-
-    fn known(&self, at: usize) -> Known<'_> {
-        let bytes = self.storage.bytes();
-        Known {
-            path: path_at(bytes, at),
-            identity: identity_at(bytes, at),
-            incarnation: match get(bytes, at + AT_INCARNATION) {
-                UNDONE | UNSEEN => 0,
-                incarnation => incarnation,
-            },
-            settled: bytes[at + AT_STATE] == SETTLED,
-        }
-    }
 }
 
 impl<S> fmt::Debug for Inventory<S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Inventory").field("devices", &self.index.len()).finish_non_exhaustive()
     }
-}
-
-fn offset(unit: u32) -> usize {
-    unit as usize * ALIGNMENT
-}
-
-fn length_at(bytes: &[u8], at: usize) -> usize {
-    usize::from(u16::from_ne_bytes([bytes[at], bytes[at + 1]]))
-}
-
-fn record_size(bytes: &[u8], at: usize) -> usize {
-    let lengths = length_at(bytes, at + AT_PATH_LENGTH) + length_at(bytes, at + AT_IDENTITY_LENGTH);
-    (RECORD_HEAD + lengths).next_multiple_of(ALIGNMENT)
-}
-
-fn path_at(bytes: &[u8], at: usize) -> &[u8] {
-    &bytes[at + RECORD_HEAD..][..length_at(bytes, at + AT_PATH_LENGTH)]
-}
-
-fn identity_at(bytes: &[u8], at: usize) -> &[u8] {
-    let start = at + RECORD_HEAD + length_at(bytes, at + AT_PATH_LENGTH);
-    &bytes[start..][..length_at(bytes, at + AT_IDENTITY_LENGTH)]
-}
-
-fn name_at(bytes: &[u8], at: usize) -> Option<&[u8]> {
-    identity::value(identity_at(bytes, at), b"DEVNAME")
-}
-
-fn get(bytes: &[u8], at: usize) -> u64 {
-    let mut word = [0; 8];
-    word.copy_from_slice(&bytes[at..at + 8]);
-    u64::from_ne_bytes(word)
-}
-
-fn put(bytes: &mut [u8], at: usize, value: u64) {
-    bytes[at..at + 8].copy_from_slice(&value.to_ne_bytes());
-}
-
-/// Puts a number of at most 48 bits, and in the rest of the word a check against
-/// damage: they are stored at once.
-fn put_checked(bytes: &mut [u8], at: usize, value: u64) {
-    put(bytes, at, value | check(value));
-}
-
-/// The number there, if its check is right.
-fn get_checked(bytes: &[u8], at: usize) -> Option<u64> {
-    let word = get(bytes, at);
-    let value = word & WORD_MAX;
-    (word == value | check(value)).then_some(value)
-}
-
-fn check(value: u64) -> u64 {
-    hash(&value.to_ne_bytes()) >> CHECK_AT << CHECK_AT
-}
-
-fn to_usize(value: u64) -> usize {
-    usize::try_from(value).unwrap_or(usize::MAX)
-}
-
-fn checksum(path: &[u8], identity: &[u8]) -> u64 {
-    hash(path).rotate_left(7) ^ hash(identity) ^ (path.len() as u64) << 32
-}
-
-/// Whether a file that begins like this may be overwritten: it was an inventory,
-/// or nothing.
-pub fn begins_like_one(bytes: &[u8]) -> bool {
-    bytes.starts_with(MAGIC) || bytes.iter().take(MAGIC.len()).all(|&byte| byte == 0)
-}
-
-/// A hash of bytes, fast and good enough for a table and against damage.
-pub fn hash(bytes: &[u8]) -> u64 {
-    const ODD: u64 = 0x9e37_79b9_7f4a_7c15;
-    let mix = |hash: u64, word: u64| (hash ^ word).wrapping_mul(ODD).rotate_left(29);
-    let mut chunks = bytes.chunks_exact(8);
-    let mut hash = bytes.len() as u64;
-    for chunk in &mut chunks {
-        hash = mix(hash, get(chunk, 0));
-    }
-    let mut rest = [0; 8];
-    rest[..chunks.remainder().len()].copy_from_slice(chunks.remainder());
-    mix(mix(hash, u64::from_ne_bytes(rest)), 0)
 }
 
 #[cfg(test)]

@@ -1,3 +1,7 @@
+use super::format::{
+    AT_CAPACITY, AT_REGION, AT_USED, AT_VERSION, HEADER, RECORD_HEAD, REGION_HEAD, REGION_MIN,
+    put_checked,
+};
 use super::*;
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
