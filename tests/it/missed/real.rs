@@ -249,38 +249,29 @@ fn metric(name: &str) -> u64 {
 
 const SMALL: [&str; 5] = ["--coldplug", "--state", "none", "--receive-buffer-size", "4K"];
 
+/// Storms, in the end of each of which what was heard is what there is.
+fn storms(default: u64, which: u64, start: fn(&Machine, &[&str]) -> Daemon) {
+    let storms = seeds(default);
+    let mut machine = Machine::new(storms.start + which);
+    let daemon = start(&machine, &SMALL);
+    World::settle("plugd");
+    for storm in storms.clone() {
+        machine.storm(&daemon);
+        World::settle("plugd");
+        machine.check(false, &format!("storm {storm}"));
+    }
+    machine.check_heard(&storms);
+    assert!(metric("plugd_overruns_total") > (storms.end - storms.start) / 4);
+}
+
 #[test]
 fn after_every_storm_of_interfaces_the_state_is_exact() {
-    ns::inside_a_machine(|| {
-        let storms = seeds(100);
-        let mut machine = Machine::new(storms.start + 1);
-        let daemon = machine.with_rules(&SMALL);
-        World::settle("plugd");
-        for storm in storms.clone() {
-            machine.storm(&daemon);
-            World::settle("plugd");
-            machine.check(false, &format!("storm {storm}"));
-        }
-        machine.check_heard(&storms);
-        assert!(metric("plugd_overruns_total") > (storms.end - storms.start) / 4);
-    });
+    ns::inside_a_machine(|| storms(100, 1, Machine::with_rules));
 }
 
 #[test]
 fn a_handler_hears_of_all_interfaces_after_every_storm() {
-    ns::inside_a_machine(|| {
-        let storms = seeds(40);
-        let mut machine = Machine::new(storms.start + 2);
-        let daemon = machine.with_handler(&SMALL);
-        World::settle("plugd");
-        for storm in storms.clone() {
-            machine.storm(&daemon);
-            World::settle("plugd");
-            machine.check(false, &format!("storm {storm}"));
-        }
-        machine.check_heard(&storms);
-        assert!(metric("plugd_overruns_total") > (storms.end - storms.start) / 4);
-    });
+    ns::inside_a_machine(|| storms(40, 2, Machine::with_handler));
 }
 
 #[test]
