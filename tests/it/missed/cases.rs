@@ -282,6 +282,38 @@ fn a_device_that_was_found_too_early_is_acted_on_again() {
     });
 }
 
+/// It goes between open and read (kernfs_fop_read_iter in fs/kernfs/file.c).
+#[test]
+fn a_device_that_goes_while_it_is_read_is_no_error() {
+    ns::inside(|| {
+        if !have("a_device_that_goes_while_it_is_read_is_no_error", "strace") {
+            return;
+        }
+        let mut world = world();
+        let uevent = world.at("sys/devices/lone/uevent");
+        let (trace, rules) = (world.at("trace"), world.at("rules"));
+        let acted = fs::File::options().append(true).open(world.at("acted")).unwrap();
+        let daemon = Plugd::new()
+            .program("strace")
+            .args(["-D", "-qq", "-e", "inject=read:error=ENODEV", "-e", "trace=read"])
+            .args(["-P", uevent.to_str().unwrap(), "-o", trace.to_str().unwrap()])
+            .args([env!("CARGO_BIN_EXE_plugd"), "run", "--dry-run", "--output-fd", "9"])
+            .args(["--coldplug", "--state", "none", "--sys", world.at("sys").to_str().unwrap()])
+            .args(["--conf", rules.to_str().unwrap()])
+            .fd(acted, 9)
+            .start();
+        World::settle("plugd");
+        assert!(fs::read_to_string(&trace).unwrap().contains("ENODEV"));
+        let added = ["add /devices/busy", "add /devices/hub", "add /devices/hub/a"];
+        assert_eq!(replayed(&hear(&world), "coldplug"), added);
+        world.remove("/devices/lone");
+        World::settle("plugd");
+        hear(&world).check(&world, "in the end");
+        let log = daemon.log();
+        assert!(!log.iter().any(|line| line.contains("cannot read")), "{log:#?}");
+    });
+}
+
 #[test]
 fn what_an_unreadable_device_leaves_unknown_is_nothing_but_itself() {
     ns::inside(|| {
