@@ -8,6 +8,9 @@
 //! started anew, or updated, has forgotten it; then an empty directory stays,
 //! which harms less than to remove one that an administrator made.
 //!
+//! What replaces something else is made under a temporary name right in the root,
+//! so that what a kill leaves of it is found at the next start.
+//!
 //! Somebody may tamper with the tree meanwhile. Therefore the owner and the
 //! mode are set on a node that is held by a descriptor (with O_PATH, which
 //! does not open the device) and was looked at through it.
@@ -18,8 +21,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use rustix::fs::{
-    AtFlags, Dev, FileType, Mode, OFlags, Stat, StatxFlags, chownat, fstat, major, makedev, minor,
-    mkdirat, mknodat, readlinkat_raw, renameat, stat, statat, statx, symlinkat, unlinkat,
+    AtFlags, Dev, FileType, Mode, OFlags, RawDir, Stat, StatxFlags, chownat, fstat, major, makedev,
+    minor, mkdirat, mknodat, readlinkat_raw, renameat, stat, statat, statx, symlinkat, unlinkat,
 };
 use rustix::io::Errno;
 use rustix::process::{Gid, Uid, geteuid, getpid};
@@ -36,6 +39,9 @@ const MODE_BITS: u32 = 0o7777;
 
 /// How often to begin again when somebody else changes the same name.
 const ATTEMPTS: u32 = 32;
+
+/// What a temporary name begins with. A process id follows, and a number.
+const TEMPORARY: &str = ".plugd.";
 
 /// How many directories are remembered at most. Those that somebody else removes
 /// are forgotten when there would be more.
@@ -220,11 +226,16 @@ impl DevRoot {
     }
 
     /// The directory at `path`, which is trusted: links are followed on the way.
+    /// Removes what a process left there that was killed while it was replacing
+    /// something; a living one that this happens to makes it anew.
     ///
     /// # Errors
     /// Those of open(2).
     pub fn open(path: &Path) -> Result<Self, Errno> {
-        Beneath::open_root(path).map(Self::with)
+        let root = Self::with(Beneath::open_root(path)?);
+        // It is there for nobody; that it stays is no reason not to go on.
+        let _ = root.remove_leftovers();
+        Ok(root)
     }
 
     fn with(below: Beneath) -> Self {
@@ -282,8 +293,8 @@ impl DevRoot {
     fn make_special(&mut self, path: &[u8], special: Special, access: Access) -> Result<Made, Why> {
         check(path)?;
         until_settled(|| {
-            let (directory, name) = self.directory_made(path)?;
-            let directory = directory.as_fd();
+            let place = self.place(path)?;
+            let (directory, name) = (place.directory.as_fd(), place.name);
             match statat(directory, name, AtFlags::SYMLINK_NOFOLLOW) {
                 Ok(stat) if special.is(&stat) => {
                     if has_access(&stat, access) {
@@ -295,7 +306,7 @@ impl DevRoot {
                     set_access(node.as_fd(), &stat, access)?;
                     Ok(Some(Made::Adjusted))
                 }
-                Ok(_) => replace(directory, name, |temporary| {
+                Ok(_) => place.replace(|directory, temporary| {
                     create_node(directory, temporary, special, access)
                 }),
                 Err(Errno::NOENT) => create_node(directory, name, special, access)
@@ -308,12 +319,12 @@ impl DevRoot {
     fn make_link_to(&mut self, path: &[u8], target: &[u8]) -> Result<Made, Why> {
         check(path)?;
         until_settled(|| {
-            let (directory, name) = self.directory_made(path)?;
-            let directory = directory.as_fd();
+            let place = self.place(path)?;
+            let (directory, name) = (place.directory.as_fd(), place.name);
             match leads_to(directory, name, target) {
                 Ok(true) => Ok(Some(Made::Unchanged)),
                 Ok(false) | Err(Errno::INVAL) => {
-                    replace(directory, name, |temporary| create_link(directory, temporary, target))
+                    place.replace(|directory, name| create_link(directory, name, target))
                 }
                 Err(Errno::NOENT) => {
                     create_link(directory, name, target).map(|made| made.map(|()| Made::Created))
@@ -375,36 +386,109 @@ impl DevRoot {
         }
     }
 
-    /// The directory that a file is in, made if need be, and the file's last component.
-    fn directory_made<'n>(&mut self, path: &'n [u8]) -> Result<(Directory<'_>, &'n [u8]), Why> {
-        let (parent, last) = split(path);
-        let Some(parent) = parent else { return Ok((self.below.root(), last)) };
-        match self.below.open(parent, LOOK_UP) {
-            Ok(directory) => Ok((Directory::Below(directory), last)),
-            Err(Errno::NOENT) => Ok((self.make_directories(parent)?, last)),
-            Err(error) => Err(error.into()),
-        }
+    /// The place of a file, whose directory is made if need be.
+    fn place<'n>(&mut self, path: &'n [u8]) -> Result<Place<'_, 'n>, Why> {
+        let (parent, name) = split(path);
+        let Self { below, made } = self;
+        let directory = match parent.map(|parent| (parent, below.open(parent, LOOK_UP))) {
+            None => below.root(),
+            Some((_, Ok(directory))) => Directory::Below(directory),
+            Some((parent, Err(Errno::NOENT))) => make_directories(below, made, parent)?,
+            Some((_, Err(error))) => return Err(error.into()),
+        };
+        Ok(Place { root: below.root(), directory, name })
     }
 
-    fn make_directories(&mut self, path: &[u8]) -> Result<Directory<'_>, Why> {
-        let Self { below, made } = self;
-        let path = plain(path);
-        let ends = (0..path.len()).filter(|&at| path[at] == b'/').chain([path.len()]);
-        let (mut directory, mut start) = (below.root(), 0);
-        for end in ends {
-            let next = open_or_make_directory(directory.as_fd(), &path[start..end], |identity| {
-                if made.len() >= DIRECTORIES_MAX {
-                    made.retain(|path, ours| is_there(below, path, ours));
-                }
-                if made.len() < DIRECTORIES_MAX {
-                    made.insert(path[..end].into(), identity);
-                }
-            })?;
-            directory = Directory::Below(next);
-            start = end + 1;
+    /// Removes what has a temporary name and is what may get one.
+    fn remove_leftovers(&self) -> Result<(), Errno> {
+        let root = self.below.root();
+        let listing = open_here(root.as_fd(), b".", OFlags::RDONLY | OFlags::DIRECTORY)?;
+        let mut buffer = Vec::with_capacity(4096);
+        let mut entries = RawDir::new(&listing, buffer.spare_capacity_mut());
+        while let Some(entry) = entries.next() {
+            let entry = entry?;
+            let name = entry.file_name().to_bytes();
+            if is_temporary(name)
+                && let FileType::Symlink | FileType::CharacterDevice | FileType::BlockDevice =
+                    entry.file_type()
+            {
+                unlinkat(&listing, name, AtFlags::empty())?;
+            }
         }
-        Ok(directory)
+        Ok(())
     }
+}
+
+/// Where a node or link is, or is to be made.
+struct Place<'a, 'n> {
+    root: Directory<'a>,
+    directory: Directory<'a>,
+    /// In that directory.
+    name: &'n [u8],
+}
+
+impl Place<'_, '_> {
+    /// Makes something under a temporary name, and renames it. `make` says `None`
+    /// if the name is taken.
+    fn replace(
+        &self,
+        make: impl Fn(BorrowedFd<'_>, &[u8]) -> Result<Option<()>, Why>,
+    ) -> Result<Option<Made>, Why> {
+        // Something may be mounted below the root, or the root be read-only.
+        self.replace_from(self.root.as_fd(), &make)
+            .or_else(|_| self.replace_from(self.directory.as_fd(), &make))
+    }
+
+    fn replace_from(
+        &self,
+        from: BorrowedFd<'_>,
+        make: impl Fn(BorrowedFd<'_>, &[u8]) -> Result<Option<()>, Why>,
+    ) -> Result<Option<Made>, Why> {
+        for number in 0..ATTEMPTS {
+            let temporary = format!("{TEMPORARY}{}.{number}", getpid().as_raw_nonzero());
+            let temporary = temporary.as_bytes();
+            let made = match make(from, temporary) {
+                Ok(None) => continue,
+                Ok(Some(())) => {
+                    renameat(from, temporary, &self.directory, self.name).map_err(Why::from)
+                }
+                Err(error) => Err(error),
+            };
+            if made.is_err() {
+                let _ = unlinkat(from, temporary, AtFlags::empty());
+            }
+            return made.map(|()| Some(Made::Replaced));
+        }
+        Ok(None)
+    }
+}
+
+fn is_temporary(name: &[u8]) -> bool {
+    let Some(rest) = name.strip_prefix(TEMPORARY.as_bytes()) else { return false };
+    rest.iter().all(|&b| b.is_ascii_digit() || b == b'.')
+}
+
+fn make_directories<'a>(
+    below: &'a Beneath,
+    made: &mut BTreeMap<Box<[u8]>, Identity>,
+    path: &[u8],
+) -> Result<Directory<'a>, Why> {
+    let path = plain(path);
+    let ends = (0..path.len()).filter(|&at| path[at] == b'/').chain([path.len()]);
+    let (mut directory, mut start) = (below.root(), 0);
+    for end in ends {
+        let next = open_or_make_directory(directory.as_fd(), &path[start..end], |identity| {
+            if made.len() >= DIRECTORIES_MAX {
+                made.retain(|path, ours| is_there(below, path, ours));
+            }
+            if made.len() < DIRECTORIES_MAX {
+                made.insert(path[..end].into(), identity);
+            }
+        })?;
+        directory = Directory::Below(next);
+        start = end + 1;
+    }
+    Ok(directory)
 }
 
 /// The same path with one `/` between two names.
@@ -468,29 +552,6 @@ fn create_link(directory: BorrowedFd<'_>, name: &[u8], target: &[u8]) -> Result<
         Err(Errno::EXIST) => Ok(None),
         result => Ok(Some(result?)),
     }
-}
-
-/// Makes something under a temporary name in the same directory, and renames
-/// it. `make` says `None` if the name is taken.
-fn replace(
-    directory: BorrowedFd<'_>,
-    name: &[u8],
-    make: impl Fn(&[u8]) -> Result<Option<()>, Why>,
-) -> Result<Option<Made>, Why> {
-    for number in 0..ATTEMPTS {
-        let temporary = format!(".plugd.{}.{number}", getpid().as_raw_nonzero());
-        let temporary = temporary.as_bytes();
-        let made = match make(temporary) {
-            Ok(None) => continue,
-            Ok(Some(())) => renameat(directory, temporary, directory, name).map_err(Why::from),
-            Err(error) => Err(error),
-        };
-        if made.is_err() {
-            let _ = unlinkat(directory, temporary, AtFlags::empty());
-        }
-        return made.map(|()| Some(Made::Replaced));
-    }
-    Ok(None)
 }
 
 /// Begins again as long as `make` finds that somebody else is changing the

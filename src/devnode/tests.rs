@@ -146,6 +146,39 @@ fn a_temporary_name_that_is_taken_is_left_alone() {
 }
 
 #[test]
+fn what_was_left_under_a_temporary_name_is_removed() {
+    let world = World::new();
+    let other_name = [".plugd", ".plugd.1x.0", "plugd.1.0", ".plugd.a"];
+    for name in [".plugd.1.0", ".plugd.4194304.31"].iter().chain(&other_name) {
+        symlink("x", world.at(name)).unwrap();
+    }
+    fs::write(world.at(".plugd.2.0"), "").unwrap();
+    fs::create_dir(world.at(".plugd.3.0")).unwrap();
+    DevRoot::open(&world.at("")).unwrap();
+    let kept = [".plugd", ".plugd.1x.0", ".plugd.2.0", ".plugd.3.0", ".plugd.a", "plugd.1.0"];
+    assert_eq!(world.tree(), kept);
+}
+
+#[test]
+fn what_takes_a_temporary_name_away_is_no_obstacle() {
+    let mut world = World::new();
+    let stop = AtomicBool::new(false);
+    let dev = world.at("");
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            while !stop.load(Ordering::Relaxed) {
+                DevRoot::open(&dev).unwrap();
+            }
+        });
+        for target in ["x", "y"].iter().cycle().take(2000) {
+            assert!(world.link("link", target).is_ok());
+        }
+        stop.store(true, Ordering::Relaxed);
+    });
+    assert_eq!(world.tree(), ["link"]);
+}
+
+#[test]
 fn links_are_made_replaced_and_left_alone() {
     let mut world = World::new();
     assert_eq!(world.link("a/b/link", "../../node"), Ok(Made::Created));
