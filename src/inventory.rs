@@ -101,7 +101,8 @@ pub struct Known<'a> {
     /// The inode number of its file `uevent`, if it was looked up; else 0. The
     /// kernel gives a new one to whatever comes after it at the same path.
     pub incarnation: u64,
-    /// What was last begun for it was also finished.
+    /// What was last begun for it was also finished, and all was done that its coming
+    /// needs.
     pub settled: bool,
 }
 
@@ -280,7 +281,7 @@ impl<S: Storage> Inventory<S> {
         let others: Vec<usize> = others.collect();
         for &at in &others {
             self.set_state(at, BEGUN);
-            // Nor is all done for it when something else has happened to it.
+            // Nor is it settled when something else has happened to it.
             put(self.storage.bytes_mut(), at + AT_INCARNATION, UNDONE);
         }
         !others.is_empty()

@@ -261,14 +261,12 @@ impl<S: Storage> Inventory<S> {
 
     pub(super) fn known(&self, at: usize) -> Known<'_> {
         let bytes = self.storage.bytes();
+        let incarnation = get(bytes, at + AT_INCARNATION);
         Known {
             path: path_at(bytes, at),
             identity: identity_at(bytes, at),
-            incarnation: match get(bytes, at + AT_INCARNATION) {
-                UNDONE | UNSEEN => 0,
-                incarnation => incarnation,
-            },
-            settled: bytes[at + AT_STATE] == SETTLED,
+            incarnation: if matches!(incarnation, UNDONE | UNSEEN) { 0 } else { incarnation },
+            settled: bytes[at + AT_STATE] == SETTLED && incarnation != UNDONE,
         }
     }
 }

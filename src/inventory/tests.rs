@@ -245,7 +245,8 @@ fn what_goes_unsettles_all_others_of_its_name() {
     inventory.finish(&event(&remove));
     assert_eq!(settled(&inventory), [None, Some(false), Some(true)]);
     act(&mut inventory, "change", "/devices/b", "MAJOR=7\0MINOR=2\0DEVNAME=name\0");
-    assert_eq!(inventory.get(b"/devices/b").unwrap().incarnation, 0, "it is not as it was");
+    let changed = inventory.get(b"/devices/b").unwrap();
+    assert_eq!((changed.settled, changed.incarnation), (false, 0), "it is not as it was");
     // Also of one that is not known any more; not of itself.
     act(&mut inventory, "add", "/devices/b", "MAJOR=7\0MINOR=2\0DEVNAME=name\0");
     assert!(inventory.begin(&event(&remove), true));
@@ -321,7 +322,10 @@ fn expect(model: &mut Model, undone: &mut BTreeSet<String>, step: &Step, fields:
             undone.remove(&new);
             model.remove(&new);
         }
-        "change" if model.contains_key(&new) => drop(model.insert(new, (identity, step.finished))),
+        "change" if model.contains_key(&new) => {
+            let settled = step.finished && !undone.contains(&new);
+            model.insert(new, (identity, settled));
+        }
         "move" => {
             let old = path(step.other);
             let below = |p: &&String| p.strip_prefix(&old).is_some_and(|r| r.starts_with('/'));

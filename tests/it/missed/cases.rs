@@ -400,18 +400,27 @@ fn what_goes_takes_nothing_along_of_another_one_of_its_name() {
 #[test]
 fn of_two_of_one_name_the_one_that_stays_is_acted_on_again() {
     ns::inside(|| {
-        let world = world();
-        let _daemon = world.plugd(&SMALL).args(["--coldplug", "--replay-change", "no"]).start();
-        World::settle("plugd");
-        let twin = ["SUBSYSTEM=c", "MAJOR=7", "MINOR=60", "DEVNAME=d4", "SERIAL=60"];
-        let injector = inject::Injector::new();
-        injector.event("add", "/devices/twin", &twin);
-        World::settle("plugd");
-        injector.event("remove", "/devices/twin", &twin);
-        World::settle("plugd");
-        let mut belief = hear(&world);
-        assert_eq!(replayed(&belief, "rescan"), ["add /devices/lone"]);
-        belief.check(&world, "in the end");
+        for changes in [false, true] {
+            let mut world = world();
+            let options = ["--coldplug", "--replay-change", "no", "--state", "none"];
+            let daemon = world.plugd(&options).start();
+            World::settle("plugd");
+            let twin = ["SUBSYSTEM=c", "MAJOR=7", "MINOR=60", "DEVNAME=d4", "SERIAL=60"];
+            let injector = inject::Injector::new();
+            injector.event("add", "/devices/twin", &twin);
+            World::settle("plugd");
+            hold(&daemon);
+            injector.event("remove", "/devices/twin", &twin);
+            if changes {
+                // That it is acted on for something else is not all.
+                world.change("/devices/lone");
+            }
+            daemon.signal(Signal::CONT);
+            World::settle("plugd");
+            let mut belief = hear(&world);
+            assert_eq!(replayed(&belief, "rescan"), ["add /devices/lone"], "{changes}");
+            belief.check(&world, "in the end");
+        }
     });
 }
 
