@@ -63,9 +63,11 @@ impl Daemon {
         let memory = self.sources.iter().filter(|watched| watched.is_kernels);
         let memory = memory.filter_map(|watched| sys::socket_memory(&watched.source).ok());
         let free = memory.map(|it| it.limit.saturating_sub(it.queued)).min().unwrap_or(0);
-        let fit = usize::try_from(u64::from(free) / 2 / GREATEST_COST).unwrap_or(0);
+        let free = u64::from(free);
+        let fit = usize::try_from(free / 2 / GREATEST_COST).unwrap_or(0);
         // A single one fits into any buffer if that is empty.
-        let batch = fit.max(usize::from(queued == 0)).min(AT_ONCE);
+        let one_fits = free >= GREATEST_COST || queued == 0;
+        let batch = fit.max(usize::from(one_fits)).min(AT_ONCE);
         let end = (triggering.next + batch).min(triggering.listing.len());
         let Triggering { sys, listing, uuid, .. } = &*triggering;
         let trigger = format!("add {uuid}");
