@@ -7,14 +7,12 @@
 //! killed between two stores leaves either what was or what is. What is about
 //! to be acted on is noted before, as not settled, and settled after: an act
 //! may be repeated by the next process, but none is forgotten.
-//!
-//! The bytes: a header that leads to a region; a region of records, one after
-//! the other, which only grows until it is full; then what is alive of it is
-//! copied to another region, and the header leads there.
 #![forbid(unsafe_code)]
 
+mod format;
 pub mod identity;
 mod judgment;
+mod records;
 
 use std::ffi::CStr;
 use std::fmt;
@@ -24,6 +22,11 @@ use hashbrown::HashTable;
 
 use crate::uevent::Uevent;
 
+use format::{
+    AT_INCARNATION, AT_PROGRESS, AT_STATE, BEGUN, LEFT, SETTLED, UNDONE, UNKNOWN, UNSEEN, get,
+    get_checked, identity_at, name_at, offset, path_at, put, put_checked,
+};
+pub use format::{begins_like_one, hash};
 use identity::Tracked;
 pub use judgment::{Trust, Verdict};
 
@@ -98,7 +101,8 @@ pub struct Known<'a> {
     /// The inode number of its file `uevent`, if it was looked up; else 0. The
     /// kernel gives a new one to whatever comes after it at the same path.
     pub incarnation: u64,
-    /// What was last begun for it was also finished.
+    /// What was last begun for it was also finished, and all was done that its coming
+    /// needs.
     pub settled: bool,
 }
 
@@ -113,47 +117,6 @@ pub enum Progress {
     Left,
 }
 
-const MAGIC: &[u8; 8] = b"plugdinv";
-const VERSION: u64 = 2;
-
-/// Offsets in the header, in bytes.
-const AT_VERSION: usize = 8;
-const AT_REGION: usize = 16;
-const AT_ENGINE: usize = 24;
-const AT_BOOT: usize = 32;
-const AT_PROGRESS: usize = 72;
-const HEADER: usize = 80;
-
-/// Stand for the other kinds of progress where a SEQNUM would be.
-const UNKNOWN: u64 = 0;
-const LEFT: u64 = u64::MAX;
-
-/// Offsets in a region: its size and how much of it is used, both with this head.
-const AT_CAPACITY: usize = 0;
-const AT_USED: usize = 8;
-const REGION_HEAD: usize = 16;
-/// No region is smaller.
-const REGION_MIN: usize = 4096 - HEADER;
-
-/// Offsets in a record: lengths, state, a checksum of what never changes.
-const AT_PATH_LENGTH: usize = 0;
-const AT_IDENTITY_LENGTH: usize = 2;
-const AT_STATE: usize = 4;
-const AT_SUM: usize = 8;
-const AT_INCARNATION: usize = 16;
-const RECORD_HEAD: usize = 24;
-
-/// States of a record.
-const DEAD: u8 = 0;
-const BEGUN: u8 = 1;
-const SETTLED: u8 = 2;
-
-/// Stands for an incarnation while a device moves that was not known before.
-const NEVER_ADDED: u64 = u64::MAX;
-
-/// Everything is aligned to that many bytes, so that no store is torn.
-const ALIGNMENT: usize = 8;
-
 /// The inventory.
 pub struct Inventory<S> {
     storage: S,
@@ -167,116 +130,20 @@ pub struct Inventory<S> {
     claims: HashTable<u32>,
     /// The same of those that have a DEVNAME, by that.
     names: HashTable<u32>,
+    /// The same of all, in the order of their paths: so those below one are beside
+    /// each other.
+    ordered: Vec<u32>,
     /// The identity in an event.
     scratch: Vec<u8>,
 }
 
 impl<S: Storage> Inventory<S> {
-    /// An empty one.
-    pub fn new(mut storage: S, world: World) -> Self {
-        let bytes = storage.bytes_mut();
-        // Whatever was there is invalid from here on.
-        bytes.iter_mut().take(MAGIC.len()).for_each(|byte| *byte = 0);
-        compiler_fence(Ordering::SeqCst);
-        storage.resize(0);
-        storage.resize(HEADER + REGION_MIN);
-        let bytes = storage.bytes_mut();
-        put(bytes, AT_VERSION, VERSION);
-        put(bytes, AT_REGION, HEADER as u64);
-        put(bytes, AT_ENGINE, world.engine);
-        bytes[AT_BOOT..AT_BOOT + 36].copy_from_slice(&world.boot);
-        put(bytes, HEADER + AT_CAPACITY, REGION_MIN as u64);
-        put(bytes, HEADER + AT_USED, REGION_HEAD as u64);
-        compiler_fence(Ordering::SeqCst);
-        bytes[..MAGIC.len()].copy_from_slice(MAGIC);
-        Self {
-            storage,
-            region: HEADER,
-            alive: 0,
-            index: HashTable::new(),
-            claims: HashTable::new(),
-            names: HashTable::new(),
-            scratch: Vec::with_capacity(256),
-        }
-    }
-
-    /// The one that somebody else left.
-    ///
-    /// # Errors
-    /// Says why it is none, or not for this world, and gives the storage back.
-    pub fn load(storage: S, world: World) -> Result<Self, (Unusable, S)> {
-        let mut inventory = Self {
-            storage,
-            region: 0,
-            alive: 0,
-            index: HashTable::new(),
-            claims: HashTable::new(),
-            names: HashTable::new(),
-            scratch: Vec::with_capacity(256),
-        };
-        match inventory.read(world) {
-            Ok(()) => Ok(inventory),
-            Err(unusable) => Err((unusable, inventory.storage)),
-        }
-    }
-
-    fn read(&mut self, world: World) -> Result<(), Unusable> {
-        let bytes = self.storage.bytes();
-        if bytes.is_empty() {
-            return Err(Unusable::Empty);
-        }
-        if bytes.len() < HEADER + REGION_HEAD || &bytes[..MAGIC.len()] != MAGIC {
-            return Err(Unusable::Damaged);
-        }
-        if get(bytes, AT_VERSION) != VERSION {
-            return Err(Unusable::Version);
-        }
-        if bytes[AT_BOOT..AT_BOOT + 36] != world.boot {
-            return Err(Unusable::Boot);
-        }
-        if get(bytes, AT_ENGINE) != world.engine {
-            return Err(Unusable::Engine);
-        }
-        let region = usize::try_from(get(bytes, AT_REGION)).unwrap_or(usize::MAX);
-        if region < HEADER || region > bytes.len() - REGION_HEAD || region % ALIGNMENT != 0 {
-            return Err(Unusable::Damaged);
-        }
-        let capacity = usize::try_from(get(bytes, region + AT_CAPACITY)).unwrap_or(usize::MAX);
-        let used = usize::try_from(get(bytes, region + AT_USED)).unwrap_or(usize::MAX);
-        let aligned = capacity % ALIGNMENT == 0;
-        if !aligned || capacity > bytes.len() - region || used > capacity || used < REGION_HEAD {
-            return Err(Unusable::Damaged);
-        }
-        self.region = region;
-        let (mut at, end) = (region + REGION_HEAD, region + used);
-        while at < end {
-            let bytes = self.storage.bytes();
-            if end - at < RECORD_HEAD || end - at < record_size(bytes, at) {
-                return Err(Unusable::Damaged);
-            }
-            let sum = checksum(path_at(bytes, at), identity_at(bytes, at));
-            if get(bytes, at + AT_SUM) != sum || bytes[at + AT_STATE] > SETTLED {
-                return Err(Unusable::Damaged);
-            }
-            let size = record_size(bytes, at);
-            if bytes[at + AT_STATE] != DEAD {
-                // Of two, the older one was about to be declared dead.
-                if let Some(older) = self.find(path_at(bytes, at)) {
-                    self.kill(older);
-                }
-                self.enter(at);
-            }
-            at += size;
-        }
-        Ok(())
-    }
-
     /// How far events were acted on.
     pub fn progress(&self) -> Progress {
-        match get(self.storage.bytes(), AT_PROGRESS) {
-            UNKNOWN => Progress::Unknown,
-            LEFT => Progress::Left,
-            number => Progress::Through(number),
+        match get_checked(self.storage.bytes(), AT_PROGRESS) {
+            None | Some(UNKNOWN) => Progress::Unknown,
+            Some(LEFT) => Progress::Left,
+            Some(number) => Progress::Through(number),
         }
     }
 
@@ -288,7 +155,7 @@ impl<S: Storage> Inventory<S> {
             Progress::Left => LEFT,
         };
         compiler_fence(Ordering::SeqCst);
-        put(self.storage.bytes_mut(), AT_PROGRESS, word);
+        put_checked(self.storage.bytes_mut(), AT_PROGRESS, word);
         compiler_fence(Ordering::SeqCst);
     }
 
@@ -307,9 +174,30 @@ impl<S: Storage> Inventory<S> {
         self.index.is_empty()
     }
 
-    /// All of them, in no order.
+    /// All of them, in the order of their paths.
     pub fn iter(&self) -> impl Iterator<Item = Known<'_>> {
-        self.index.iter().map(|&unit| self.known(offset(unit)))
+        self.ordered.iter().map(|&unit| self.known(offset(unit)))
+    }
+
+    /// The paths of those whose incarnation is to be looked up.
+    pub fn unseen(&self) -> impl Iterator<Item = &[u8]> {
+        let (bytes, offsets) = (self.storage.bytes(), self.ordered.iter().copied().map(offset));
+        let unseen = offsets.filter(|at| get(bytes, at + AT_INCARNATION) == UNSEEN);
+        unseen.map(|at| path_at(bytes, at))
+    }
+
+    /// Those below this path, in their order.
+    pub fn below(&self, path: &[u8]) -> impl DoubleEndedIterator<Item = Known<'_>> + use<'_, S> {
+        let first = [path, b"/"].concat();
+        let start = self.count(|known| known < &first[..]);
+        let end = self.count(|known| known < &first[..] || known.starts_with(&first));
+        self.ordered[start..end].iter().map(|&unit| self.known(offset(unit)))
+    }
+
+    /// How many paths, the first ones in their order, are as told.
+    fn count(&self, is_before: impl Fn(&[u8]) -> bool) -> usize {
+        let bytes = self.storage.bytes();
+        self.ordered.partition_point(|&unit| is_before(path_at(bytes, offset(unit))))
     }
 
     /// Another one than that at `path` that has what no two devices have at a time,
@@ -393,8 +281,8 @@ impl<S: Storage> Inventory<S> {
         let others: Vec<usize> = others.collect();
         for &at in &others {
             self.set_state(at, BEGUN);
-            // Nor is all done for it when something else has happened to it.
-            put(self.storage.bytes_mut(), at + AT_INCARNATION, 0);
+            // Nor is it settled when something else has happened to it.
+            put(self.storage.bytes_mut(), at + AT_INCARNATION, UNDONE);
         }
         !others.is_empty()
     }
@@ -434,17 +322,20 @@ impl<S: Storage> Inventory<S> {
 
     /// What the incarnation of a device is, now that it is known for sure.
     pub fn set_incarnation(&mut self, path: &[u8], incarnation: u64) {
-        if let Some(at) = self.find(path) {
+        let Some(at) = self.find(path) else { return };
+        if get(self.storage.bytes(), at + AT_INCARNATION) != UNDONE {
             put(self.storage.bytes_mut(), at + AT_INCARNATION, incarnation);
         }
     }
 
     /// It is not certain any more which incarnation of the device was acted on.
     pub fn doubt(&mut self, path: &[u8]) {
-        let Some(at) = self.find(path) else { return };
-        if get(self.storage.bytes(), at + AT_INCARNATION) != NEVER_ADDED {
-            put(self.storage.bytes_mut(), at + AT_INCARNATION, 0);
-        }
+        self.set_incarnation(path, 0);
+    }
+
+    /// Which incarnation of the device was acted on is to be looked up.
+    pub fn mark_unseen(&mut self, path: &[u8]) {
+        self.set_incarnation(path, UNSEEN);
     }
 
     /// The device could not be looked at: it is to be acted on once more.
@@ -457,7 +348,7 @@ impl<S: Storage> Inventory<S> {
     /// The device, and all below it, are about to be known elsewhere: they are
     /// in both places until then.
     fn begin_move(&mut self, event: &Uevent<'_>, old: &[u8], new: &[u8], sure: bool) {
-        for rest in self.below(old) {
+        for rest in self.rests(old) {
             let (from, to) = ([old, &rest].concat(), [new, &rest].concat());
             let Some(at) = self.find(&from) else { continue };
             let bytes = self.storage.bytes();
@@ -467,7 +358,7 @@ impl<S: Storage> Inventory<S> {
         }
         let held = self.find(old).or_else(|| self.find(new));
         let mut identity = self.told(event, held);
-        let mut incarnation = NEVER_ADDED;
+        let mut incarnation = UNDONE;
         if let Some(at) = held {
             let bytes = self.storage.bytes();
             let known = identity_at(bytes, at);
@@ -485,7 +376,7 @@ impl<S: Storage> Inventory<S> {
     }
 
     fn finish_move(&mut self, old: &[u8], new: &[u8]) {
-        for rest in self.below(old) {
+        for rest in self.rests(old) {
             let (from, to) = ([old, &rest].concat(), [new, &rest].concat());
             let (Some(from), Some(to)) = (self.find(&from), self.find(&to)) else { continue };
             // In this order: settled before the other one is gone, it would be
@@ -497,13 +388,10 @@ impl<S: Storage> Inventory<S> {
         if let Some(at) = self.find(old).filter(|_| old != new) {
             self.kill(at);
         }
-        if let Some(at) = self.find(new) {
-            if get(self.storage.bytes(), at + AT_INCARNATION) == NEVER_ADDED {
-                // That is still to be done.
-                put(self.storage.bytes_mut(), at + AT_INCARNATION, 0);
-            } else {
-                self.set_state(at, SETTLED);
-            }
+        if let Some(at) = self.find(new)
+            && get(self.storage.bytes(), at + AT_INCARNATION) != UNDONE
+        {
+            self.set_state(at, SETTLED);
         }
     }
 
@@ -518,150 +406,8 @@ impl<S: Storage> Inventory<S> {
     }
 
     /// What comes after this path in those of all devices below it.
-    fn below(&self, path: &[u8]) -> Vec<Vec<u8>> {
-        let rests = self.iter().filter_map(|known| known.path.strip_prefix(path));
-        rests.filter(|rest| rest.starts_with(b"/")).map(<[u8]>::to_vec).collect()
-    }
-
-    /// Puts a record in place of the one with that path, if there is one.
-    fn replace(&mut self, path: &[u8], identity: &[u8], state: u8, incarnation: u64) {
-        let (Ok(path_length), Ok(identity_length)) =
-            (u16::try_from(path.len()), u16::try_from(identity.len()))
-        else {
-            return;
-        };
-        let size = (RECORD_HEAD + path.len() + identity.len()).next_multiple_of(ALIGNMENT);
-        self.make_room(size);
-        let older = self.find(path);
-        let bytes = self.storage.bytes_mut();
-        let used = self.region + AT_USED;
-        let at = self.region + to_usize(get(bytes, used));
-        let record = &mut bytes[at..at + size];
-        record.fill(0);
-        record[AT_PATH_LENGTH..][..2].copy_from_slice(&path_length.to_ne_bytes());
-        record[AT_IDENTITY_LENGTH..][..2].copy_from_slice(&identity_length.to_ne_bytes());
-        record[AT_STATE] = state;
-        record[RECORD_HEAD..][..path.len()].copy_from_slice(path);
-        record[RECORD_HEAD + path.len()..][..identity.len()].copy_from_slice(identity);
-        put(record, AT_SUM, checksum(path, identity));
-        put(record, AT_INCARNATION, incarnation);
-        compiler_fence(Ordering::SeqCst);
-        put(bytes, used, (at + size - self.region) as u64);
-        compiler_fence(Ordering::SeqCst);
-        if let Some(older) = older {
-            self.kill(older);
-        }
-        self.enter(at);
-    }
-
-    /// Sees to it that a record of that size fits in the region.
-    fn make_room(&mut self, size: usize) {
-        let bytes = self.storage.bytes();
-        let capacity = to_usize(get(bytes, self.region + AT_CAPACITY));
-        if to_usize(get(bytes, self.region + AT_USED)) + size <= capacity {
-            return;
-        }
-        let needed = REGION_HEAD + self.alive + size;
-        let new_capacity =
-            (needed + needed / 2).next_multiple_of(4096).max(HEADER + REGION_MIN) - HEADER;
-        let old = self.region;
-        let new = if HEADER + new_capacity <= old { HEADER } else { old + capacity };
-        if self.storage.bytes().len() < new + new_capacity {
-            self.storage.resize(new + new_capacity);
-        }
-        let mut offsets: Vec<usize> = self.index.iter().map(|&unit| offset(unit)).collect();
-        offsets.sort_unstable();
-        let mut end = new + REGION_HEAD;
-        self.index.clear();
-        self.claims.clear();
-        self.names.clear();
-        for at in offsets {
-            let bytes = self.storage.bytes_mut();
-            let size = record_size(bytes, at);
-            bytes.copy_within(at..at + size, end);
-            self.insert(end);
-            end += size;
-        }
-        let bytes = self.storage.bytes_mut();
-        put(bytes, new + AT_CAPACITY, new_capacity as u64);
-        put(bytes, new + AT_USED, (end - new) as u64);
-        compiler_fence(Ordering::SeqCst);
-        put(bytes, AT_REGION, new as u64);
-        compiler_fence(Ordering::SeqCst);
-        self.region = new;
-        if new < old {
-            self.storage.resize(new + new_capacity);
-        }
-    }
-
-    fn find(&self, path: &[u8]) -> Option<usize> {
-        let bytes = self.storage.bytes();
-        let same = |&unit: &u32| path_at(bytes, offset(unit)) == path;
-        self.index.find(hash(path), same).map(|&unit| offset(unit))
-    }
-
-    /// Makes a record one that can be found.
-    fn enter(&mut self, at: usize) {
-        self.insert(at);
-        let bytes = self.storage.bytes();
-        self.alive += record_size(bytes, at);
-    }
-
-    fn insert(&mut self, at: usize) {
-        // 32 GiB of devices would not fit in any /sys.
-        let Ok(unit) = u32::try_from(at / ALIGNMENT) else { return };
-        let bytes = self.storage.bytes();
-        let rehash = |&unit: &u32| hash(path_at(bytes, offset(unit)));
-        self.index.insert_unique(hash(path_at(bytes, at)), unit, rehash);
-        let identity = identity_at(bytes, at);
-        if let Some(claim) = identity::claim(identity) {
-            let same =
-                |&unit: &u32| identity::claim_the_same(identity_at(bytes, offset(unit)), identity);
-            let rehash =
-                |&unit: &u32| identity::claim(identity_at(bytes, offset(unit))).unwrap_or(0);
-            // Of two, the later one has it.
-            *self.claims.entry(claim, same, rehash).or_insert(unit).get_mut() = unit;
-        }
-        if let Some(name) = name_at(bytes, at) {
-            let rehash = |&unit: &u32| hash(name_at(bytes, offset(unit)).unwrap_or_default());
-            self.names.insert_unique(hash(name), unit, rehash);
-        }
-    }
-
-    fn kill(&mut self, at: usize) {
-        self.set_state(at, DEAD);
-        let bytes = self.storage.bytes();
-        let found = self.index.find_entry(hash(path_at(bytes, at)), |&unit| offset(unit) == at);
-        if let Ok(found) = found {
-            found.remove();
-            self.alive -= record_size(bytes, at);
-        }
-        if let Some(claim) = identity::claim(identity_at(bytes, at))
-            && let Ok(found) = self.claims.find_entry(claim, |&unit| offset(unit) == at)
-        {
-            found.remove();
-        }
-        if let Some(name) = name_at(bytes, at)
-            && let Ok(found) = self.names.find_entry(hash(name), |&unit| offset(unit) == at)
-        {
-            found.remove();
-        }
-    }
-
-    fn set_state(&mut self, at: usize, state: u8) {
-        compiler_fence(Ordering::SeqCst);
-        self.storage.bytes_mut()[at + AT_STATE] = state;
-        compiler_fence(Ordering::SeqCst);
-    }
-
-    fn known(&self, at: usize) -> Known<'_> {
-        let bytes = self.storage.bytes();
-        Known {
-            path: path_at(bytes, at),
-            identity: identity_at(bytes, at),
-            incarnation: get(bytes, at + AT_INCARNATION),
-            settled: bytes[at + AT_STATE] == SETTLED,
-        }
+    fn rests(&self, path: &[u8]) -> Vec<Vec<u8>> {
+        self.below(path).map(|known| known.path[path.len()..].to_vec()).collect()
     }
 }
 
@@ -669,70 +415,6 @@ impl<S> fmt::Debug for Inventory<S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Inventory").field("devices", &self.index.len()).finish_non_exhaustive()
     }
-}
-
-fn offset(unit: u32) -> usize {
-    unit as usize * ALIGNMENT
-}
-
-fn length_at(bytes: &[u8], at: usize) -> usize {
-    usize::from(u16::from_ne_bytes([bytes[at], bytes[at + 1]]))
-}
-
-fn record_size(bytes: &[u8], at: usize) -> usize {
-    let lengths = length_at(bytes, at + AT_PATH_LENGTH) + length_at(bytes, at + AT_IDENTITY_LENGTH);
-    (RECORD_HEAD + lengths).next_multiple_of(ALIGNMENT)
-}
-
-fn path_at(bytes: &[u8], at: usize) -> &[u8] {
-    &bytes[at + RECORD_HEAD..][..length_at(bytes, at + AT_PATH_LENGTH)]
-}
-
-fn identity_at(bytes: &[u8], at: usize) -> &[u8] {
-    let start = at + RECORD_HEAD + length_at(bytes, at + AT_PATH_LENGTH);
-    &bytes[start..][..length_at(bytes, at + AT_IDENTITY_LENGTH)]
-}
-
-fn name_at(bytes: &[u8], at: usize) -> Option<&[u8]> {
-    identity::value(identity_at(bytes, at), b"DEVNAME")
-}
-
-fn get(bytes: &[u8], at: usize) -> u64 {
-    let mut word = [0; 8];
-    word.copy_from_slice(&bytes[at..at + 8]);
-    u64::from_ne_bytes(word)
-}
-
-fn put(bytes: &mut [u8], at: usize, value: u64) {
-    bytes[at..at + 8].copy_from_slice(&value.to_ne_bytes());
-}
-
-fn to_usize(value: u64) -> usize {
-    usize::try_from(value).unwrap_or(usize::MAX)
-}
-
-fn checksum(path: &[u8], identity: &[u8]) -> u64 {
-    hash(path).rotate_left(7) ^ hash(identity) ^ (path.len() as u64) << 32
-}
-
-/// Whether a file that begins like this may be overwritten: it was an inventory,
-/// or nothing.
-pub fn begins_like_one(bytes: &[u8]) -> bool {
-    bytes.starts_with(MAGIC) || bytes.iter().take(MAGIC.len()).all(|&byte| byte == 0)
-}
-
-/// A hash of bytes, fast and good enough for a table and against damage.
-pub fn hash(bytes: &[u8]) -> u64 {
-    const ODD: u64 = 0x9e37_79b9_7f4a_7c15;
-    let mix = |hash: u64, word: u64| (hash ^ word).wrapping_mul(ODD).rotate_left(29);
-    let mut chunks = bytes.chunks_exact(8);
-    let mut hash = bytes.len() as u64;
-    for chunk in &mut chunks {
-        hash = mix(hash, get(chunk, 0));
-    }
-    let mut rest = [0; 8];
-    rest[..chunks.remainder().len()].copy_from_slice(chunks.remainder());
-    mix(mix(hash, u64::from_ne_bytes(rest)), 0)
 }
 
 #[cfg(test)]

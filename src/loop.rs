@@ -447,7 +447,7 @@ impl Daemon {
     /// Tells those who wait for it.
     fn note_acted_on(&mut self, source: Option<usize>, event: &Uevent<'_>) {
         if source.is_some_and(|source| self.sources[source].is_kernels) {
-            self.recovery.note_progress(event);
+            self.recovery.note_progress(event, self.started.elapsed());
         }
         self.requests.acted_on(source, event, self.started.elapsed());
         self.answer_requests();

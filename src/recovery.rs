@@ -121,6 +121,65 @@ impl Default for Pace {
     }
 }
 
+/// How far the kernel's events have come, by their SEQNUM.
+///
+/// One that is missing has gone to another network namespace; or it will come: since
+/// Linux 6.10 events are numbered before they queue up to be sent
+/// (kobject_uevent_env in lib/kobject_uevent.c), so that one may overtake another.
+#[derive(Debug, Default)]
+pub struct Sequence {
+    /// All up to this one have come, or never will.
+    through: u64,
+    /// Which of those after it have come, the next one lowest.
+    ahead: u64,
+}
+
+impl Sequence {
+    /// All up to this one have come.
+    pub fn after(through: u64) -> Self {
+        Self { through, ahead: 0 }
+    }
+
+    /// All up to this one have come, or never will.
+    pub fn through(&self) -> u64 {
+        self.through
+    }
+
+    /// Whether some are missing before one that has come.
+    pub fn has_gap(&self) -> bool {
+        self.ahead != 0
+    }
+
+    /// The one with this number came. What is missing when so many others have come is
+    /// not waited for any more.
+    pub fn came(&mut self, number: u64) {
+        let last = u64::from(u64::BITS);
+        self.skip_to(number.saturating_sub(last));
+        if number > self.through {
+            self.ahead |= 1 << (number - self.through - 1);
+        }
+        self.skip_to(self.through);
+    }
+
+    /// Those up to this one that are missing will not come.
+    pub fn skip_to(&mut self, number: u64) {
+        let count = number.saturating_sub(self.through);
+        self.advance(count);
+        self.advance(self.ahead.trailing_ones().into());
+    }
+
+    /// What is missing will not come.
+    pub fn close(&mut self) {
+        self.advance((u64::BITS - self.ahead.leading_zeros()).into());
+    }
+
+    fn advance(&mut self, count: u64) {
+        self.through += count;
+        let shifted = u32::try_from(count).ok().and_then(|count| self.ahead.checked_shr(count));
+        self.ahead = shifted.unwrap_or(0);
+    }
+}
+
 /// The known devices that are not there any more, or are others now, children
 /// after their parents; so the last is the first to be removed.
 ///
@@ -216,6 +275,36 @@ mod tests {
         pace.ended(now, true);
         assert_eq!(pace.next(now), now + ms(10), "the storm is over");
         assert_eq!(pace.next(now + ms(50)), now + ms(50));
+    }
+
+    #[test]
+    fn what_comes_late_is_waited_for() {
+        let mut events = Sequence::after(100);
+        let mut come = |numbers: &[u64]| {
+            numbers.iter().for_each(|number| events.came(*number));
+            (events.through(), events.has_gap())
+        };
+        assert_eq!(come(&[101, 102]), (102, false));
+        assert_eq!(come(&[104, 105, 107]), (102, true), "103 may come");
+        assert_eq!(come(&[103]), (105, true));
+        assert_eq!(come(&[106, 90, 107]), (107, false));
+        // Too many others have come since.
+        assert_eq!(come(&[109]), (107, true));
+        assert_eq!(come(&(110..171).collect::<Vec<_>>()), (107, true));
+        assert_eq!(come(&[171]), (107, true));
+        assert_eq!(come(&[172]), (172, false));
+        assert_eq!(come(&[1000]), (936, true));
+        events.close();
+        assert_eq!((events.through(), events.has_gap()), (1000, false));
+        events.came(1003);
+        events.came(1004);
+        events.skip_to(1002);
+        assert_eq!((events.through(), events.has_gap()), (1004, false));
+        events.skip_to(90);
+        assert_eq!(events.through(), 1004);
+        events.skip_to(u64::MAX);
+        events.came(u64::MAX);
+        assert_eq!((events.through(), events.has_gap()), (u64::MAX, false));
     }
 
     #[test]

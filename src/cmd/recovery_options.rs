@@ -2,7 +2,7 @@
 //! missed, as the command line says; and the file in which it keeps what it knows.
 
 use std::io;
-use std::os::unix::ffi::OsStrExt;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf, absolute};
 
 use crate::control::Address;
@@ -133,15 +133,20 @@ impl RecoveryOptions {
     }
 }
 
-/// A file for each daemon, as it has a control socket of its own.
+/// A file for each daemon, as it has a control socket of its own. A path, which begins
+/// with `/`, has `!` for each of them, as sysfs has in names; an abstract name has none.
 fn default_path(control: Option<&Address>) -> PathBuf {
-    let name = match control {
-        None => b"plugd".to_vec(),
-        Some(Address::Abstract(name)) => name.clone(),
-        Some(Address::Path(path)) => path.file_name().unwrap_or_default().as_bytes().to_vec(),
+    let (name, slash) = match control {
+        None => (b"plugd".to_vec(), "\\x2f"),
+        Some(Address::Abstract(name)) => (name.clone(), "\\x2f"),
+        Some(Address::Path(path)) => {
+            let path = absolute(path).unwrap_or_else(|_| path.clone());
+            (path.into_os_string().into_vec(), "!")
+        }
     };
     let name: String = name.escape_ascii().map(char::from).collect();
-    Path::new(DIRECTORY).join(name.replace('/', "-") + ".state")
+    let name = name.replace('!', "\\x21").replace('/', slash);
+    Path::new(DIRECTORY).join(name + ".state")
 }
 
 /// What the plugd before this one knew.
@@ -159,4 +164,38 @@ fn taken_over(handover: &Handover) -> Option<Store> {
         (None, None) => return None,
     };
     store.map_err(|e| log::warn!("what is known of devices is lost: {}", reason(&e))).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_two_control_sockets_have_the_same_file() {
+        let name = |control: &str| {
+            let path = default_path(Address::parse(control.as_ref()).as_ref());
+            let name = path.strip_prefix("/run/plugd").unwrap();
+            assert_eq!(name.components().count(), 1, "{name:?}");
+            name.to_str().unwrap().to_owned()
+        };
+        assert_eq!(name("@plugd"), "plugd.state");
+        assert_eq!(name("/run/a/ctl"), "!run!a!ctl.state");
+        let controls = [
+            "/run/a/ctl",
+            "/run/b/ctl",
+            "/run/a!ctl",
+            "/run/a-ctl",
+            "@/run/a/ctl",
+            "@!run!a!ctl",
+            "@a/b",
+            "@a-b",
+            "@a!b",
+            "@ctl",
+            "ctl",
+            "@a\\x2fb",
+            "@a\nb",
+        ];
+        let names: std::collections::HashSet<_> = controls.into_iter().map(name).collect();
+        assert_eq!(names.len(), controls.len(), "{names:?}");
+    }
 }

@@ -54,7 +54,7 @@ What about devices that are there already, or that were missed:
                                   /sys, for programs beside plugd that listen
       --state FILE                keep there what is known of devices, for the next
                                   start; or none [/run/plugd/NAME.state with
-                                  --coldplug, NAME as in --control]
+                                  --coldplug, NAME as in --control, ! for /]
       --replay-change WHICH       after events were lost, act also on the devices
                                   that were there before and are still: yes, no,
                                   or only those of these SUBSYSTEMs, with commas

@@ -57,10 +57,7 @@ impl<S: Storage> Inventory<S> {
         let mut told = Vec::new();
         identity::write(event, &mut told);
         let path = self.obstacle(&tracked, &told).or_else(|| self.rival_path(&tracked, &told))?;
-        let below = |known: &Known<'_>| {
-            known.path.strip_prefix(path).is_some_and(|rest| matches!(rest, [] | [b'/', ..]))
-        };
-        self.iter().filter(below).max_by_key(|known| known.path)
+        self.below(path).next_back().or_else(|| self.get(path))
     }
 
     /// Where another device is known than the one that comes or moves.

@@ -1,7 +1,9 @@
 //! Single cases.
 
+use std::collections::HashSet;
 use std::fs;
 use std::os::unix::fs::{FileExt, PermissionsExt, symlink};
+use std::os::unix::process::ExitStatusExt;
 use std::time::{Duration, Instant};
 
 use rustix::fs::{CWD, Mode, mkfifoat};
@@ -67,6 +69,24 @@ fn at_the_start_all_that_is_there_is_acted_on_parents_first() {
             ["add /devices/busy", "add /devices/hub", "add /devices/hub/a", "add /devices/lone"]
         );
         assert_eq!(belief.heard.len(), 4);
+    });
+}
+
+/// As in a network namespace of another user namespace, but for interfaces.
+#[test]
+fn what_the_kernel_does_not_tell_of_when_asked_is_read() {
+    ns::inside(|| {
+        let world = world();
+        let daemon = Plugd::new()
+            .args(["run", "-v", "--coldplug=kernel", "--state", "none"])
+            .args(["--sys".as_ref(), world.at("sys").as_os_str()])
+            .args(["--", "sh", "-c", "echo $ACTION $DEVPATH $PLUGD_REPLAY >>$TMP/out"])
+            .start();
+        World::settle("plugd");
+        daemon.wait_for_log("the kernel does not tell of 4 devices");
+        let all = ["busy", "hub", "hub/a", "lone"];
+        let all = all.map(|name| format!("add /devices/{name} coldplug"));
+        assert_eq!(daemon.lines("out"), all);
     });
 }
 
@@ -262,6 +282,38 @@ fn a_device_that_was_found_too_early_is_acted_on_again() {
     });
 }
 
+/// It goes between open and read (kernfs_fop_read_iter in fs/kernfs/file.c).
+#[test]
+fn a_device_that_goes_while_it_is_read_is_no_error() {
+    ns::inside(|| {
+        if !have("a_device_that_goes_while_it_is_read_is_no_error", "strace") {
+            return;
+        }
+        let mut world = world();
+        let uevent = world.at("sys/devices/lone/uevent");
+        let (trace, rules) = (world.at("trace"), world.at("rules"));
+        let acted = fs::File::options().append(true).open(world.at("acted")).unwrap();
+        let daemon = Plugd::new()
+            .program("strace")
+            .args(["-D", "-qq", "-e", "inject=read:error=ENODEV", "-e", "trace=read"])
+            .args(["-P", uevent.to_str().unwrap(), "-o", trace.to_str().unwrap()])
+            .args([env!("CARGO_BIN_EXE_plugd"), "run", "--dry-run", "--output-fd", "9"])
+            .args(["--coldplug", "--state", "none", "--sys", world.at("sys").to_str().unwrap()])
+            .args(["--conf", rules.to_str().unwrap()])
+            .fd(acted, 9)
+            .start();
+        World::settle("plugd");
+        assert!(fs::read_to_string(&trace).unwrap().contains("ENODEV"));
+        let added = ["add /devices/busy", "add /devices/hub", "add /devices/hub/a"];
+        assert_eq!(replayed(&hear(&world), "coldplug"), added);
+        world.remove("/devices/lone");
+        World::settle("plugd");
+        hear(&world).check(&world, "in the end");
+        let log = daemon.log();
+        assert!(!log.iter().any(|line| line.contains("cannot read")), "{log:#?}");
+    });
+}
+
 #[test]
 fn what_an_unreadable_device_leaves_unknown_is_nothing_but_itself() {
     ns::inside(|| {
@@ -291,30 +343,42 @@ fn what_an_unreadable_device_leaves_unknown_is_nothing_but_itself() {
     });
 }
 
-/// The example of issue 6: known as one, replaced while nobody listened, and
-/// replaced once more before it could be looked at.
+/// Ends plugd and starts it again; what `unheard` does goes unheard, and `act` happens
+/// while devices cannot be looked at, until the last that was acted on is `last`.
+fn act_before_the_scan_of_a_restart(
+    unheard: impl FnOnce(&mut World),
+    act: impl FnOnce(&mut World),
+    last: &str,
+) {
+    let mut world = world();
+    let state = world.at("state");
+    let options = ["--state", state.to_str().unwrap()];
+    let mut daemon = world.plugd(&options).start();
+    World::settle("plugd");
+    daemon.signal(Signal::TERM);
+    daemon.wait_exit();
+    unheard(&mut world);
+    fs::rename(world.at("sys/class"), world.at("hidden")).unwrap();
+    let daemon = world.plugd(&options).start();
+    daemon.wait_for_log("devices that were missed (restart) are looked for later");
+    world.hidden(act);
+    eventually("it is acted on", || hear(&world).heard.last()?.starts_with(last).then_some(()));
+    fs::rename(world.at("hidden"), world.at("sys/class")).unwrap();
+    World::settle("plugd");
+    hear(&world).check(&world, "in the end");
+}
+
+/// Known as one, replaced while nobody listened, and replaced once more before it could
+/// be looked at: else a state that is not kept before an act would take the last one
+/// down.
 #[test]
 fn what_is_known_from_before_goes_before_what_comes_is_added() {
     ns::inside(|| {
-        let mut world = world();
-        let state = world.at("state");
-        let options = ["--state", state.to_str().unwrap()];
-        let mut daemon = world.plugd(&options).start();
-        World::settle("plugd");
-        daemon.signal(Signal::TERM);
-        daemon.wait_exit();
-        fs::rename(world.at("sys/class"), world.at("hidden")).unwrap();
-        let daemon = world.plugd(&options).start();
-        daemon.wait_for_log("devices that were missed (restart) are looked for later");
-        world.hidden(|world| world.replace("/devices/lone", false));
-        eventually("it is acted on", || {
-            let belief = hear(&world);
-            let last = belief.heard.last()?;
-            last.starts_with("add /devices/lone").then_some(())
-        });
-        fs::rename(world.at("hidden"), world.at("sys/class")).unwrap();
-        World::settle("plugd");
-        hear(&world).check(&world, "in the end");
+        act_before_the_scan_of_a_restart(
+            |_| {},
+            |world| world.replace("/devices/lone", false),
+            "add /devices/lone",
+        );
     });
 }
 
@@ -322,45 +386,41 @@ fn what_is_known_from_before_goes_before_what_comes_is_added() {
 #[test]
 fn what_goes_takes_nothing_along_of_another_one_of_its_name() {
     ns::inside(|| {
-        let mut world = world();
-        let state = world.at("state");
-        let options = ["--state", state.to_str().unwrap()];
-        let mut daemon = world.plugd(&options).start();
-        World::settle("plugd");
-        daemon.signal(Signal::TERM);
-        daemon.wait_exit();
-        world.remove("/devices/lone");
-        world.renamed = true;
-        fs::rename(world.at("sys/class"), world.at("hidden")).unwrap();
-        let daemon = world.plugd(&options).start();
-        daemon.wait_for_log("devices that were missed (restart) are looked for later");
-        world.hidden(|world| world.add("/devices/other", 50));
-        eventually("it is acted on", || {
-            let belief = hear(&world);
-            let last = belief.heard.last()?;
-            last.starts_with("add /devices/other").then_some(())
-        });
-        fs::rename(world.at("hidden"), world.at("sys/class")).unwrap();
-        World::settle("plugd");
-        hear(&world).check(&world, "in the end");
+        act_before_the_scan_of_a_restart(
+            |world| {
+                world.remove("/devices/lone");
+                world.renamed = true;
+            },
+            |world| world.add("/devices/other", 50),
+            "add /devices/other",
+        );
     });
 }
 
 #[test]
 fn of_two_of_one_name_the_one_that_stays_is_acted_on_again() {
     ns::inside(|| {
-        let world = world();
-        let _daemon = world.plugd(&SMALL).args(["--coldplug", "--replay-change", "no"]).start();
-        World::settle("plugd");
-        let twin = ["SUBSYSTEM=c", "MAJOR=7", "MINOR=60", "DEVNAME=d4", "SERIAL=60"];
-        let injector = inject::Injector::new();
-        injector.event("add", "/devices/twin", &twin);
-        World::settle("plugd");
-        injector.event("remove", "/devices/twin", &twin);
-        World::settle("plugd");
-        let mut belief = hear(&world);
-        assert_eq!(replayed(&belief, "rescan"), ["add /devices/lone"]);
-        belief.check(&world, "in the end");
+        for changes in [false, true] {
+            let mut world = world();
+            let options = ["--coldplug", "--replay-change", "no", "--state", "none"];
+            let daemon = world.plugd(&options).start();
+            World::settle("plugd");
+            let twin = ["SUBSYSTEM=c", "MAJOR=7", "MINOR=60", "DEVNAME=d4", "SERIAL=60"];
+            let injector = inject::Injector::new();
+            injector.event("add", "/devices/twin", &twin);
+            World::settle("plugd");
+            hold(&daemon);
+            injector.event("remove", "/devices/twin", &twin);
+            if changes {
+                // That it is acted on for something else is not all.
+                world.change("/devices/lone");
+            }
+            daemon.signal(Signal::CONT);
+            World::settle("plugd");
+            let mut belief = hear(&world);
+            assert_eq!(replayed(&belief, "rescan"), ["add /devices/lone"], "{changes}");
+            belief.check(&world, "in the end");
+        }
     });
 }
 
@@ -683,7 +743,7 @@ fn what_came_by_an_event_is_known_after_a_restart() {
         };
         // The number of the last event that was acted on is in its head.
         let bytes = fs::read(&state).unwrap();
-        let number = u64::from_ne_bytes(bytes[72..80].try_into().unwrap());
+        let number = u64::from_ne_bytes(bytes[72..80].try_into().unwrap()) & ((1 << 48) - 1);
         world.tell_number(number);
         let daemon = restart(daemon, &mut belief);
         assert_eq!(belief.heard, [""; 0]);
@@ -691,6 +751,45 @@ fn what_came_by_an_event_is_known_after_a_restart() {
         world.tell_number(number + 1);
         let _daemon = restart(daemon, &mut belief);
         assert_eq!(replayed(&belief, "restart"), ["change /devices/busy", "change /devices/new"]);
+    });
+}
+
+/// More than are looked up at a time, and under names that they did not come by; and
+/// what was to be looked up before an update.
+#[test]
+fn whatever_many_came_by_events_they_are_known_after_a_restart() {
+    ns::inside(|| {
+        let mut world = World::numbered(1);
+        let state = world.at("state");
+        let options = ["-v", "--coldplug", "--state", state.to_str().unwrap()];
+        let daemon = world.plugd(&options).start();
+        World::settle("plugd");
+        (0..2200).for_each(|minor| world.add(&format!("/devices/many{minor}"), minor));
+        world.rename("/devices/many50");
+        World::settle("plugd");
+        let words = || {
+            let bytes = fs::read(&state).unwrap();
+            let words = bytes.chunks_exact(8);
+            words.map(|word| u64::from_ne_bytes(word.try_into().unwrap())).collect::<HashSet<_>>()
+        };
+        let inode = |path: &String| {
+            let file = world.at("sys").join(&path[1..]).join("uevent");
+            std::os::unix::fs::MetadataExt::ino(&fs::metadata(file).unwrap())
+        };
+        assert_eq!(Plugd::new().args(["update"]).finish().code, Some(0));
+        daemon.wait_for_log("updated from version");
+        let mut left: Vec<_> = world.paths().iter().map(inode).collect();
+        eventually("all are looked up", || {
+            let words = words();
+            left.retain(|inode| !words.contains(inode));
+            left.is_empty().then_some(())
+        });
+        let before = hear(&world).heard.len();
+        daemon.signal(Signal::KILL);
+        drop(daemon);
+        let _daemon = world.plugd(&options).args(["--replay-change", "no"]).start();
+        World::settle("plugd");
+        assert_eq!(hear(&world).heard.len(), before, "nothing is done again");
     });
 }
 
@@ -749,6 +848,33 @@ fn a_state_that_cannot_be_used_means_all_over_again() {
         fs::set_permissions(&state, PermissionsExt::from_mode(0o666)).unwrap();
         told(with_state(&world, &options), "others may write it");
         told(with_state(&world, &["--state", "/nowhere/state"]), "No such file or directory");
+    });
+}
+
+/// The file is mapped: the kernel ends whoever looks behind its end (mmap(2)).
+#[test]
+fn a_state_that_is_cut_under_plugd_means_all_over_again() {
+    ns::inside(|| {
+        for length in [0, 80, 3000] {
+            let mut world = world();
+            // More than a page of it.
+            (100..200).for_each(|minor| world.add(&format!("/devices/many{minor}"), minor));
+            let state = world.at("state");
+            let options = ["--coldplug", "--state", state.to_str().unwrap()];
+            let mut daemon = world.plugd(&options).start();
+            World::settle("plugd");
+            let file = fs::File::options().write(true).open(&state).unwrap();
+            file.set_len(length).unwrap();
+            world.remove("/devices/lone");
+            let status = daemon.wait_exit();
+            assert_eq!(status.signal(), Some(libc::SIGBUS), "{length}");
+            let _daemon = world.plugd(&options).start();
+            World::settle("plugd");
+            // Nobody remembers what was there before.
+            let mut belief = hear(&world);
+            belief.devices.retain(|(path, _), _| path != "/devices/lone");
+            assert_eq!(belief.devices, world.real(), "{length}");
+        }
     });
 }
 

@@ -249,38 +249,29 @@ fn metric(name: &str) -> u64 {
 
 const SMALL: [&str; 5] = ["--coldplug", "--state", "none", "--receive-buffer-size", "4K"];
 
+/// Storms, in the end of each of which what was heard is what there is.
+fn storms(default: u64, which: u64, start: fn(&Machine, &[&str]) -> Daemon) {
+    let storms = seeds(default);
+    let mut machine = Machine::new(storms.start + which);
+    let daemon = start(&machine, &SMALL);
+    World::settle("plugd");
+    for storm in storms.clone() {
+        machine.storm(&daemon);
+        World::settle("plugd");
+        machine.check(false, &format!("storm {storm}"));
+    }
+    machine.check_heard(&storms);
+    assert!(metric("plugd_overruns_total") > (storms.end - storms.start) / 4);
+}
+
 #[test]
 fn after_every_storm_of_interfaces_the_state_is_exact() {
-    ns::inside_a_machine(|| {
-        let storms = seeds(100);
-        let mut machine = Machine::new(storms.start + 1);
-        let daemon = machine.with_rules(&SMALL);
-        World::settle("plugd");
-        for storm in storms.clone() {
-            machine.storm(&daemon);
-            World::settle("plugd");
-            machine.check(false, &format!("storm {storm}"));
-        }
-        machine.check_heard(&storms);
-        assert!(metric("plugd_overruns_total") > (storms.end - storms.start) / 4);
-    });
+    ns::inside_a_machine(|| storms(100, 1, Machine::with_rules));
 }
 
 #[test]
 fn a_handler_hears_of_all_interfaces_after_every_storm() {
-    ns::inside_a_machine(|| {
-        let storms = seeds(40);
-        let mut machine = Machine::new(storms.start + 2);
-        let daemon = machine.with_handler(&SMALL);
-        World::settle("plugd");
-        for storm in storms.clone() {
-            machine.storm(&daemon);
-            World::settle("plugd");
-            machine.check(false, &format!("storm {storm}"));
-        }
-        machine.check_heard(&storms);
-        assert!(metric("plugd_overruns_total") > (storms.end - storms.start) / 4);
-    });
+    ns::inside_a_machine(|| storms(40, 2, Machine::with_handler));
 }
 
 #[test]
@@ -428,6 +419,37 @@ fn asked_at_the_start_the_kernel_tells_no_more_at_once_than_fits() {
                 [0; 2]
             );
         }
+    });
+}
+
+#[test]
+fn asked_at_the_start_the_kernel_tells_of_all_while_other_events_come() {
+    ns::inside_a_machine(|| {
+        let mut machine = Machine::new(9);
+        let sys = only_interfaces(&machine);
+        let count = many("br");
+        let socket = inject::socket(plugd::netlink::KERNEL_GROUP);
+        // From the start on the queue is never empty.
+        let injector = Injector::new();
+        let send = || injector.event("change", "/devices/busy", &["SUBSYSTEM=c"]);
+        (0..100).for_each(|_| send());
+        let daemon = Plugd::new()
+            .args(["run", "-v", "--coldplug=kernel", "--fd", "3", "--state", "none"])
+            .args(["--sys", &sys, "--", "sh", "-c"])
+            .args(["[ $DEVPATH = /devices/busy ] || { env -0; printf '\\0'; } >>$ACTED"])
+            .env("ACTED", machine.at("acted"))
+            .fd(socket, 3)
+            .start();
+        eventually("all is told of", || {
+            while daemon.queued() < 100_000 {
+                (0..20).for_each(|_| send());
+            }
+            let told = format!("had the kernel tell of {count} devices, {count} events came");
+            (!daemon.logged(&told).is_empty()).then_some(())
+        });
+        World::settle("plugd");
+        assert_eq!(metric("plugd_kernel_drops_total"), 0);
+        machine.check(false, "after that");
     });
 }
 

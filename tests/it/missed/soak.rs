@@ -1,11 +1,17 @@
 //! Storms of events, most of which are lost: in the end what was acted on is what
 //! there is, every time.
 
+use std::collections::BTreeSet;
+use std::fs;
 use std::ops::Range;
+use std::os::unix::fs::symlink;
+use std::os::unix::process::ExitStatusExt;
+use std::path::PathBuf;
 
 use rustix::process::Signal;
 
 use crate::harness::ns;
+use crate::listen::have;
 
 use super::world::{Belief, World};
 
@@ -165,6 +171,42 @@ fn killed_at_any_moment_the_nodes_are_right_after_a_restart() {
             World::settle("plugd");
             world.check_nodes("after the last kill");
         });
+    });
+}
+
+/// At each system call that leaves something behind.
+#[test]
+fn killed_at_a_system_call_nothing_is_left_of_it_after_a_restart() {
+    const CALLS: [&str; 7] =
+        ["ftruncate", "fallocate", "mkdirat", "mknodat", "fchownat", "symlinkat", "renameat"];
+    ns::inside_as_root_apart(|| {
+        if !have("killed at a system call", "strace") {
+            return;
+        }
+        for (call, count) in CALLS.into_iter().flat_map(|call| [(call, 1), (call, 2)]) {
+            let mut world = World::numbered(count);
+            let state = world.at("state");
+            let options = ["--state", state.to_str().unwrap()];
+            let plugd = world.plugd_killed_at(call, count, &options);
+            // Some names are taken.
+            let taken: Vec<_> =
+                (1..=16).step_by(2).map(|name| world.at("dev").join(format!("d{name}"))).collect();
+            taken.iter().for_each(|path| symlink("nowhere", path).unwrap());
+            (1..=16).for_each(|minor| world.add(&format!("/devices/x{minor}"), minor));
+            let status = plugd.launch().wait_exit();
+            assert_eq!(status.signal(), Some(libc::SIGKILL), "{call} {count}");
+            let was_taken =
+                |path: &&PathBuf| fs::read_link(path).is_ok_and(|to| to.as_os_str() == "nowhere");
+            taken.iter().filter(was_taken).for_each(|path| fs::remove_file(path).unwrap());
+            (0..20).for_each(|_| world.happen());
+            let _daemon = world.plugd_with_nodes(&options).start();
+            World::settle("plugd");
+            world.check_nodes(&format!("killed at {call} {count}"));
+            let left = fs::read_dir(world.at("")).unwrap();
+            let left: BTreeSet<_> = left.map(|entry| entry.unwrap().file_name()).collect();
+            let expected = ["acted", "dev", "made", "rules", "state", "sys"];
+            assert_eq!(left, expected.map(Into::into).into(), "{call} {count}");
+        }
     });
 }
 

@@ -16,6 +16,7 @@ use plugd::control::wire::Outcome;
 use plugd::uevent::{Header, Uevent};
 use tempfile::TempDir;
 
+use crate::harness::PLUGD;
 use crate::harness::daemon::Plugd;
 use crate::harness::inject::{Injector, uevent};
 
@@ -164,9 +165,21 @@ impl World {
 
     /// A plugd that makes nodes and links for this world, in its `dev`.
     pub(crate) fn plugd_with_nodes(&self, options: &[&str]) -> Plugd {
+        self.with_nodes(Plugd::new(), options)
+    }
+
+    /// The same, killed when it makes this system call so many times.
+    pub(crate) fn plugd_killed_at(&self, call: &str, count: u64, options: &[&str]) -> Plugd {
+        let (trace, inject) =
+            (format!("trace={call}"), format!("inject={call}:signal=KILL:when={count}"));
+        let strace = ["-D", "-qq", "-o", "/dev/null", "-e", &trace, "-e", &inject, PLUGD];
+        self.with_nodes(Plugd::new().program("strace").args(strace), options)
+    }
+
+    fn with_nodes(&self, plugd: Plugd, options: &[&str]) -> Plugd {
         fs::create_dir_all(self.at("dev")).unwrap();
         fs::write(self.at("rules"), NODES).unwrap();
-        Plugd::new()
+        plugd
             .args(["run", "-q", "--sys"])
             .args([self.at("sys").as_os_str(), "--conf".as_ref(), self.at("rules").as_os_str()])
             .args(["--dev".as_ref(), self.at("dev").as_os_str()])
