@@ -83,10 +83,18 @@ fn update() {
     });
 }
 
-/// Updates plugd until the storm is over. On a machine that has more to do than it
-/// can, the new plugd may answer too late, and the old one goes on.
-const UPDATES: &str = "until [ -e /run/all ]; do
-        cp /sbin/plugd /sbin/new && mv /sbin/new /sbin/plugd || exit
+/// Updates plugd until the storm is over, by the signal and by the command in turn. On
+/// a machine that has more to do than it can, the new plugd may answer too late, and the
+/// old one goes on; a signal is answered in the log either way.
+const UPDATES: &str = "
+    renew() { cp /sbin/plugd /sbin/new && mv /sbin/new /sbin/plugd; }
+    answers() { grep -c -e 'updated from version' -e 'not updated' /run/plugd.log; }
+    pid=$(pidof plugd)
+    until [ -e /run/all ]; do
+        before=$(answers)
+        renew && kill -USR2 $pid || exit
+        until [ $(answers) -gt $before ]; do sleep 0.1; done
+        renew || exit
         plugd update --timeout 60 || true
     done";
 
