@@ -47,14 +47,12 @@ const PAGES: [Page; 3] = [
     },
 ];
 
-impl Page {
-    /// The literal displays among its examples, as the reader sees them.
-    fn examples(&self) -> Vec<String> {
-        let (_, section) = self.text.split_once("\n.Sh EXAMPLES\n").unwrap();
-        let section = section.split("\n.Sh ").next().unwrap();
-        let displays = section.split(".Bd -literal -offset indent\n").skip(1);
-        displays.map(|rest| rest.split(".Ed").next().unwrap().replace("\\e", "\\")).collect()
-    }
+/// The literal displays among the examples of a page, as the reader sees them.
+pub(crate) fn examples(page: &str) -> Vec<String> {
+    let (_, section) = page.split_once("\n.Sh EXAMPLES\n").unwrap();
+    let section = section.split("\n.Sh ").next().unwrap();
+    let displays = section.split(".Bd -literal -offset indent\n").skip(1);
+    displays.map(|rest| rest.split(".Ed").next().unwrap().replace("\\e", "\\")).collect()
 }
 
 #[test]
@@ -163,11 +161,9 @@ const RULES: [(&str, &[&str]); 5] = [
 
 #[test]
 fn the_examples_of_rules_work() {
-    let text = include_str!("../../man/mdev.conf.5");
-    let page = Page { file: "man/mdev.conf.5", text, examples: &[] };
     let group = b"root:x:0:\ndisk:x:6:\naudio:x:29:\ncdrom:x:24:\n";
     let accounts = Accounts::parse(b"root:x:0:0:::\n", group);
-    let examples = page.examples();
+    let examples = examples(include_str!("../../man/mdev.conf.5"));
     assert_eq!(examples.len(), RULES.len());
     for (example, (fields, expected)) in examples.iter().zip(RULES) {
         let sources = [Source { name: "example", text: example.as_bytes() }];
@@ -195,7 +191,7 @@ fn the_examples_work() {
             fs::set_permissions(&file, fs::Permissions::from_mode(0o755)).unwrap();
         }
         for page in &PAGES {
-            let examples = page.examples();
+            let examples = examples(page.text);
             assert_eq!(examples.len(), page.examples.len(), "{}", page.file);
             for (example, expected) in examples.iter().zip(page.examples) {
                 let tools = ["setpriv", "s6-setuidgid", "chpst", "fdmove"];

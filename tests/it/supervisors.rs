@@ -3,6 +3,7 @@
 
 mod busybox;
 mod dinit;
+mod examples;
 mod openrc;
 mod quick_start;
 mod runit;
@@ -72,7 +73,14 @@ impl Machine {
     fn new() -> Self {
         let programs = tempfile::tempdir().unwrap();
         symlink(env!("CARGO_BIN_EXE_plugd"), programs.path().join("plugd")).unwrap();
-        for name in ["netlink-datagram-socket-listen", "daemon-control"] {
+        let names = [
+            "netlink-datagram-socket-listen",
+            "daemon-control",
+            "mdevd",
+            "mdevd-netlink",
+            "mdevd-coldplug",
+        ];
+        for name in names {
             symlink("plugd", programs.path().join(name)).unwrap();
         }
         fs::create_dir("/run/dev").unwrap();

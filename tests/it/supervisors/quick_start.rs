@@ -14,7 +14,7 @@ use super::{
 const S6: [&str; 5] = ["s6-svscan", "s6-svscanctl", "s6-svok", "s6-log", "ip"];
 
 /// A machine with plugd installed, without devices but those of the network.
-fn machine() -> Machine {
+pub(super) fn machine() -> Machine {
     let machine = Machine::new();
     let files = ["inittab", "mdev.conf"];
     let directories =
