@@ -1,7 +1,7 @@
 //! The lines of README.md's quick starts, as they are written there.
 
 use std::fs;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
 
 use crate::harness::{eventually, inject, ns};
@@ -35,8 +35,13 @@ pub(super) fn machine() -> Machine {
 
 /// The lines for this supervisor, at most five.
 fn lines(supervisor: &str) -> Vec<&'static str> {
+    lines_after(&format!("**{supervisor}**"))
+}
+
+/// Those that come after a line that begins so.
+fn lines_after(heading: &str) -> Vec<&'static str> {
     let readme = include_str!("../../../README.md");
-    let (_, section) = readme.split_once(&format!("\n**{supervisor}**")).unwrap();
+    let (_, section) = readme.split_once(&format!("\n{heading}")).unwrap();
     let lines: Vec<&str> =
         section.lines().skip(2).map_while(|line| line.strip_prefix("    ")).collect();
     assert!((2..=5).contains(&lines.len()), "{lines:?}");
@@ -56,6 +61,21 @@ fn has_been_waited_for() {
 fn follow(machine: &Machine, supervisor: &str) {
     type_in(machine, &lines(supervisor));
     has_been_waited_for();
+}
+
+/// What comes before all supervisors.
+#[test]
+fn rules() {
+    if !have("README: rules", "tools", &["ip"]) {
+        return;
+    }
+    ns::inside_a_machine(|| {
+        let machine = machine();
+        type_in(&machine, &lines_after("Rules first"));
+        machine.must("cmp", &["/etc/mdev.conf", &format!("{CONTRIB}/mdev.conf")]);
+        let file = fs::metadata("/etc/mdev/disk-links").unwrap();
+        assert!(file.permissions().mode() & 0o111 == 0o111);
+    });
 }
 
 #[test]
