@@ -26,7 +26,7 @@ const NAMES: [&str; 7] = [
 ];
 
 /// The commands that `plugd --help` tells of.
-fn commands() -> Vec<String> {
+pub(crate) fn commands() -> Vec<String> {
     let help = Plugd::new().args(["--help"]).finish().stdout;
     let lines = help.split("\nCommands:\n").nth(1).unwrap().split("\n\n").next().unwrap();
     let of_two = |line: &str| line.starts_with("  ") && !line.starts_with("   ");
@@ -38,7 +38,7 @@ fn commands() -> Vec<String> {
 }
 
 /// The options that the help of a command tells of.
-fn options(command: &str) -> BTreeSet<String> {
+pub(crate) fn options(command: &str) -> BTreeSet<String> {
     let help = Plugd::new().args([command, "--help"]).finish().stdout;
     let option = |word: &str| word.trim_end_matches(',').split('=').next().unwrap().to_owned();
     let lines = help.lines().filter(|line| line.starts_with("  ") && !line.starts_with("        "));

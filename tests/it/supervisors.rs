@@ -3,6 +3,7 @@
 
 mod busybox;
 mod dinit;
+mod examples;
 mod openrc;
 mod quick_start;
 mod runit;
@@ -33,6 +34,24 @@ const SLOW: &str = "slow";
 /// Another place for the control socket.
 const ELSEWHERE: &str = "/run/plugd.socket";
 
+#[test]
+fn scripts_are_clean() {
+    if !have("contrib: scripts", "tools", &["shellcheck"]) {
+        return;
+    }
+    let others = ["alpine/APKBUILD", "busybox/rcS.plugd"].map(|file| format!("{CONTRIB}/{file}"));
+    let find = ["-rlE", "^#!(/bin/sh|/sbin/openrc-run)$", CONTRIB];
+    let found = Command::new("grep").args(find).output().unwrap();
+    let found = String::from_utf8(found.stdout).unwrap();
+    let scripts: Vec<&str> = found.lines().chain(others.iter().map(|file| &**file)).collect();
+    assert!(scripts.len() > 20, "{scripts:?}");
+    // Not of what others define and use, nor of `a= b=`. dash is the nearest to what is
+    // used of shells: local, and -ot.
+    let options = ["-s", "dash", "-S", "warning", "-e", "SC1007,SC2034,SC2154"];
+    let said = Command::new("shellcheck").args(options).args(scripts).output().unwrap();
+    assert!(said.status.success(), "{}", String::from_utf8_lossy(&said.stdout));
+}
+
 /// Whether all of these programs are there; if not, says that the test is skipped.
 fn have(test: &str, need: &str, programs: &[&str]) -> bool {
     let path = std::env::var("PATH").unwrap();
@@ -54,7 +73,14 @@ impl Machine {
     fn new() -> Self {
         let programs = tempfile::tempdir().unwrap();
         symlink(env!("CARGO_BIN_EXE_plugd"), programs.path().join("plugd")).unwrap();
-        for name in ["netlink-datagram-socket-listen", "daemon-control"] {
+        let names = [
+            "netlink-datagram-socket-listen",
+            "daemon-control",
+            "mdevd",
+            "mdevd-netlink",
+            "mdevd-coldplug",
+        ];
+        for name in names {
             symlink("plugd", programs.path().join(name)).unwrap();
         }
         fs::create_dir("/run/dev").unwrap();

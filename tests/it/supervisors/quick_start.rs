@@ -1,23 +1,28 @@
 //! The lines of README.md's quick starts, as they are written there.
 
 use std::fs;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
 
 use crate::harness::{eventually, inject, ns};
 
 use super::{
-    CONTRIB, ELSEWHERE, Machine, RULES, SLOW, count, have, is_set_up, log, own_etc, set,
-    works_and_is_respawned,
+    CONTRIB, ELSEWHERE, Machine, RULES, SLOW, acts_on, count, have, is_set_up, log, own_etc, pid,
+    set, works_and_is_respawned, write_program,
 };
 
 const S6: [&str; 5] = ["s6-svscan", "s6-svscanctl", "s6-svok", "s6-log", "ip"];
 
 /// A machine with plugd installed, without devices but those of the network.
-fn machine() -> Machine {
+pub(super) fn machine() -> Machine {
     let machine = Machine::new();
-    own_etc(&machine, &["mdev.conf", "s6-rc", "service", "sv"]);
-    fs::remove_dir("/etc/mdev.conf").unwrap();
+    let files = ["inittab", "mdev.conf"];
+    let directories =
+        ["conf.d", "default", "dinit.d", "init.d", "runlevels", "s6-rc", "service", "sv"];
+    own_etc(&machine, &[&files[..], &directories].concat());
+    for file in files {
+        fs::remove_dir(format!("/etc/{file}")).unwrap();
+    }
     fs::write("/etc/mdev.conf", RULES).unwrap();
     fs::write("/run/dev/null", "").unwrap();
     machine.must("mount", &["--bind", "/dev/null", "/run/dev/null"]);
@@ -28,16 +33,49 @@ fn machine() -> Machine {
     machine
 }
 
-/// Types the lines for this supervisor. plugd is there then, and has acted on what
-/// was there.
-fn follow(machine: &Machine, supervisor: &str) {
-    let readme = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md")).unwrap();
-    let (_, section) = readme.split_once(&format!("\n**{supervisor}**")).unwrap();
+/// The lines for this supervisor, at most five.
+fn lines(supervisor: &str) -> Vec<&'static str> {
+    lines_after(&format!("**{supervisor}**"))
+}
+
+/// Those that come after a line that begins so.
+fn lines_after(heading: &str) -> Vec<&'static str> {
+    let readme = include_str!("../../../README.md");
+    let (_, section) = readme.split_once(&format!("\n{heading}")).unwrap();
     let lines: Vec<&str> =
         section.lines().skip(2).map_while(|line| line.strip_prefix("    ")).collect();
-    assert!((3..=5).contains(&lines.len()), "{lines:?}");
+    assert!((2..=5).contains(&lines.len()), "{lines:?}");
+    lines
+}
+
+fn type_in(machine: &Machine, lines: &[&str]) {
     machine.must("env", &["SVDIR=/etc/service", "sh", "-ec", &lines.join("\n")]);
+}
+
+/// plugd has acted on what was there.
+fn has_been_waited_for() {
     assert_eq!(count("add", SLOW), 1, "it was not waited for; log: {}", log());
+}
+
+/// Types the lines for this supervisor. plugd is there then.
+fn follow(machine: &Machine, supervisor: &str) {
+    type_in(machine, &lines(supervisor));
+    has_been_waited_for();
+}
+
+/// What comes before all supervisors.
+#[test]
+fn rules() {
+    if !have("README: rules", "tools", &["ip"]) {
+        return;
+    }
+    ns::inside_a_machine(|| {
+        let machine = machine();
+        type_in(&machine, &lines_after("Rules first"));
+        machine.must("cmp", &["/etc/mdev.conf", &format!("{CONTRIB}/mdev.conf")]);
+        let file = fs::metadata("/etc/mdev/disk-links").unwrap();
+        assert!(file.permissions().mode() & 0o111 == 0o111);
+    });
 }
 
 #[test]
@@ -113,6 +151,121 @@ fn runit() {
         let machine = machine();
         machine.supervisor("runsvdir", &["/etc/service"]);
         follow(&machine, "runit");
+        works_and_is_respawned();
+    });
+}
+
+/// On a machine that has mdev, as Alpine's; plugd is there when it comes up.
+#[test]
+fn openrc() {
+    let tools = ["openrc", "rc-update", "openrc-run", "supervise-daemon", "ip"];
+    if !have("README: OpenRC", "tools", &tools) {
+        return;
+    }
+    ns::inside_a_machine(|| {
+        let machine = machine();
+        let programs = machine.programs.path().to_str().unwrap();
+        machine.must("mount", &["--bind", programs, "/usr/local/sbin"]);
+        fs::create_dir("/etc/runlevels/sysinit").unwrap();
+        write_program("/etc/init.d/mdev", "#!/sbin/openrc-run\nstart() {\n\treturn 0\n}\n");
+        machine.must("rc-update", &["add", "mdev", "sysinit"]);
+        type_in(&machine, &lines("OpenRC"));
+        let services: Vec<_> = fs::read_dir("/etc/runlevels/sysinit").unwrap().collect();
+        assert!(services.len() == 1, "{services:?}");
+        // As init starts it: what is in the PATH of this machine would be found, too.
+        machine.must("env", &["PATH=/usr/sbin:/usr/bin:/sbin:/bin", "openrc", "sysinit"]);
+        has_been_waited_for();
+        works_and_is_respawned();
+    });
+}
+
+/// Types one of the commands, and has busybox init come up, as process 1 of a machine in
+/// this machine. rcS is as a user or Buildroot has it.
+fn follow_for_busybox(command: usize, rcs: &str) -> Machine {
+    let machine = machine();
+    fs::create_dir("/run/share").unwrap();
+    symlink(CONTRIB, "/run/share/plugd").unwrap();
+    let overlay = |lower: &str, over: &str| {
+        let option = format!("lowerdir={lower}:{over}");
+        machine.must("mount", &["-t", "overlay", "overlay", "-o", &option, over]);
+    };
+    overlay("/run/share", "/usr/share");
+    fs::write("/etc/inittab", "::sysinit:/etc/init.d/rcS\n").unwrap();
+    write_program("/etc/init.d/rcS", rcs);
+    let commands: Vec<&str> =
+        lines("busybox init").into_iter().filter(|line| !line.starts_with('#')).collect();
+    assert_eq!(commands.len(), 3, "{commands:?}");
+    type_in(&machine, &commands[command..=command]);
+    overlay(machine.programs.path().to_str().unwrap(), "/usr/sbin");
+    machine.supervisor("unshare", &["-mpf", "--mount-proc", "busybox", "init"]);
+    machine
+}
+
+/// It works, and is started anew when it is killed: by its name, as process ids are
+/// others there.
+fn works_and_is_respawned_there(machine: &Machine) {
+    acts_on("br1");
+    machine.must("pkill", &["-KILL", "-x", "plugd"]);
+    acts_on("br2");
+}
+
+#[test]
+fn busybox_inittab() {
+    if !have("README: busybox, inittab", "tools", &["busybox", "pkill", "ip"]) {
+        return;
+    }
+    ns::inside_a_machine(|| {
+        let machine = follow_for_busybox(0, "#!/bin/sh\n");
+        eventually("init has started it", pid);
+        machine.must("plugd", &["settle"]);
+        has_been_waited_for();
+        works_and_is_respawned_there(&machine);
+    });
+}
+
+#[test]
+fn busybox_rcs() {
+    if !have("README: busybox, rcS", "tools", &["busybox", "pkill", "ip"]) {
+        return;
+    }
+    ns::inside_a_machine(|| {
+        let machine = follow_for_busybox(1, "#!/bin/sh\n");
+        eventually("rcS has started it", pid);
+        eventually("rcS has waited", || (count("add", SLOW) == 1).then_some(()));
+        works_and_is_respawned_there(&machine);
+    });
+}
+
+#[test]
+fn busybox_init_script() {
+    if !have("README: busybox, S10plugd", "tools", &["busybox", "pkill", "ip"]) {
+        return;
+    }
+    ns::inside_a_machine(|| {
+        let start = "#!/bin/sh\nfor script in /etc/init.d/S*; do $script start; done\n: >/run/up\n";
+        let _machine = follow_for_busybox(2, start);
+        eventually("it has come up", || Path::new("/run/up").exists().then_some(()));
+        has_been_waited_for();
+        acts_on("br1");
+    });
+}
+
+/// It is enabled for the next time, too.
+#[test]
+fn dinit() {
+    if !have("README: dinit", "dinit", &["dinit", "dinitctl", "ip"]) {
+        return;
+    }
+    ns::inside_a_machine(|| {
+        let machine = machine();
+        fs::create_dir("/etc/dinit.d/boot.d").unwrap();
+        fs::write("/etc/dinit.d/boot", "type = internal\nwaits-for.d = boot.d\n").unwrap();
+        machine.supervisor("dinit", &["--container"]);
+        eventually("dinit is there", || {
+            (machine.run("dinitctl", &["is-started", "boot"]).code == Some(0)).then_some(())
+        });
+        follow(&machine, "dinit");
+        assert!(Path::new("/etc/dinit.d/boot.d/plugd-coldplug").exists());
         works_and_is_respawned();
     });
 }
