@@ -13,7 +13,8 @@ use rustix::process::{Gid, Uid, fchdir};
 
 use crate::child;
 use crate::control::Address;
-use crate::control::server::{self, Server};
+use crate::control::server::Server;
+use crate::control::socket;
 use crate::counters::Counters;
 use crate::daemon;
 use crate::engine::Engine;
@@ -623,7 +624,7 @@ fn control(
         // starting by that, nor is who went on without it before.
         let is_taken = || {
             let is_default = address == Address::default();
-            handover.is_some() || is_default && server::is_strangers(&address)
+            handover.is_some() || is_default && socket::is_strangers(&address)
         };
         return match Server::bind(address.clone(), mode, owner) {
             Err(error) if is_taken() => {

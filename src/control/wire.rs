@@ -23,6 +23,9 @@ pub const PREFIX: &str = "plugd/1";
 /// The longest request, in bytes, its newline included.
 pub const REQUEST_MAX: usize = 4096;
 
+/// What a client hears that is sent away unheard.
+pub const TOO_MANY: &[u8] = b"error: no: too many clients\n";
+
 /// How long `settle` and `wait` wait if nothing else is said.
 pub const PATIENCE: Duration = Duration::from_secs(120);
 

@@ -3,7 +3,8 @@
 use std::fmt;
 use std::time::Duration;
 
-use crate::control::server::{Id, Peer};
+use crate::control::peer::Peer;
+use crate::control::server::Id;
 use crate::control::wire::{Command, Format, Outcome, Reply};
 use crate::engine::Engine;
 use crate::logging;
