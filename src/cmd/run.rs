@@ -552,7 +552,11 @@ pub(super) fn serve(
     let actor = actor.join(&0);
     let recovery =
         recovery.settings(sys_root, address, &actor, judges, dry_run, handover.as_ref())?;
-    let mut started = prepared.start()?;
+    let listen_again = || match control.as_ref().filter(|_| options.daemon.goes_to_background()) {
+        Some(control) => control.listen_again(),
+        None => Ok(()),
+    };
+    let mut started = prepared.start_with(listen_again)?;
     if let Some(dev) = dev {
         let gone = fchdir(dev).map_err(|e| Fatal::system("go to the directory of nodes", e));
         or_without(resumed, gone)?;

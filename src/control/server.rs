@@ -168,6 +168,16 @@ impl Server {
         })
     }
 
+    /// Says who listens, if that is not the process any more which bound the address: it is
+    /// kept as it was at the last listen(2).
+    ///
+    /// # Errors
+    /// Those of listen(2).
+    pub fn listen_again(&self) -> Result<(), Fatal> {
+        rustix::net::listen(&self.listener, socket::BACKLOG)
+            .map_err(|error| Fatal::system("listen on control socket", error))
+    }
+
     /// Where it is.
     pub fn address(&self) -> &Address {
         &self.address

@@ -21,6 +21,9 @@ const LOCK_PATIENCE: Duration = Duration::from_secs(5);
 /// Binds and listens; see [`super::server::Server::bind`].
 pub(super) fn bind(
     address: &Address,
+/// How many may wait to be accepted: as many as the kernel allows, as for std (listen(2)).
+pub(super) const BACKLOG: i32 = -1;
+
     mode: Mode,
     owner: (Option<Uid>, Option<Gid>),
 ) -> io::Result<std_net::UnixListener> {

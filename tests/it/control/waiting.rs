@@ -1,6 +1,7 @@
 //! Who waits: never for ever, and for nothing that is there already.
 
 use super::*;
+use crate::harness::background::{Place, finish};
 
 fn mount(args: &[&str]) {
     let status = Command::new("mount").args(args).stdin(Stdio::piped()).status().unwrap();
@@ -59,5 +60,26 @@ fn wait_sees_what_was_mounted_after_the_start() {
         mount(&["--bind", "/proc", "/dev/other"]);
         assert_eq!(is_there("/dev/other"), Some(true));
         assert_eq!(is_there("/dev/other/self"), None);
+    });
+}
+
+/// It would be the process that has started it, which is gone.
+#[test]
+fn who_has_the_address_is_told_of_a_daemon_in_the_background_too() {
+    ns::inside_as_root(|| {
+        for options in [&[][..], &["--user", "#65534", "--group", "#65533"]] {
+            let place = Place::new();
+            let words = place.daemon(&[&["--control", "@plugd"], options].concat());
+            let started = finish(Command::new(PLUGD).args(&words[1..]));
+            assert_eq!(started.code, Some(0), "{started:?}");
+            let said = Plugd::new().args(["run", "true"]).finish();
+            assert_eq!(said.code, Some(111), "{said:?}");
+            let holder = format!("in use by pid {} of user 0\n", place.pid());
+            assert!(said.stderr.ends_with(&holder), "not {holder}: {said:?}");
+            // It is still root's, who has started it.
+            let said = Plugd::new().args(["stop"]).finish();
+            assert_eq!(said.code, Some(0), "{said:?}");
+            eventually("it has ended", || connect("@plugd").is_none().then_some(()));
+        }
     });
 }
