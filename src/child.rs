@@ -107,6 +107,13 @@ impl Child {
         self.pid.as_raw_nonzero().get()
     }
 
+    /// Whether this process is of its group.
+    pub fn started(&self, pid: i32) -> bool {
+        // 0 would be this process itself.
+        let pid = (pid > 0).then(|| Pid::from_raw(pid)).flatten();
+        pid.is_some_and(|pid| getpgid(Some(pid)) == Ok(self.pid))
+    }
+
     /// Asks the whole group to end; continues what is stopped, so that it can.
     pub fn terminate_group(&self) {
         self.signal_group(Signal::TERM);

@@ -83,6 +83,19 @@ impl Command {
         }
     }
 
+    /// Whether it is answered when the event in hand has been acted on, or later.
+    pub fn waits_for_event_in_hand(&self) -> bool {
+        match self {
+            Self::Await { .. } | Self::Reload | Self::Rescan => true,
+            Self::Status(_)
+            | Self::Pause
+            | Self::Resume
+            | Self::Stop
+            | Self::Update
+            | Self::LogLevel(_) => false,
+        }
+    }
+
     /// Reads a command and its arguments.
     ///
     /// # Errors

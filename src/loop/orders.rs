@@ -153,6 +153,13 @@ impl Daemon {
         deed: Option<&Deed<'_>>,
     ) -> Option<Reply> {
         let by = |what: &str| format!("{what} from {peer}");
+        if command.waits_for_event_in_hand()
+            && self.child.as_ref().is_some_and(|c| c.started(peer.pid))
+        {
+            return Some(Reply::no(
+                "plugd waits for the program that asks: it would wait for itself",
+            ));
+        }
         Some(match command {
             Command::Status(format) => {
                 let status = self.status(deed);

@@ -83,3 +83,35 @@ fn who_has_the_address_is_told_of_a_daemon_in_the_background_too() {
         }
     });
 }
+
+/// Each would wait until its time is over, for the end of the program that says it.
+#[test]
+fn a_program_is_refused_what_waits_for_itself() {
+    let dir = tempfile::tempdir().unwrap();
+    let conf = dir.path().join("mdev.conf");
+    let script = "for command in settle 'settle --timeout 0' 'wait A=1' 'wait /dev/null' rescan \
+                  reload; do $PLUGD $command --control $ADDRESS 2>>$TMP/err; echo $? >>$TMP/out; \
+                  done; $PLUGD status --control $ADDRESS >>$TMP/out; read x <$TMP/gate";
+    std::fs::write(&conf, format!(".* 0:0 600 @{script}\n")).unwrap();
+    let rules = ["--dev", dir.path().to_str().unwrap(), "--conf", conf.to_str().unwrap()];
+    for work in [&["--", "sh", "-c", script][..], &rules] {
+        let (events, receiver) = unix::pair(SocketType::SEQPACKET);
+        let address = format!("@plugd-test-{}-{}", std::process::id(), unique());
+        let plugd = Plugd::new().args(["run", "--fd", "3", "--control", &address]).args(work);
+        let plugd = plugd.env("PLUGD", PLUGD).env("ADDRESS", &address).fd(receiver, 3);
+        let host = Host { daemon: plugd.start(), events, address };
+        host.daemon.fifo("gate");
+        host.wait_until_it_listens();
+        unix::send(&host.events, &uevent("add", "/devices/x", &["SUBSYSTEM=x", "DEVNAME=x"]));
+        let out = host.daemon.wait_for_lines("out", 7);
+        assert_eq!(out[..6], ["1"; 6], "{work:?}");
+        assert!(out[6].starts_with("state    running"), "{out:?}");
+        let errors = host.daemon.lines("err");
+        let itself = |line: &&String| line.ends_with("it would wait for itself");
+        assert_eq!(errors.iter().filter(itself).count(), 6, "{errors:?}");
+        // Others may wait.
+        let waiting = begin(&host.address, &["settle"]);
+        host.daemon.release("gate");
+        assert_eq!(end(waiting), Some(0));
+    }
+}
