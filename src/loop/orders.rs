@@ -16,6 +16,11 @@ use crate::sys::{self, SignalRecord};
 
 use super::{Daemon, Deed};
 
+/// How many mistakes in the configuration are told.
+const MISTAKES_TOLD: usize = 100;
+/// How many characters of a line that has one.
+const LINE_TOLD: usize = 1000;
+
 impl Daemon {
     pub(super) fn take_signals(&mut self) {
         while let Some(SignalRecord { signal, sender }) = self.signals.next() {
@@ -80,6 +85,7 @@ impl Daemon {
                 Reply::ok(text)
             }
             Err(text) => {
+                let text = first_mistakes(&text);
                 text.lines().for_each(|line| log::error!("{line}"));
                 log::error!("the rules in force stay in force");
                 Reply::no(format!("the rules in force stay in force\n{text}"))
@@ -273,6 +279,24 @@ impl Daemon {
             log_level: logging::current().0,
         }
     }
+}
+
+/// A text about mistakes, as much of it as somebody may want to read. What a client does
+/// not take, it would take for no answer.
+fn first_mistakes(text: &str) -> String {
+    let (mut told, mut count) = (String::new(), 0_usize);
+    for line in text.lines() {
+        // What belongs to a mistake is indented.
+        count += usize::from(!line.starts_with(' '));
+        if count <= MISTAKES_TOLD {
+            told.extend(line.chars().take(LINE_TOLD).chain(['\n']));
+        }
+    }
+    match count.saturating_sub(MISTAKES_TOLD) {
+        0 => {}
+        more => told.push_str(&format!("and {more} more\n")),
+    }
+    told
 }
 
 pub(super) fn activity(paused: bool) -> &'static str {

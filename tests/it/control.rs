@@ -1,5 +1,6 @@
 //! The control socket: every command, in every state, whoever asks.
 
+mod limits;
 mod waiting;
 
 use std::io::{Read, Write};
