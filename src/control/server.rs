@@ -20,7 +20,7 @@ use mio::event::Event;
 use mio::net::{UnixListener, UnixStream};
 use mio::{Interest, Registry, Token};
 use rustix::fs::Mode;
-use rustix::process::{Gid, Uid, getegid};
+use rustix::process::{Gid, Uid};
 
 use crate::counters::Limiter;
 use crate::error::Fatal;
@@ -371,10 +371,7 @@ impl Server {
     /// Who could connect to a file that the group may write to belongs to it;
     /// an abstract socket lets everybody connect.
     fn may_ask(&self, peer: &Peer) -> bool {
-        let group = match self.address {
-            Address::Path(_) => true,
-            Address::Abstract(_) => peer.gid == getegid().as_raw(),
-        };
+        let group = peer.of_own_group || matches!(self.address, Address::Path(_));
         peer.privileged || self.mode.contains(Mode::WOTH) || self.mode.contains(Mode::WGRP) && group
     }
 
@@ -456,8 +453,8 @@ mod tests {
         let address = Address::Path(dir.path().join("socket"));
         let mut server = Server::bind(address, Mode::from(0o666), (None, None)).unwrap();
         let poll = Poll::new().unwrap();
-        let own = Peer { pid: 1, uid: 0, gid: 0, privileged: true };
-        let stranger = Peer { uid: 65534, gid: 65534, privileged: false, ..own };
+        let own = Peer { pid: 1, uid: 0, of_own_group: true, privileged: true };
+        let stranger = Peer { uid: 65534, of_own_group: false, privileged: false, ..own };
         let mut others = Vec::new();
         for peer in [stranger; 6].into_iter().chain([own; 6]) {
             let (mut other, stream) = std_net::UnixStream::pair().unwrap();
