@@ -3,6 +3,7 @@
 //! Of several daemons that want the same address at once, one gets it.
 
 use std::io;
+use std::os::fd::AsFd;
 use std::os::unix::net as std_net;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -12,18 +13,20 @@ use rustix::fs::{AtFlags, FileType, FlockOperation, Mode, OFlags, chownat, fstat
 use rustix::io::Errno;
 use rustix::process::{Gid, Uid, geteuid};
 
+use crate::sys;
+
 use super::Address;
 use super::peer::Peer;
 
 /// How long to wait for the lock of a directory.
 const LOCK_PATIENCE: Duration = Duration::from_secs(5);
 
-/// Binds and listens; see [`super::server::Server::bind`].
-pub(super) fn bind(
-    address: &Address,
 /// How many may wait to be accepted: as many as the kernel allows, as for std (listen(2)).
 pub(super) const BACKLOG: i32 = -1;
 
+/// Binds and listens; see [`super::server::Server::bind`].
+pub(super) fn bind(
+    address: &Address,
     mode: Mode,
     owner: (Option<Uid>, Option<Gid>),
 ) -> io::Result<std_net::UnixListener> {
@@ -71,16 +74,13 @@ fn bind_file(
     };
     rustix::process::umask(umask);
     let listener = listener?;
-    rustix::fs::chmod(path, mode)?;
-    if owner != (None, None) {
-        give_away(path, owner)?;
-    }
+    open_to(path, mode, owner)?;
     Ok(listener)
 }
 
-/// Makes the socket that was just bound there another user's or group's; not what somebody
+/// Gives the socket that was just bound there its user, group and mode; not what somebody
 /// may have put in its place, who can write to the directory.
-fn give_away(path: &Path, owner: (Option<Uid>, Option<Gid>)) -> io::Result<()> {
+fn open_to(path: &Path, mode: Mode, owner: (Option<Uid>, Option<Gid>)) -> io::Result<()> {
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let file = rustix::fs::open(path, flags, Mode::empty())?;
     let status = fstat(&file)?;
@@ -88,7 +88,10 @@ fn give_away(path: &Path, owner: (Option<Uid>, Option<Gid>)) -> io::Result<()> {
     if !is_socket || status.st_nlink != 1 || status.st_uid != geteuid().as_raw() {
         return Err(io::Error::other("another file has taken its place"));
     }
-    Ok(chownat(file, c"", owner.0, owner.1, AtFlags::EMPTY_PATH)?)
+    if owner != (None, None) {
+        chownat(&file, c"", owner.0, owner.1, AtFlags::EMPTY_PATH)?;
+    }
+    sys::chmod(file.as_fd(), mode.as_raw_mode())
 }
 
 /// Device and inode of a file; `None` if there is none.
