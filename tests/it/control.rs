@@ -1,6 +1,7 @@
 //! The control socket: every command, in every state, whoever asks.
 
 mod limits;
+mod states;
 mod waiting;
 
 use std::io::{Read, Write};
@@ -140,7 +141,8 @@ fn every_command(host: &Host, state: &str) {
         "running" => assert_eq!(host.say(&["reload", "--timeout", "0.1"]).code, Some(1)),
         _ => ok(&["reload"], "nothing to reload"),
     }
-    let said = host.say(&["rescan"]);
+    // There is nothing to scan, or an event in hand.
+    let said = host.say(&["rescan", "--timeout", "0.1"]);
     assert_eq!(said.code, Some(1), "{said:?}");
     ok(&["pause"], "paused");
     assert_eq!(host.status()["paused"], true);

@@ -1,7 +1,10 @@
 //! Who waits: never for ever, and for nothing that is there already.
 
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
+
 use super::*;
 use crate::harness::background::{Place, finish};
+use crate::harness::inject::unprivileged_room;
 
 fn mount(args: &[&str]) {
     let status = Command::new("mount").args(args).stdin(Stdio::piped()).status().unwrap();
@@ -114,4 +117,57 @@ fn a_program_is_refused_what_waits_for_itself() {
         host.daemon.release("gate");
         assert_eq!(end(waiting), Some(0));
     }
+}
+
+/// Neither early nor late: the effect of the event before it is there, whatever comes all
+/// the time.
+#[test]
+fn settle_is_never_early_under_ten_thousand_events_a_second() {
+    const ROUNDS: u32 = 1000;
+    ns::inside_with_sysfs(|| {
+        let dir = tempfile::tempdir().unwrap();
+        let conf = dir.path().join("mdev.conf");
+        std::fs::write(&conf, "marker 0:0 600 @echo $N >>$TMP/out\n").unwrap();
+        let plugd = Plugd::new().args(["run", "--conf"]).args([&conf]).args(["--dev"]);
+        let daemon = plugd.args([dir.path()]).start();
+        eventually("it listens", || connect("@plugd"));
+        let inode = daemon.netlink().1;
+        let (done, sent) = (AtomicBool::new(false), AtomicU32::new(0));
+        let began = Instant::now();
+        let slowest = std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let injector = Injector::new();
+                while !done.load(Relaxed) {
+                    let due = began + Duration::from_micros(100) * sent.load(Relaxed);
+                    std::thread::sleep(due.saturating_duration_since(Instant::now()));
+                    // What is lost has no effect.
+                    if sent.load(Relaxed) % 16 > 0
+                        || NetlinkSocket::find(inode).unwrap().queued < unprivileged_room() / 2
+                    {
+                        injector.event("change", "/devices/x", &["SUBSYSTEM=x"]);
+                        sent.fetch_add(1, Relaxed);
+                    }
+                }
+            });
+            let _end = SetWhenDropped(&done);
+            let (injector, mut stream) = (Injector::new(), connect("@plugd").unwrap());
+            let mut reply = [0; "plugd/1 ok 0\n".len()];
+            let mut slowest = Duration::ZERO;
+            for n in 1..=ROUNDS {
+                injector.event("add", "/devices/marker", &[&format!("N={n}")]);
+                let asked = Instant::now();
+                stream.write_all(b"plugd/1 settle\n").unwrap();
+                stream.read_exact(&mut reply).unwrap();
+                slowest = slowest.max(asked.elapsed());
+                assert_eq!(&reply, b"plugd/1 ok 0\n");
+                let lines = daemon.lines("out");
+                assert_eq!(lines.last(), Some(&n.to_string()), "round {n}");
+            }
+            slowest
+        });
+        let rate = f64::from(sent.load(Relaxed)) / began.elapsed().as_secs_f64();
+        assert!(slowest < Duration::from_secs(10), "{slowest:?}");
+        // As many as could be sent.
+        assert!(rate > 2000.0, "{rate:.0} events a second");
+    });
 }
