@@ -236,6 +236,8 @@ pub enum SocketOption {
     AddMembership,
     /// Drops for want of room are not told (netlink(7)).
     NoEnobufs,
+    /// Where in all that waits MSG_PEEK looks, and goes on from there (socket(7)).
+    PeekOffset,
 }
 
 impl SocketOption {
@@ -251,6 +253,7 @@ impl SocketOption {
                 (libc::SOL_NETLINK, libc::NETLINK_ADD_MEMBERSHIP, "NETLINK_ADD_MEMBERSHIP")
             }
             Self::NoEnobufs => (libc::SOL_NETLINK, libc::NETLINK_NO_ENOBUFS, "NETLINK_NO_ENOBUFS"),
+            Self::PeekOffset => (libc::SOL_SOCKET, libc::SO_PEEK_OFF, "SO_PEEK_OFF"),
         }
     }
 }

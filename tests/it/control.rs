@@ -33,7 +33,12 @@ struct Host {
 
 impl Host {
     fn start(options: &[&str], script: &str) -> Self {
-        let (events, receiver) = unix::pair(SocketType::SEQPACKET);
+        Self::reading(SocketType::SEQPACKET, options, script)
+    }
+
+    /// A socket of this kind.
+    fn reading(kind: SocketType, options: &[&str], script: &str) -> Self {
+        let (events, receiver) = unix::pair(kind);
         let plugd = Plugd::new().args(["run", "--fd", "3"]).args(options).fd(receiver, 3);
         // A name that no other test has: the directory's.
         let address = format!("@plugd-test-{}-{}", std::process::id(), unique());
@@ -1010,7 +1015,13 @@ fn settle_is_bounded_under_a_constant_stream() {
 /// The same where events have no SEQNUM, and the socket is always full.
 #[test]
 fn settle_is_bounded_under_a_constant_stream_without_numbers() {
-    let host = Host::start(&[], "echo $N >>$TMP/out");
+    for (kind, many) in [(SocketType::SEQPACKET, 50), (SocketType::DGRAM, 5)] {
+        settle_without_numbers(kind, many);
+    }
+}
+
+fn settle_without_numbers(kind: SocketType, many: u32) {
+    let host = Host::reading(kind, &[], "echo $N >>$TMP/out");
     let done = std::sync::atomic::AtomicBool::new(false);
     let sent = std::sync::atomic::AtomicU32::new(0);
     std::thread::scope(|scope| {
@@ -1026,7 +1037,7 @@ fn settle_is_bounded_under_a_constant_stream_without_numbers() {
         let _end = SetWhenDropped(&done);
         let sent = || sent.load(std::sync::atomic::Ordering::Relaxed);
         let acted_on = || u32::try_from(host.daemon.lines("out").len()).unwrap();
-        eventually("the socket is full", || (sent() > acted_on() + 50).then_some(()));
+        eventually("the socket is full", || (sent() > acted_on() + many).then_some(()));
         for _ in 0..3 {
             let before = sent();
             assert_eq!(host.say(&["settle", "--timeout", "60"]).code, Some(0));
@@ -1034,6 +1045,12 @@ fn settle_is_bounded_under_a_constant_stream_without_numbers() {
             assert!(sent() > acted_on(), "there was no stream");
         }
     });
+    // While nothing is read.
+    assert_eq!(host.say(&["settle"]).code, Some(0));
+    assert_eq!(host.say(&["pause"]).code, Some(0));
+    assert_eq!(host.say(&["settle", "--timeout", "0"]).code, Some(0));
+    host.event(0);
+    assert_eq!(host.say(&["settle", "--timeout", "0"]).code, Some(1));
 }
 
 /// Ends a thread however the test ends.

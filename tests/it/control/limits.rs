@@ -85,32 +85,35 @@ fn there_are_2048_clients_at_most() {
         let why = "the limit of open files is too low";
         return skip("root", "there_are_2048_clients_at_most", why);
     }
-    setrlimit(Resource::Nofile, Rlimit { current: Some(4096), ..limit }).unwrap();
-    let host = Host::start(&[], HOLD);
-    let sockets = || {
-        let fds = std::fs::read_dir(format!("/proc/{}/fd", host.daemon.pid())).unwrap();
-        let links = fds.filter_map(|fd| std::fs::read_link(fd.unwrap().path()).ok());
-        links.filter(|link| link.as_os_str().as_encoded_bytes().starts_with(b"socket:")).count()
-    };
-    let others = sockets();
-    // Who waits for something stays, and so does who comes last.
-    let mut waiting = host.connect();
-    host.event(1);
-    host.daemon.wait_for_lines("out", 1);
-    waiting.write_all(b"settle\n").unwrap();
-    let mut clients: Vec<UnixStream> = (0..CLIENTS - 1).map(|_| host.connect()).collect();
-    eventually("all are accepted", || (sockets() == others + CLIENTS).then_some(()));
-    clients.extend((0..500).map(|_| host.connect()));
-    // When the last one is answered, all are accepted.
-    let mut last = clients.pop().unwrap();
-    last.write_all(b"log-level\n").unwrap();
-    assert_eq!(read_all(&mut last), "info\n");
-    assert_eq!(sockets(), others + CLIENTS - 1);
-    for (index, client) in clients.iter_mut().enumerate() {
-        let _ = client.write_all(b"log-level\n");
-        let expected = if index < 500 { "" } else { "info\n" };
-        assert_eq!(read_all_of_broken(client), expected, "{index}");
-    }
-    host.daemon.release("gate");
-    assert_eq!(read_all(&mut waiting), "ok\n");
+    // Other tests need many too.
+    ns::alone(|| {
+        setrlimit(Resource::Nofile, Rlimit { current: Some(4096), ..limit }).unwrap();
+        let host = Host::start(&[], HOLD);
+        let sockets = || {
+            let fds = std::fs::read_dir(format!("/proc/{}/fd", host.daemon.pid())).unwrap();
+            let links = fds.filter_map(|fd| std::fs::read_link(fd.unwrap().path()).ok());
+            links.filter(|link| link.as_os_str().as_encoded_bytes().starts_with(b"socket:")).count()
+        };
+        let others = sockets();
+        // Who waits for something stays, and so does who comes last.
+        let mut waiting = host.connect();
+        host.event(1);
+        host.daemon.wait_for_lines("out", 1);
+        waiting.write_all(b"settle\n").unwrap();
+        let mut clients: Vec<UnixStream> = (0..CLIENTS - 1).map(|_| host.connect()).collect();
+        eventually("all are accepted", || (sockets() == others + CLIENTS).then_some(()));
+        clients.extend((0..500).map(|_| host.connect()));
+        // When the last one is answered, all are accepted.
+        let mut last = clients.pop().unwrap();
+        last.write_all(b"log-level\n").unwrap();
+        assert_eq!(read_all(&mut last), "info\n");
+        assert_eq!(sockets(), others + CLIENTS - 1);
+        for (index, client) in clients.iter_mut().enumerate() {
+            let _ = client.write_all(b"log-level\n");
+            let expected = if index < 500 { "" } else { "info\n" };
+            assert_eq!(read_all_of_broken(client), expected, "{index}");
+        }
+        host.daemon.release("gate");
+        assert_eq!(read_all(&mut waiting), "ok\n");
+    });
 }
