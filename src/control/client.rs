@@ -81,13 +81,21 @@ impl Connection {
         }
     }
 
+    /// Who listens there.
+    ///
+    /// # Errors
+    /// Those of getsockopt(2).
+    pub fn peer(&self) -> io::Result<Peer> {
+        Peer::of(&self.stream)
+    }
+
     /// Refuses to speak with others than root and our own user: an abstract address is
     /// whoever's comes first.
     ///
     /// # Errors
     /// Says who it is.
     pub fn refuse_strangers(&self, address: &Address) -> Result<(), Failure> {
-        let why = match Peer::of(&self.stream) {
+        let why = match self.peer() {
             Ok(peer) if peer.privileged => return Ok(()),
             Ok(peer) => format!("{address} is held by {peer}: not asked without --control"),
             Err(error) => format!("cannot tell who listens on {address}: {}", reason(&error)),

@@ -43,9 +43,11 @@ const ONES_WAITING_MAX: usize = 16;
 /// How many clients are looked at, or accepted, in a turn of the loop. What the
 /// daemon is there for must not wait for them.
 const PER_TURN: usize = 128;
-/// How many strangers are looked at, or accepted, in a turn: an event takes little
-/// more time than one.
-const STRANGERS_PER_TURN: usize = 4;
+/// How many strangers are looked at, or accepted, in a turn. They come and go faster than
+/// they could be served, before those who wait behind them.
+const STRANGERS_PER_TURN: usize = 16;
+/// How many of them are answered: an event takes little more time than one.
+const STRANGERS_ANSWERED_PER_TURN: usize = 4;
 
 /// The control socket.
 #[derive(Debug)]
@@ -314,7 +316,11 @@ impl Server {
     pub fn serve(&mut self, now: Time, mut answer: impl FnMut(Id, Peer, Command) -> Option<Reply>) {
         let own = PER_TURN.min(self.active.len());
         let strangers = STRANGERS_PER_TURN.min(self.active_strangers.len());
+        let mut answered = 0;
         for n in 0..own + strangers {
+            if answered == STRANGERS_ANSWERED_PER_TURN {
+                return;
+            }
             let queue = if n < own { &mut self.active } else { &mut self.active_strangers };
             let Some(id) = queue.pop_front() else { return };
             let Some(client) = self.clients.get_mut(&id) else { continue };
@@ -324,6 +330,7 @@ impl Server {
                 Look::Later => self.remember(id),
                 Look::Asks(mut command) => {
                     let peer = client.peer;
+                    answered += usize::from(!peer.privileged);
                     let until = client.until.take();
                     if let (Ok(Command::Await { timeout, .. }), Some(at)) = (&mut command, until) {
                         *timeout = at.saturating_sub(now);

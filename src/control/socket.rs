@@ -16,13 +16,18 @@ use rustix::process::{Gid, Uid, geteuid};
 use crate::sys;
 
 use super::Address;
+use super::client::Connection;
 use super::peer::Peer;
 
 /// How long to wait for the lock of a directory.
 const LOCK_PATIENCE: Duration = Duration::from_secs(5);
 
-/// How many may wait to be accepted: as many as the kernel allows, as for std (listen(2)).
-pub(super) const BACKLOG: i32 = -1;
+/// How many may wait to be accepted. Who comes then waits in connect(2); whoever it is, those
+/// before are accepted first.
+pub(super) const BACKLOG: i32 = 128;
+
+/// How long to wait to be one of them.
+const HOLDER_PATIENCE: Duration = Duration::from_secs(1);
 
 /// Binds and listens; see [`super::server::Server::bind`].
 pub(super) fn bind(
@@ -37,7 +42,9 @@ pub(super) fn bind(
 }
 
 fn listen(address: &Address) -> io::Result<std_net::UnixListener> {
-    std_net::UnixListener::bind_addr(&address.to_socket_address()?)
+    let listener = std_net::UnixListener::bind_addr(&address.to_socket_address()?)?;
+    rustix::net::listen(&listener, BACKLOG)?;
+    Ok(listener)
 }
 
 /// Binds a file, replacing one that nobody listens on. With the directory
@@ -103,15 +110,10 @@ pub(super) fn identity(path: &Path) -> Option<(u64, u64)> {
 fn is_stale(address: &Address, path: &Path) -> bool {
     let is_socket = rustix::fs::lstat(path)
         .is_ok_and(|status| FileType::from_raw_mode(status.st_mode) == FileType::Socket);
-    let refused =
-        connect(address).is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused);
+    // Without waiting: whoever listens there may have stopped, with others waiting already.
+    let connected = address.to_socket_address().and_then(|it| UnixStream::connect_addr(&it));
+    let refused = connected.is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused);
     is_socket && refused
-}
-
-/// Connects without waiting: whoever listens there may have stopped, with others
-/// waiting already.
-fn connect(address: &Address) -> io::Result<UnixStream> {
-    UnixStream::connect_addr(&address.to_socket_address()?)
 }
 
 /// Whether a user listens there who is neither root nor our own, or one who does not
@@ -122,5 +124,5 @@ pub fn is_strangers(address: &Address) -> bool {
 
 /// Who listens there, as far as it can be told.
 pub(super) fn holder(address: &Address) -> Option<Peer> {
-    Peer::of(&connect(address).ok()?).ok()
+    Connection::open(address, Some(HOLDER_PATIENCE)).ok()?.peer().ok()
 }

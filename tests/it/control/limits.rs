@@ -117,3 +117,25 @@ fn there_are_2048_clients_at_most() {
         assert_eq!(read_all(&mut waiting), "ok\n");
     });
 }
+
+/// Whoever comes then, root too, waits for no more than those.
+#[test]
+fn few_wait_to_be_accepted() {
+    let host = Host::start(&[], HOLD);
+    host.daemon.signal(Signal::STOP);
+    let name = host.address.strip_prefix('@').unwrap();
+    let address = SocketAddr::from_abstract_name(name).unwrap();
+    let mut waiting = Vec::new();
+    let refused = loop {
+        match mio::net::UnixStream::connect_addr(&address) {
+            Ok(stream) => waiting.push(stream),
+            Err(error) => break error,
+        }
+    };
+    assert_eq!(refused.kind(), std::io::ErrorKind::WouldBlock);
+    assert!((100..200).contains(&waiting.len()), "{}", waiting.len());
+    // One who waits for that is not refused.
+    let late = begin(&host.address, &["status"]);
+    host.daemon.signal(Signal::CONT);
+    assert_eq!(end(late), Some(0));
+}
