@@ -22,7 +22,8 @@ const MISTAKES_TOLD: usize = 100;
 const LINE_TOLD: usize = 1000;
 
 impl Daemon {
-    pub(super) fn take_signals(&mut self) {
+    /// `deed` is what is being done.
+    pub(super) fn take_signals(&mut self, deed: Option<&Deed<'_>>) {
         while let Some(SignalRecord { signal, sender }) = self.signals.next() {
             let Some((_, order)) = self.manner.orders().find(|(known, _)| *known == signal) else {
                 continue;
@@ -34,6 +35,10 @@ impl Daemon {
             };
             // Whoever sent a signal finds the reply in the log.
             let _ = self.obey(order, &by);
+            if order == Order::Report {
+                let status = self.status(deed).to_string();
+                status.lines().for_each(|line| log::info!("{line}"));
+            }
         }
     }
 
