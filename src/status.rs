@@ -4,7 +4,7 @@
 //! `json` and `openmetrics`.
 #![forbid(unsafe_code)]
 
-mod json;
+pub mod json;
 mod openmetrics;
 
 use std::fmt::{self, Write as _};

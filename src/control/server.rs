@@ -31,7 +31,7 @@ use crate::sys;
 use super::Address;
 use super::peer::Peer;
 use super::socket;
-use super::wire::{Command, Outcome, Reader, Reply};
+use super::wire::{Command, Outcome, Reply};
 
 use self::client::{Client, Look, Question};
 
@@ -398,7 +398,7 @@ impl Server {
         }
         client.say(&reply.to_bytes(reader), now);
         // Who is refused once need not ask again at once, and again.
-        client.last_words |= reader == Reader::Person || reply.outcome == Outcome::Denied;
+        client.last_words |= !reader.is_program || reply.outcome == Outcome::Denied;
         self.activate(id);
     }
 

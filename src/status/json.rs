@@ -1,4 +1,4 @@
-//! A status as a JSON object.
+//! A status as a JSON object, and what writes such objects.
 
 use std::fmt::{self, Write as _};
 
@@ -84,10 +84,11 @@ impl Status<'_> {
 
 /// The inside of a JSON object, being written (RFC 8259). Names are known not
 /// to need escaping.
-struct Json(String);
+#[derive(Debug)]
+pub struct Json(String);
 
 /// Writes an object.
-fn object(write: impl FnOnce(&mut Json)) -> String {
+pub fn object(write: impl FnOnce(&mut Json)) -> String {
     let mut json = Json("{".into());
     write(&mut json);
     json.0.push('}');
@@ -96,25 +97,28 @@ fn object(write: impl FnOnce(&mut Json)) -> String {
 
 impl Json {
     /// A value that is written as it is: a number, a boolean, `null`.
-    fn plain(&mut self, name: &str, value: impl fmt::Display) {
+    pub fn plain(&mut self, name: &str, value: impl fmt::Display) {
         let comma = if self.0.ends_with('{') { "" } else { "," };
         let _ = write!(self.0, "{comma}\"{name}\":{value}");
     }
 
-    fn optional(&mut self, name: &str, value: Option<impl fmt::Display>) {
+    /// The same, or `null`.
+    pub fn optional(&mut self, name: &str, value: Option<impl fmt::Display>) {
         match value {
             None => self.plain(name, "null"),
             Some(value) => self.plain(name, value),
         }
     }
 
-    fn object(&mut self, name: &str, write: impl FnOnce(&mut Self)) {
+    /// An object in it.
+    pub fn object(&mut self, name: &str, write: impl FnOnce(&mut Self)) {
         self.plain(name, "{");
         write(self);
         self.0.push('}');
     }
 
-    fn text(&mut self, name: &str, value: &str) {
+    /// A text.
+    pub fn text(&mut self, name: &str, value: &str) {
         self.plain(name, '"');
         for char in value.chars() {
             match char {

@@ -905,6 +905,38 @@ fn a_read_only_root_is_enough() {
 }
 
 #[test]
+fn replies_are_json_where_that_is_wanted() {
+    let host = Host::start(&[], HOLD);
+    host.event(1);
+    host.daemon.wait_for_lines("out", 1);
+    for (args, code, outcome, text) in [
+        (&["log-level"][..], 0, "ok", "info"),
+        (&["pause"], 0, "ok", "paused"),
+        (&["settle", "--timeout", "0"], 1, "no", "timed out"),
+        (&["wait", "--timeout", "0", "A=1"], 1, "no", "timed out"),
+    ] {
+        let said = host.say(&[args, &["--json"]].concat());
+        assert_eq!((said.code, &*said.stderr), (Some(code), ""), "{said:?}");
+        let value: Value = serde_json::from_str(&said.stdout).unwrap();
+        assert_eq!((&value["outcome"], &value["text"]), (&outcome.into(), &text.into()));
+        assert_eq!(host.ask(&format!("{} --json\n", args.join(" "))), said.stdout);
+        let quiet = host.say(&[args, &["--json", "--quiet"]].concat());
+        assert_eq!((quiet.code, &*quiet.stdout, &*quiet.stderr), (Some(code), "", ""));
+    }
+}
+
+/// Metrics that are cut off must not be taken for all.
+#[test]
+fn a_reply_that_cannot_be_printed_is_an_error() {
+    let host = Host::start(&[], HOLD);
+    let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
+    let status = ["status", "--openmetrics", "--control", &host.address];
+    let said = Plugd::new().args(status).stdout(full).finish();
+    assert_eq!(said.code, Some(111), "{said:?}");
+    assert!(said.stderr.contains("cannot print the reply: No space left"), "{said:?}");
+}
+
+#[test]
 fn wrong_usage_is_told_without_a_daemon() {
     // Escaped, it is too long for a request.
     let long = format!("A={}", "é".repeat(600));

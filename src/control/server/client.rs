@@ -130,7 +130,7 @@ impl Client {
         let end = match self.input.iter().position(|&b| b == b'\n') {
             Some(end) => end,
             None if length >= REQUEST_MAX => {
-                self.asking = Some(Question { reader: Reader::Person, length });
+                self.asking = Some(Question { reader: Reader::PERSON, length });
                 return Some(Err(format!("a request has at most {REQUEST_MAX} bytes")));
             }
             // The last line of a file may lack its newline.
