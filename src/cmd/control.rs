@@ -315,6 +315,10 @@ fn look_too(
         };
         found == Some(true)
     };
+    // What comes later has an event that is waited for.
+    if !found() {
+        return waiting.receive();
+    }
     let settle = |connection: &mut Connection, timeout| {
         connection.send(&["settle", "--timeout", &decimal(timeout)])
     };

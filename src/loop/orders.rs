@@ -9,7 +9,7 @@ use crate::control::wire::{Command, Format, Outcome, Reply};
 use crate::engine::Engine;
 use crate::logging;
 use crate::machine::{Input, State, Stop};
-use crate::settle::{Answer, Want};
+use crate::settle::{Answer, Device, Emitted, Want};
 use crate::signals::{self, Order};
 use crate::status::{Activity, InHand, Queue, Status};
 use crate::sys::{self, SignalRecord};
@@ -138,21 +138,32 @@ impl Daemon {
         self.control = Some(control);
     }
 
-    /// Answers those who wait, as far as it can be done now.
-    pub(super) fn answer_requests(&mut self) {
-        if self.requests.is_empty() {
-            return;
+    /// Answers those who wait, as far as it can be done now. Returns whether somebody waits
+    /// anew for what is queued.
+    pub(super) fn answer_requests(&mut self) -> bool {
+        let mut renewed = false;
+        while !self.requests.is_empty() {
+            let now = self.now();
+            let answers = self.requests.answer(now, |device| self.presence.is_there(device));
+            let Some(control) = &mut self.control else { break };
+            for (id, answer) in answers {
+                let reply = match answer {
+                    Answer::Yes => Reply::ok(""),
+                    Answer::TimedOut => Reply::no("timed out"),
+                };
+                control.reply(id, &reply, now);
+            }
+            let mut requests = std::mem::take(&mut self.requests);
+            let again = requests.renew(|| self.emitted());
+            self.requests = requests;
+            if !again {
+                break;
+            }
+            renewed = true;
+            self.hurry();
+            self.mark_sources_ready();
         }
-        let now = self.now();
-        let answers = self.requests.answer(now, |device| self.presence.is_there(device));
-        let Some(control) = &mut self.control else { return };
-        for (id, answer) in answers {
-            let reply = match answer {
-                Answer::Yes => Reply::ok(""),
-                Answer::TimedOut => Reply::no("timed out"),
-            };
-            control.reply(id, &reply, now);
-        }
+        renewed
     }
 
     /// `None`: the answer comes later.
@@ -219,16 +230,24 @@ impl Daemon {
     }
 
     fn begin_waiting(&mut self, id: Id, want: Want, timeout: Duration) {
+        let deadline = self.now().saturating_add(timeout);
+        let mut requests = std::mem::take(&mut self.requests);
+        let is_there = |device: &Device| self.presence.is_there(device);
+        requests.add(id, want, deadline, is_there, || self.emitted());
+        self.requests = requests;
+        self.hurry();
+        // Something may be there that the poll has not reported yet.
+        self.mark_sources_ready();
+    }
+
+    /// What may have been emitted by now and not been acted on.
+    fn emitted(&self) -> Emitted {
         let last = std::fs::read_to_string("/sys/kernel/uevent_seqnum");
         let last = last.ok().and_then(|text| text.trim_end().parse().ok());
         let lossy = self.is_lossy();
-        self.hurry();
         let open = self.sources.iter().enumerate().filter(|(_, watched)| !watched.ended);
-        let open = open.map(|(index, watched)| (index, watched.source.queued()));
-        let deadline = self.now().saturating_add(timeout);
-        self.requests.add(id, want, last, open, lossy, deadline);
-        // Something may be there that the poll has not reported yet.
-        self.mark_sources_ready();
+        let sockets = open.map(|(index, watched)| (index, watched.source.queued())).collect();
+        Emitted { last, sockets, lossy }
     }
 
     /// Looks which queues are empty, as nobody reads them for now and no event is in
@@ -237,12 +256,16 @@ impl Daemon {
         if self.recovery.held_back.is_some() {
             return;
         }
-        for (index, watched) in self.sources.iter().enumerate() {
-            if self.requests.wait_for(index) && watched.source.queued() == Some(0) {
-                self.requests.found_empty(index);
+        loop {
+            for (index, watched) in self.sources.iter().enumerate() {
+                if self.requests.wait_for(index) && watched.source.queued() == Some(0) {
+                    self.requests.found_empty(index);
+                }
+            }
+            if !self.answer_requests() {
+                return;
             }
         }
-        self.answer_requests();
     }
 
     fn status<'a>(&'a self, deed: Option<&'a Deed<'a>>) -> Status<'a> {

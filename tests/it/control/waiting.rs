@@ -171,3 +171,54 @@ fn settle_is_never_early_under_ten_thousand_events_a_second() {
         assert!(rate > 2000.0, "{rate:.0} events a second");
     });
 }
+
+/// It is there before its event is acted on, which is behind others.
+#[test]
+fn wait_is_not_ended_by_a_device_whose_event_still_waits() {
+    ns::inside_with_sysfs(|| {
+        let daemon = Plugd::new().args(["run", "--"]).sh(HOLD).start();
+        daemon.fifo("gate");
+        eventually("it listens", || connect("@plugd"));
+        let injector = Injector::new();
+        let path = "/devices/virtual/net/br0";
+        let wants = [&["wait", path][..], &["wait", "INTERFACE=br0", "SUBSYSTEM=net"]];
+        let removals = [
+            &["wait", "--removed", path][..],
+            &["wait", "--removed", "INTERFACE=br0", "SUBSYSTEM=net"],
+        ];
+        for (wants, act) in [(wants, "add"), (removals, "delete")] {
+            let mut waiting = wants.map(|args| begin("@plugd", args));
+            eventually("they wait", || (clients(&daemon) == 2).then_some(()));
+            // Nothing is queued any more of what was before.
+            assert_eq!(say("@plugd", &["settle"]).code, Some(0));
+            let before = daemon.lines("out").len();
+            for _ in 0..3 {
+                injector.event("change", "/x", &["N=x"]);
+            }
+            daemon.wait_for_lines("out", before + 1);
+            let link = match act {
+                "add" => &["link", "add", "br0", "type", "bridge"][..],
+                _ => &["link", "delete", "br0"],
+            };
+            assert!(Command::new("ip").args(link).status().unwrap().success());
+            for n in 1..=3 {
+                // It is looked for after an event, but not more often than that.
+                std::thread::sleep(Duration::from_millis(120));
+                daemon.release("gate");
+                daemon.wait_for_lines("out", before + 2 * n + 1);
+            }
+            // One of the three of the device, or of its queues, is in hand.
+            assert_eq!(say("@plugd", &["settle", "--timeout", "0.2"]).code, Some(1));
+            for child in &mut waiting {
+                assert!(child.try_wait().unwrap().is_none(), "{act}: early");
+            }
+            for _ in 0..3 {
+                daemon.release("gate");
+            }
+            for child in waiting {
+                assert_eq!(end(child), Some(0), "{act}");
+            }
+            assert_eq!(say("@plugd", &["settle"]).code, Some(0));
+        }
+    });
+}
