@@ -523,7 +523,18 @@ pub fn peer_credentials(socket: &impl AsFd) -> io::Result<(i32, u32, u32)> {
     Ok((pid.cast_signed(), uid, gid))
 }
 
-/// The supplementary groups of that process, likewise (SO_PEERGROUPS, from Linux 4.13 on).
+/// The process group of a process, 0 if that is in a PID namespace that is not visible
+/// here (which is why rustix's function of that kind must not be used).
+///
+/// # Errors
+/// Those of getpgid(2).
+pub fn process_group(pid: i32) -> io::Result<i32> {
+    // SAFETY: a plain integer.
+    let group = unsafe { libc::getpgid(pid) };
+    if group < 0 { Err(io::Error::last_os_error()) } else { Ok(group) }
+}
+
+/// The supplementary groups of the process at the other end, likewise (SO_PEERGROUPS, from Linux 4.13 on).
 ///
 /// # Errors
 /// Those of getsockopt(2).
