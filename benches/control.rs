@@ -2,7 +2,8 @@
 //!
 //! `cargo bench --bench control`. The floor is a program that does nothing but echo on
 //! an AF_UNIX socket, asked by as many clients in turns with the daemon, under the same
-//! load. Wants network namespaces, and `musl-gcc` or `cc`.
+//! load. Wants network namespaces, and `musl-gcc` or `cc`; to measure what others than root
+//! cost, root.
 //!
 //! The static binary is built and measured; where its target is not installed,
 //! or `PLUGD_BINARY` names another one, that.
@@ -70,6 +71,7 @@ fn measure(plugd: PathBuf) -> Outcome<()> {
     let bench = Bench::prepare(plugd)?;
     println!("{}", bench.plugd.display());
     bench.programs()?;
+    bench.strangers()?;
     bench.stream()?;
     bench.scans()?;
     bench.waiters()
@@ -193,6 +195,44 @@ impl Bench {
             println!("  {rate:8.0}  events a second sent");
             asked
         })
+    }
+
+    /// Another user connects without end.
+    fn strangers(&self) -> Outcome<()> {
+        if !rustix::process::geteuid().is_root() {
+            println!("\nNOTE: only root can tell what other users cost");
+            return Ok(());
+        }
+        for (what, program) in [("programs run", Some("handler")), ("rules are applied", None)] {
+            println!("\nstatus, on a new connection each, while {what} all the time");
+            let _plugd = self.start(None, program)?;
+            for (flood, says) in [
+                ("no others", None),
+                ("others connect and go", Some(&b""[..])),
+                ("others ask", Some(STATUS)),
+            ] {
+                let done = AtomicBool::new(false);
+                let (rate, connected) = scope(|scope| -> Outcome<(f64, u32)> {
+                    let load = scope.spawn(|| self.send(None, &done).map_err(|e| e.to_string()));
+                    let flooding =
+                        says.map(|says| scope.spawn(|| connect_as_stranger(says, &done)));
+                    let times: Outcome<Vec<Duration>> = (0..QUESTIONS)
+                        .map(|_| {
+                            let began = Instant::now();
+                            ask(&mut connect(PLUGD)?, STATUS)?;
+                            Ok(began.elapsed())
+                        })
+                        .collect();
+                    done.store(true, Relaxed);
+                    let connected = flooding.map_or(0, |flooding| flooding.join().unwrap());
+                    let rate = load.join().unwrap()?;
+                    verdict(told("plugd", times?), LATENCY, "ms, p99");
+                    Ok((rate, connected))
+                })?;
+                println!("  {rate:8.0}  events a second sent; {connected} connections; {flood}");
+            }
+        }
+        Ok(())
     }
 
     fn stream(&self) -> Outcome<()> {
@@ -327,6 +367,20 @@ fn ask(stream: &mut UnixStream, question: &[u8]) -> Outcome<Duration> {
     let length = head.trim_end().strip_prefix("plugd/1 ok ").ok_or_else(|| head.clone())?;
     stream.read_exact(&mut vec![0; length.parse()?])?;
     Ok(began.elapsed())
+}
+
+/// Connects as another user until `done`, says something and goes; returns how often.
+fn connect_as_stranger(says: &[u8], done: &AtomicBool) -> u32 {
+    let nobody = rustix::process::Uid::from_raw(65534);
+    // This thread alone becomes that.
+    rustix::thread::set_thread_res_uid(nobody, nobody, nobody).unwrap();
+    let mut count = 0;
+    while !done.load(Relaxed) {
+        if connect(PLUGD).and_then(|mut stream| Ok(stream.write_all(says)?)).is_ok() {
+            count += 1;
+        }
+    }
+    count
 }
 
 /// So many times, by all clients at once.

@@ -23,7 +23,7 @@ use crate::environment::Environment;
 use crate::error::reason;
 use crate::machine::Refusal;
 use crate::plan::{Program, Run};
-use crate::sys::Spawner;
+use crate::sys::{self, Spawner};
 
 /// A child that has not been reaped.
 #[derive(Debug)]
@@ -105,6 +105,12 @@ impl Child {
     /// Its process id, and that of its group.
     pub fn pid(&self) -> i32 {
         self.pid.as_raw_nonzero().get()
+    }
+
+    /// Whether this process is of its group.
+    pub fn started(&self, pid: i32) -> bool {
+        // 0 would be this process itself.
+        pid > 0 && sys::process_group(pid).is_ok_and(|group| group == self.pid())
     }
 
     /// Asks the whole group to end; continues what is stopped, so that it can.

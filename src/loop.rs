@@ -498,7 +498,7 @@ impl Daemon {
             self.mark_sources_ready();
         }
         if signalled {
-            self.take_signals();
+            self.take_signals(deed);
         }
         if child_ended {
             self.reap_child();

@@ -14,7 +14,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use rustix::io::Errno;
 use rustix::net::netlink::SocketAddrNetlink;
-use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
+use rustix::net::{AddressFamily, RecvFlags, SocketFlags, SocketType, sockopt};
 use socket2::SockRef;
 
 use crate::error::{Fatal, reason};
@@ -325,8 +325,7 @@ impl Source {
             Kind::Netlink => sys::socket_memory(&self.fd).ok().map(|memory| memory.queued.into()),
             // Counts all that is queued (unix_inq_len in net/unix/af_unix.c).
             Kind::Seqpacket => rustix::io::ioctl_fionread(&self.fd).ok(),
-            // Only the first, which may be empty itself.
-            Kind::Datagram => None,
+            Kind::Datagram => self.peek_at_all().ok(),
             Kind::Stream(_) => None,
         }
     }
@@ -337,9 +336,29 @@ impl Source {
             (Kind::Netlink, Received::Datagram(_) | Received::Truncated | Received::Foreign(_)) => {
                 LEAST_COST
             }
-            (Kind::Seqpacket, Received::Datagram(length)) => *length as u64,
+            (Kind::Seqpacket | Kind::Datagram, Received::Datagram(length)) => *length as u64,
+            (Kind::Seqpacket | Kind::Datagram, Received::Truncated) => DATAGRAM_MAX as u64,
             _ => 0,
         }
+    }
+
+    /// How much waits in an AF_UNIX socket for datagrams: FIONREAD tells of the first one
+    /// only. Each look is at the next one (SO_PEEK_OFF in socket(7)).
+    fn peek_at_all(&self) -> io::Result<u64> {
+        let option = SocketOption::PeekOffset;
+        sys::set_socket_option(self.fd.as_fd(), option, 0)?;
+        let (mut buffer, mut bytes) = (vec![0; DATAGRAM_MAX], 0);
+        let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
+        let end = loop {
+            match rustix::net::recv(&self.fd, &mut buffer[..], flags) {
+                Ok((length, _)) => bytes += length as u64,
+                Err(Errno::INTR) => {}
+                Err(error) => break error,
+            }
+        };
+        // -1: no such offset.
+        sys::set_socket_option(self.fd.as_fd(), option, u32::MAX)?;
+        if end == Errno::AGAIN { Ok(bytes) } else { Err(end.into()) }
     }
 
     /// Receives one datagram, or an event of a stream, without waiting.

@@ -10,9 +10,10 @@ use std::os::fd::OwnedFd;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
-
 use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
 use rustix::time::{ClockId, clock_gettime};
 
 use crate::error::{Fatal, reason};
@@ -71,15 +72,29 @@ impl Notifier {
         }
         let deadline = Instant::now() + PATIENCE;
         loop {
+            let left = deadline.saturating_duration_since(Instant::now());
             match self.try_send(&format!("READY=1\nSTATUS={status}\n")) {
                 // The manager has much to read.
-                Err(error)
-                    if error.kind() == io::ErrorKind::WouldBlock && Instant::now() < deadline =>
-                {
-                    std::thread::sleep(Duration::from_millis(10));
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock && !left.is_zero() => {
+                    self.await_room(left)?;
                 }
                 result => return result,
             }
+        }
+    }
+
+    /// Waits until the manager has room for one more datagram.
+    fn await_room(&self, at_most: Duration) -> io::Result<()> {
+        let Some((_, address)) = &self.socket else { return Ok(()) };
+        // poll(2) tells that of a connected socket only, which would not outlive the
+        // manager's.
+        let socket = UnixDatagram::unbound()?;
+        socket.connect_addr(address)?;
+        let timeout = Timespec::try_from(at_most).ok();
+        let polled = poll(&mut [PollFd::new(&socket, PollFlags::OUT)], timeout.as_ref());
+        match polled {
+            Ok(_) | Err(Errno::INTR) => Ok(()),
+            Err(error) => Err(error.into()),
         }
     }
 

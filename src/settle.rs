@@ -12,6 +12,9 @@
 //! stood; or once as much was taken from it as was queued, and acted on.
 //! Every socket that is read has to pass one of the three.
 //!
+//! A device is there, or gone, before its event comes: found so, it counts when all
+//! events have been acted on that were queued by then.
+//!
 //! Events that the kernel dropped are not in that order. They are made up for by a
 //! comparison of what is there with what is known: one that had all in it, as nothing
 //! was dropped since it was due; or one that began after the request came, when no
@@ -108,6 +111,16 @@ impl Device {
 }
 
 impl Want {
+    /// Whether it is so that all is as wanted, as far as can be told without an event.
+    fn is_found(&self, is_there: impl Fn(&Device) -> Option<bool>) -> bool {
+        match self {
+            Self::Settled => true,
+            Self::Present(Device::Fields(_)) | Self::Gone(Device::Fields(_)) => false,
+            Self::Present(device) => is_there(device) == Some(true),
+            Self::Gone(device) => is_there(device) == Some(false),
+        }
+    }
+
     fn met_by(&self, event: &Traits<'_>) -> bool {
         match self {
             Self::Settled => false,
@@ -141,6 +154,19 @@ struct Request<I> {
     met: bool,
     /// Whether the device is there has to be looked up.
     look: bool,
+    /// What is wanted was found before what is waited for now was noted.
+    found: Found,
+}
+
+/// Whether a device is there or not, as wanted, before its event may have been emitted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Found {
+    /// It was not.
+    No,
+    /// It is by now: what waits has to be noted anew.
+    Since,
+    /// It was.
+    Before,
 }
 
 /// A socket that may hold events from before a request.
@@ -149,6 +175,17 @@ struct Unsettled {
     socket: usize,
     /// How much of it is from before, at most, if that can be told.
     left: Option<u64>,
+}
+
+/// What may have been emitted before a request, or before its device was found.
+#[derive(Debug)]
+pub struct Emitted {
+    /// The number that the kernel gave out last, if it could be read.
+    pub last: Option<u64>,
+    /// All sockets that may bring events, and how much waits in each, if that can be told.
+    pub sockets: Vec<(usize, Option<u64>)>,
+    /// Events may have been dropped that are not made up for.
+    pub lossy: bool,
 }
 
 /// What is known of events from before a request that were dropped.
@@ -163,6 +200,16 @@ enum Loss {
 }
 
 impl<I> Request<I> {
+    fn note(&mut self, emitted: &Emitted) {
+        let Emitted { last, sockets, lossy } = emitted;
+        self.last = *last;
+        let unsettled = sockets.iter().map(|&(socket, left)| Unsettled { socket, left });
+        self.unsettled = unsettled.collect();
+        self.loss = if *lossy { Loss::Possible } else { Loss::None };
+        self.finder = None;
+        self.look = self.is_settled();
+    }
+
     fn is_settled(&self) -> bool {
         self.unsettled.is_empty() && self.loss != Loss::Possible
     }
@@ -190,26 +237,50 @@ impl<I: Copy + PartialEq> Requests<I> {
 
     /// Takes a request that is to be answered until `deadline`.
     ///
-    /// `last` is the number that the kernel gave out last, read after the
-    /// request came; `sockets` are all that may bring events, and how much waits in
-    /// each, if that can be told. None of them may be held to be empty any more because
-    /// it was before. `lossy`: events may have been dropped that are not made up for.
+    /// `is_there` is as for [`Requests::answer`]. It is asked at once; what may have been
+    /// `emitted` is to be found out after that: the event of a device that is there by
+    /// then is waited for. No socket may be held to be empty any more because it was
+    /// before.
     pub fn add(
         &mut self,
         id: I,
         want: Want,
-        last: Option<u64>,
-        sockets: impl Iterator<Item = (usize, Option<u64>)>,
-        lossy: bool,
         deadline: Time,
+        is_there: impl Fn(&Device) -> Option<bool>,
+        emitted: impl FnOnce() -> Emitted,
     ) {
-        let unsettled: Vec<Unsettled> =
-            sockets.map(|(socket, left)| Unsettled { socket, left }).collect();
-        let (loss, finder) = (if lossy { Loss::Possible } else { Loss::None }, None);
-        let request =
-            Request { id, want, last, unsettled, loss, finder, deadline, met: false, look: false };
-        let look = request.is_settled();
-        self.requests.push(Request { look, ..request });
+        let found = if want.is_found(is_there) { Found::Before } else { Found::No };
+        let mut request = Request {
+            id,
+            want,
+            last: None,
+            unsettled: Vec::new(),
+            loss: Loss::None,
+            finder: None,
+            deadline,
+            met: false,
+            look: false,
+            found,
+        };
+        request.note(&emitted());
+        self.requests.push(request);
+    }
+
+    /// Notes what may have been `emitted` by now for those whose device was found since
+    /// they came. Returns whether there are any: then as for [`Requests::add`], no socket
+    /// may be held to be empty any more.
+    pub fn renew(&mut self, emitted: impl FnOnce() -> Emitted) -> bool {
+        let found = |request: &&mut Request<I>| request.found == Found::Since;
+        let mut found = self.requests.iter_mut().filter(found).peekable();
+        if found.peek().is_none() {
+            return false;
+        }
+        let emitted = emitted();
+        for request in found {
+            request.found = Found::Before;
+            request.note(&emitted);
+        }
+        true
     }
 
     /// The kernel has told that it dropped events.
@@ -325,15 +396,17 @@ impl<I: Copy + PartialEq> Requests<I> {
     ) -> Vec<(I, Answer)> {
         let mut answers = Vec::new();
         self.requests.retain_mut(|request| {
-            let look = std::mem::take(&mut request.look);
-            let yes = request.met
-                || look
-                    && match &request.want {
-                        Want::Settled => true,
-                        Want::Present(Device::Fields(_)) | Want::Gone(Device::Fields(_)) => false,
-                        Want::Present(device) => is_there(device) == Some(true),
-                        Want::Gone(device) => is_there(device) == Some(false),
-                    };
+            let mut yes = request.met;
+            if std::mem::take(&mut request.look) {
+                request.found = match (request.want.is_found(&is_there), request.found) {
+                    (false, _) => Found::No,
+                    (true, Found::Before) => {
+                        yes = true;
+                        Found::Before
+                    }
+                    (true, Found::No | Found::Since) => Found::Since,
+                };
+            }
             let answer = match yes {
                 true => Answer::Yes,
                 false if request.deadline <= now => Answer::TimedOut,

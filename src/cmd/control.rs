@@ -4,6 +4,7 @@
 //! Owns their exit codes: 0 done, 1 plugd said no or did not in time, 100 wrong
 //! usage, 111 there is no plugd.
 
+use std::io::{self, Write};
 use std::os::unix::ffi::OsStringExt;
 use std::path::Path;
 use std::time::Duration;
@@ -19,7 +20,7 @@ use crate::sysfs::Sysfs;
 use crate::uevent::{Header, Uevent};
 
 use super::options::{self, SECONDS};
-use super::{Command, Request, complain, print};
+use super::{Command, Request, complain};
 
 /// How long to wait for a reply that needs no waiting.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -55,6 +56,7 @@ macro_rules! help {
             "      --timeout SECONDS  how long that may take [",
             $timeout,
             "]\n",
+            "      --json             print a JSON object\n",
             "  -q, --quiet            print nothing: the exit code tells\n",
             "  -h, --help             print this\n",
             "  -V, --version          print the version\n\n",
@@ -72,8 +74,7 @@ command!(
     help!(
         "With --quiet it tells only whether plugd is there and answers: that is what\n\
          runit's ./check and s6-notifyoncheck want to know.\n",
-        "      --json             print a JSON object\n      \
-               --openmetrics      print OpenMetrics text, for Prometheus\n",
+        "      --openmetrics      print OpenMetrics text, for Prometheus\n",
         "10"
     )
 );
@@ -177,6 +178,8 @@ struct Options {
     address: Option<Address>,
     timeout: Option<Duration>,
     quiet: bool,
+    /// The reply is to be printed as JSON.
+    json: bool,
     /// The request, the command's name first.
     words: Vec<Vec<u8>>,
 }
@@ -195,12 +198,11 @@ fn speak(
         let bytes = "bytes, and 4 for each that has to be escaped";
         return Err(Fatal::Usage(format!("a request has at most {REQUEST_MAX} {bytes}")));
     }
-    let (code, text) = match ask(&options, &command) {
-        Ok(Reply { outcome: Outcome::Ok, text }) if options.quiet => (0, text),
-        Ok(Reply { outcome: Outcome::Ok, text }) => {
-            print(&harmless(&text));
-            return Ok(Request::Done);
-        }
+    let reply = ask(&options, &command);
+    let reply = reply.map(|reply| if options.json { reply.into_json() } else { reply });
+    let is_answer = reply.is_ok();
+    let (code, text) = match reply {
+        Ok(Reply { outcome: Outcome::Ok, text }) => (0, text),
         Ok(Reply { outcome: Outcome::Usage, text }) => (super::EXIT_USAGE, text),
         Ok(Reply { outcome: Outcome::No | Outcome::Denied, text }) => (super::EXIT_NO, text),
         Err(failure) => {
@@ -211,7 +213,18 @@ fn speak(
             (code, failure.to_string())
         }
     };
-    if !options.quiet {
+    if options.quiet {
+        return Ok(Request::Exit(code));
+    }
+    if code == 0 || options.json && is_answer {
+        match io::stdout().write_all(harmless(&text).as_bytes()) {
+            // Who reads no more has read enough.
+            Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+                return Err(Fatal::system("print the reply", error));
+            }
+            _ => {}
+        }
+    } else {
         complain(&format!("{program}: {name}: {}\n", harmless(text.trim_end())));
     }
     Ok(Request::Exit(code))
@@ -221,8 +234,13 @@ fn parse(
     name: &'static str,
     mut parser: lexopt::Parser,
 ) -> Result<Result<Options, Request>, Fatal> {
-    let mut options =
-        Options { address: None, timeout: None, quiet: false, words: vec![name.into()] };
+    let mut options = Options {
+        address: None,
+        timeout: None,
+        quiet: false,
+        json: false,
+        words: vec![name.into()],
+    };
     while let Some(argument) = parser.next()? {
         match argument {
             Long("control") => {
@@ -245,6 +263,7 @@ fn parse(
             argument => return Err(argument.unexpected().into()),
         }
     }
+    options.json = wire::take_json(&mut options.words);
     if let (Some(timeout), "settle" | "wait") = (options.timeout, name) {
         options.words.extend([b"--timeout".to_vec(), decimal(timeout).into()]);
     }
@@ -296,6 +315,10 @@ fn look_too(
         };
         found == Some(true)
     };
+    // What comes later has an event that is waited for.
+    if !found() {
+        return waiting.receive();
+    }
     let settle = |connection: &mut Connection, timeout| {
         connection.send(&["settle", "--timeout", &decimal(timeout)])
     };

@@ -130,9 +130,17 @@ impl Prepared {
     /// and the user. After the setup that needs privileges or a terminal, and
     /// before signal handlers are installed; until then signals wait.
     pub(super) fn start(self) -> Result<Started, Fatal> {
+        self.start_with(|| Ok(()))
+    }
+
+    /// The same; `privileged` is called before it becomes another user.
+    pub(super) fn start_with(
+        self,
+        privileged: impl FnOnce() -> Result<(), Fatal>,
+    ) -> Result<Started, Fatal> {
         let Self { standby, syslog, moves_log } = self;
         sys::block_signals().map_err(|e| Fatal::system("block signals", e))?;
-        Ok(Started { running: standby.start()?, syslog, moves_log })
+        Ok(Started { running: standby.start_with(privileged)?, syslog, moves_log })
     }
 }
 

@@ -71,7 +71,7 @@ Signals:
   TERM, INT   let the running command finish, then stop; again: end it
   HUP         read the rules anew; if there is a mistake in them, it is told and
               the old ones stay
-  USR1        write the counters to the log, with -v 2 or more
+  USR1        write the status to the log, with -v 2 or more
 
 Exit codes: 0 stopped, or at the end of the standard input; 1 an invalid event
 there; 2 a mistake in the rules; 100 wrong usage; 111 a system call failed.

@@ -39,7 +39,7 @@ Options:
     "
 Signals:
   TERM, INT, HUP   let the running program finish, then stop; again: end it
-  USR1             write the counters to the log
+  USR1             write the status to the log
 
 Examples:
   Run a script for every event of the kernel, as a user without privileges:

@@ -120,7 +120,7 @@ Signals:
   TERM, INT   let the running program finish, then stop; again: end it
   HUP         read the rules anew; if there is a mistake in them, it is told and
               the old ones stay (there is nothing to reload for a PROG)
-  USR1        write the counters to the log
+  USR1        write the status to the log
   ALRM        rescan: compare the devices that are there with those that are
               known, and act on the difference; on the others with change
               (see --replay-change)

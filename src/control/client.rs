@@ -14,8 +14,9 @@ use socket2::{Domain, SockAddr, Socket, Type};
 
 use crate::error::reason;
 
+use super::Address;
+use super::peer::Peer;
 use super::wire::{self, Reply};
-use super::{Address, server};
 
 /// The longest first line of a reply, in bytes.
 const HEAD_MAX: usize = 64;
@@ -80,13 +81,21 @@ impl Connection {
         }
     }
 
+    /// Who listens there.
+    ///
+    /// # Errors
+    /// Those of getsockopt(2).
+    pub fn peer(&self) -> io::Result<Peer> {
+        Peer::of(&self.stream)
+    }
+
     /// Refuses to speak with others than root and our own user: an abstract address is
     /// whoever's comes first.
     ///
     /// # Errors
     /// Says who it is.
     pub fn refuse_strangers(&self, address: &Address) -> Result<(), Failure> {
-        let why = match server::Peer::of(&self.stream) {
+        let why = match self.peer() {
             Ok(peer) if peer.privileged => return Ok(()),
             Ok(peer) => format!("{address} is held by {peer}: not asked without --control"),
             Err(error) => format!("cannot tell who listens on {address}: {}", reason(&error)),
@@ -125,7 +134,7 @@ impl Connection {
                 return Err(Failure::Garbled);
             }
         }
-        if head == server::TOO_MANY {
+        if head == wire::TOO_MANY {
             return Ok(Reply::no("too many clients"));
         }
         let (outcome, length) =

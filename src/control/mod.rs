@@ -4,9 +4,13 @@
 //! - [`wire`]: the line protocol; pure.
 //! - [`server`]: the daemon's side, a part of the loop.
 //! - [`client`]: the commands' side.
+//! - [`socket`]: what the daemon listens on.
+//! - [`peer`]: who is at the other end.
 
 pub mod client;
+pub mod peer;
 pub mod server;
+pub mod socket;
 pub mod wire;
 
 use std::ffi::OsStr;

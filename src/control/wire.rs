@@ -5,7 +5,7 @@
 //! for people: its reply is text, or `error: ` and a line, and then the daemon
 //! closes the connection. A line that begins with `plugd/1` is for programs:
 //! its reply begins with a line `plugd/1 STATUS LENGTH`, LENGTH bytes follow,
-//! and the next request may.
+//! and the next request may. With `--json` both get an object.
 #![forbid(unsafe_code)]
 
 use std::time::Duration;
@@ -14,6 +14,7 @@ use log::LevelFilter;
 
 use crate::logging;
 use crate::settle::{Device, Want};
+use crate::status::json;
 use crate::units::{self, SECONDS};
 
 /// Begins a program's requests and their replies. It is the version: a
@@ -22,6 +23,9 @@ pub const PREFIX: &str = "plugd/1";
 
 /// The longest request, in bytes, its newline included.
 pub const REQUEST_MAX: usize = 4096;
+
+/// What a client hears that is sent away unheard.
+pub const TOO_MANY: &[u8] = b"error: no: too many clients\n";
 
 /// How long `settle` and `wait` wait if nothing else is said.
 pub const PATIENCE: Duration = Duration::from_secs(120);
@@ -77,6 +81,19 @@ impl Command {
             | Self::Stop
             | Self::Update
             | Self::LogLevel(Some(_)) => true,
+        }
+    }
+
+    /// Whether it is answered when the event in hand has been acted on, or later.
+    pub fn waits_for_event_in_hand(&self) -> bool {
+        match self {
+            Self::Await { .. } | Self::Reload | Self::Rescan => true,
+            Self::Status(_)
+            | Self::Pause
+            | Self::Resume
+            | Self::Stop
+            | Self::Update
+            | Self::LogLevel(_) => false,
         }
     }
 
@@ -201,11 +218,27 @@ fn quoted(word: &[u8]) -> String {
 
 /// Whom a reply is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Reader {
-    /// A person, or a script, who reads it as it is.
-    Person,
-    /// A program, which wants to know where it ends, and may say more.
-    Program,
+pub struct Reader {
+    /// It wants to know where the reply ends, and may say more; else it is a person, or a
+    /// script, who reads it as it is.
+    pub is_program: bool,
+    /// It wants a JSON object.
+    pub wants_json: bool,
+}
+
+impl Reader {
+    /// Who reads text as it is.
+    pub const PERSON: Self = Self { is_program: false, wants_json: false };
+}
+
+/// Whether a JSON object is wanted. The word that says so is taken out, but for `status`,
+/// whose object tells more.
+pub fn take_json(words: &mut Vec<Vec<u8>>) -> bool {
+    let has_it = words.iter().any(|word| word == b"--json");
+    if words.first().is_some_and(|name| name != b"status") {
+        words.retain(|word| word != b"--json");
+    }
+    has_it
 }
 
 /// Reads a request: a line without its newline.
@@ -214,16 +247,18 @@ pub fn parse(line: &[u8]) -> (Reader, Result<Command, String>) {
     let words: Vec<&[u8]> =
         line.split(|b| b" \t".contains(b)).filter(|word| !word.is_empty()).collect();
     let version = words.first().filter(|word| word.starts_with(b"plugd/"));
-    let (reader, words) = match version {
-        None => (Reader::Person, &words[..]),
-        Some(_) => (Reader::Program, &words[1..]),
-    };
+    let is_program = version.is_some();
+    let mut reader = Reader { is_program, ..Reader::PERSON };
+    let words = &words[usize::from(is_program)..];
     if version.is_some_and(|version| *version != PREFIX.as_bytes()) {
         return (reader, Err(format!("the version of this protocol is {PREFIX}")));
     }
     let words: Option<Vec<Vec<u8>>> = words.iter().map(|word| unescape(word)).collect();
     let command = match words {
-        Some(words) => Command::parse(&words),
+        Some(mut words) => {
+            reader.wants_json = take_json(&mut words);
+            Command::parse(&words)
+        }
         None => Err("after a \\ must follow x and two hexadecimal digits".into()),
     };
     (reader, command)
@@ -307,19 +342,40 @@ impl Reply {
         Self { outcome: Outcome::No, text: text.into() }
     }
 
+    /// The same as a JSON object in a line, which a status may be already.
+    #[must_use]
+    pub fn into_json(mut self) -> Self {
+        if self.outcome != Outcome::Ok || !self.text.starts_with('{') {
+            self.text = json::object(|json| {
+                json.text("outcome", self.outcome.name());
+                json.text("text", self.text.trim_end());
+            });
+            self.text.push('\n');
+        }
+        self
+    }
+
     /// As it goes over the wire.
     pub fn to_bytes(&self, reader: Reader) -> Vec<u8> {
+        if reader.wants_json {
+            let reader = Reader { wants_json: false, ..reader };
+            let object = self.clone().into_json();
+            return match reader.is_program {
+                true => object.to_bytes(reader),
+                false => Self::ok(object.text).to_bytes(reader),
+            };
+        }
         let mut text = self.text.clone();
         if !text.is_empty() && !text.ends_with('\n') {
             text.push('\n');
         }
         let name = self.outcome.name();
-        match (reader, self.outcome) {
-            (Reader::Program, _) => format!("{PREFIX} {name} {}\n{text}", text.len()),
+        match (reader.is_program, self.outcome) {
+            (true, _) => format!("{PREFIX} {name} {}\n{text}", text.len()),
             // The end of the connection alone might be plugd's own.
-            (Reader::Person, Outcome::Ok) if text.is_empty() => "ok\n".into(),
-            (Reader::Person, Outcome::Ok) => text,
-            (Reader::Person, Outcome::No | Outcome::Usage | Outcome::Denied) => {
+            (false, Outcome::Ok) if text.is_empty() => "ok\n".into(),
+            (false, Outcome::Ok) => text,
+            (false, Outcome::No | Outcome::Usage | Outcome::Denied) => {
                 format!("error: {name}: {text}")
             }
         }
@@ -341,11 +397,13 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    const PROGRAM: Reader = Reader { is_program: true, ..Reader::PERSON };
+
     fn read(line: &str) -> Result<Command, String> {
         let (reader, command) = parse(line.as_bytes());
-        assert_eq!(reader, Reader::Person);
+        assert!(!reader.is_program);
         let (reader, framed) = parse(format!("plugd/1 {line}").as_bytes());
-        assert_eq!((reader, &framed), (Reader::Program, &command));
+        assert_eq!((reader.is_program, &framed), (true, &command));
         command
     }
 
@@ -420,7 +478,7 @@ mod tests {
             assert!(error.starts_with(expected), "{line}: {error}");
         }
         let (reader, command) = parse(b"plugd/2 status");
-        assert_eq!(reader, Reader::Program);
+        assert_eq!(reader, PROGRAM);
         assert_eq!(command, Err("the version of this protocol is plugd/1".into()));
     }
 
@@ -463,8 +521,8 @@ mod tests {
             (Reply::ok("a\nb\n"), "a\nb\n", "plugd/1 ok 4\na\nb\n"),
             (Reply::no("é"), "error: no: é\n", "plugd/1 no 3\né\n"),
         ] {
-            assert_eq!(reply.to_bytes(Reader::Person), person.as_bytes());
-            let bytes = reply.to_bytes(Reader::Program);
+            assert_eq!(reply.to_bytes(Reader::PERSON), person.as_bytes());
+            let bytes = reply.to_bytes(PROGRAM);
             assert_eq!(bytes, program.as_bytes());
             let head = bytes.iter().position(|&b| b == b'\n').unwrap();
             let expected = (reply.outcome, bytes.len() - head - 1);
@@ -493,5 +551,30 @@ mod tests {
         fn no_line_is_too_strange(line: Vec<u8>) {
             let _ = parse(&line);
         }
+    }
+
+    #[test]
+    fn replies_are_objects_where_that_is_wanted() {
+        let no = r#"{"outcome":"no","text":"timed \"out\"\u000alate"}"#;
+        for (line, reply, expected) in [
+            ("settle --json", Reply::ok(""), "{\"outcome\":\"ok\",\"text\":\"\"}\n".to_owned()),
+            ("--json settle", Reply::no("timed \"out\"\nlate\n"), format!("{no}\n")),
+            ("status --json", Reply::ok("{\"state\":\"idle\"}\n"), "{\"state\":\"idle\"}\n".into()),
+            ("status --json", Reply::no("timed \"out\"\nlate"), format!("{no}\n")),
+            ("status", Reply::no("late"), "error: no: late\n".into()),
+        ] {
+            let (person, command) = parse(line.as_bytes());
+            assert!(command.is_ok(), "{line}: {command:?}");
+            let bytes = reply.to_bytes(person);
+            assert_eq!(String::from_utf8(bytes).unwrap(), expected, "{line}");
+            if person.wants_json {
+                let (program, _) = parse(format!("plugd/1 {line}").as_bytes());
+                let head = format!("plugd/1 {} {}\n", reply.outcome.name(), expected.len());
+                let bytes = reply.to_bytes(program);
+                assert_eq!(String::from_utf8(bytes).unwrap(), head + &expected, "{line}");
+            }
+        }
+        assert!(parse(b"wait --timeout --json").1.is_err());
+        assert!(parse(b"status --json --openmetrics").1.is_err());
     }
 }

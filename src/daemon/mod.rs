@@ -166,7 +166,19 @@ impl Standby {
     /// Those of the system calls that it takes. If this process has other
     /// threads, and shall be detached or become another user or group, the kind
     /// is [`std::io::ErrorKind::Unsupported`].
-    pub fn start(mut self) -> Result<Running, Fatal> {
+    pub fn start(self) -> Result<Running, Fatal> {
+        self.start_with(|| Ok(()))
+    }
+
+    /// The same; `privileged` is called in the daemon's own process, before it becomes
+    /// another user or group.
+    ///
+    /// # Errors
+    /// Those of [`Standby::start`], and of `privileged`.
+    pub fn start_with(
+        mut self,
+        privileged: impl FnOnce() -> Result<(), Fatal>,
+    ) -> Result<Running, Fatal> {
         let starter = if self.detach {
             Some(detach::detach(self.pid_file.as_mut())?)
         } else {
@@ -175,6 +187,7 @@ impl Standby {
             }
             None
         };
+        privileged()?;
         self.identity.assume()?;
         if let Some(starter) = &starter {
             starter.end_with_parent()?;

@@ -3,20 +3,27 @@
 use std::fmt;
 use std::time::Duration;
 
-use crate::control::server::{Id, Peer};
+use crate::control::peer::Peer;
+use crate::control::server::Id;
 use crate::control::wire::{Command, Format, Outcome, Reply};
 use crate::engine::Engine;
 use crate::logging;
 use crate::machine::{Input, State, Stop};
-use crate::settle::{Answer, Want};
+use crate::settle::{Answer, Device, Emitted, Want};
 use crate::signals::{self, Order};
 use crate::status::{Activity, InHand, Queue, Status};
 use crate::sys::{self, SignalRecord};
 
 use super::{Daemon, Deed};
 
+/// How many mistakes in the configuration are told.
+const MISTAKES_TOLD: usize = 100;
+/// How many characters of a line that has one.
+const LINE_TOLD: usize = 1000;
+
 impl Daemon {
-    pub(super) fn take_signals(&mut self) {
+    /// `deed` is what is being done.
+    pub(super) fn take_signals(&mut self, deed: Option<&Deed<'_>>) {
         while let Some(SignalRecord { signal, sender }) = self.signals.next() {
             let Some((_, order)) = self.manner.orders().find(|(known, _)| *known == signal) else {
                 continue;
@@ -28,6 +35,10 @@ impl Daemon {
             };
             // Whoever sent a signal finds the reply in the log.
             let _ = self.obey(order, &by);
+            if order == Order::Report {
+                let status = self.status(deed).to_string();
+                status.lines().for_each(|line| log::info!("{line}"));
+            }
         }
     }
 
@@ -79,6 +90,7 @@ impl Daemon {
                 Reply::ok(text)
             }
             Err(text) => {
+                let text = first_mistakes(&text);
                 text.lines().for_each(|line| log::error!("{line}"));
                 log::error!("the rules in force stay in force");
                 Reply::no(format!("the rules in force stay in force\n{text}"))
@@ -126,21 +138,32 @@ impl Daemon {
         self.control = Some(control);
     }
 
-    /// Answers those who wait, as far as it can be done now.
-    pub(super) fn answer_requests(&mut self) {
-        if self.requests.is_empty() {
-            return;
+    /// Answers those who wait, as far as it can be done now. Returns whether somebody waits
+    /// anew for what is queued.
+    pub(super) fn answer_requests(&mut self) -> bool {
+        let mut renewed = false;
+        while !self.requests.is_empty() {
+            let now = self.now();
+            let answers = self.requests.answer(now, |device| self.presence.is_there(device));
+            let Some(control) = &mut self.control else { break };
+            for (id, answer) in answers {
+                let reply = match answer {
+                    Answer::Yes => Reply::ok(""),
+                    Answer::TimedOut => Reply::no("timed out"),
+                };
+                control.reply(id, &reply, now);
+            }
+            let mut requests = std::mem::take(&mut self.requests);
+            let again = requests.renew(|| self.emitted());
+            self.requests = requests;
+            if !again {
+                break;
+            }
+            renewed = true;
+            self.hurry();
+            self.mark_sources_ready();
         }
-        let now = self.now();
-        let answers = self.requests.answer(now, |device| self.presence.is_there(device));
-        let Some(control) = &mut self.control else { return };
-        for (id, answer) in answers {
-            let reply = match answer {
-                Answer::Yes => Reply::ok(""),
-                Answer::TimedOut => Reply::no("timed out"),
-            };
-            control.reply(id, &reply, now);
-        }
+        renewed
     }
 
     /// `None`: the answer comes later.
@@ -152,6 +175,13 @@ impl Daemon {
         deed: Option<&Deed<'_>>,
     ) -> Option<Reply> {
         let by = |what: &str| format!("{what} from {peer}");
+        if command.waits_for_event_in_hand()
+            && self.child.as_ref().is_some_and(|c| c.started(peer.pid))
+        {
+            return Some(Reply::no(
+                "plugd waits for the program that asks: it would wait for itself",
+            ));
+        }
         Some(match command {
             Command::Status(format) => {
                 let status = self.status(deed);
@@ -200,16 +230,24 @@ impl Daemon {
     }
 
     fn begin_waiting(&mut self, id: Id, want: Want, timeout: Duration) {
+        let deadline = self.now().saturating_add(timeout);
+        let mut requests = std::mem::take(&mut self.requests);
+        let is_there = |device: &Device| self.presence.is_there(device);
+        requests.add(id, want, deadline, is_there, || self.emitted());
+        self.requests = requests;
+        self.hurry();
+        // Something may be there that the poll has not reported yet.
+        self.mark_sources_ready();
+    }
+
+    /// What may have been emitted by now and not been acted on.
+    fn emitted(&self) -> Emitted {
         let last = std::fs::read_to_string("/sys/kernel/uevent_seqnum");
         let last = last.ok().and_then(|text| text.trim_end().parse().ok());
         let lossy = self.is_lossy();
-        self.hurry();
         let open = self.sources.iter().enumerate().filter(|(_, watched)| !watched.ended);
-        let open = open.map(|(index, watched)| (index, watched.source.queued()));
-        let deadline = self.now().saturating_add(timeout);
-        self.requests.add(id, want, last, open, lossy, deadline);
-        // Something may be there that the poll has not reported yet.
-        self.mark_sources_ready();
+        let sockets = open.map(|(index, watched)| (index, watched.source.queued())).collect();
+        Emitted { last, sockets, lossy }
     }
 
     /// Looks which queues are empty, as nobody reads them for now and no event is in
@@ -218,12 +256,16 @@ impl Daemon {
         if self.recovery.held_back.is_some() {
             return;
         }
-        for (index, watched) in self.sources.iter().enumerate() {
-            if self.requests.wait_for(index) && watched.source.queued() == Some(0) {
-                self.requests.found_empty(index);
+        loop {
+            for (index, watched) in self.sources.iter().enumerate() {
+                if self.requests.wait_for(index) && watched.source.queued() == Some(0) {
+                    self.requests.found_empty(index);
+                }
+            }
+            if !self.answer_requests() {
+                return;
             }
         }
-        self.answer_requests();
     }
 
     fn status<'a>(&'a self, deed: Option<&'a Deed<'a>>) -> Status<'a> {
@@ -265,6 +307,24 @@ impl Daemon {
             log_level: logging::current().0,
         }
     }
+}
+
+/// A text about mistakes, as much of it as somebody may want to read. What a client does
+/// not take, it would take for no answer.
+fn first_mistakes(text: &str) -> String {
+    let (mut told, mut count) = (String::new(), 0_usize);
+    for line in text.lines() {
+        // What belongs to a mistake is indented.
+        count += usize::from(!line.starts_with(' '));
+        if count <= MISTAKES_TOLD {
+            told.extend(line.chars().take(LINE_TOLD).chain(['\n']));
+        }
+    }
+    match count.saturating_sub(MISTAKES_TOLD) {
+        0 => {}
+        more => told.push_str(&format!("and {more} more\n")),
+    }
+    told
 }
 
 pub(super) fn activity(paused: bool) -> &'static str {

@@ -244,7 +244,7 @@ impl Daemon {
             return true;
         }
         // Still due: another request for it means this one.
-        self.take_signals();
+        self.take_signals(deed);
         // What they ask for comes first.
         let version = if self.inbox.is_empty() { self.update.due.take() } else { None };
         let error = version.map(|version| {

@@ -33,9 +33,14 @@ fn unknown(socket: usize) -> (usize, Option<u64>) {
     (socket, None)
 }
 
+fn emitted(last: Option<u64>, sockets: usize) -> Emitted {
+    Emitted { last, sockets: (0..sockets).map(unknown).collect(), lossy: false }
+}
+
+/// A device is as wanted when that is asked, and not before.
 fn one(want: Want, last: Option<u64>, sockets: usize) -> Requests<u32> {
     let mut requests = Requests::default();
-    requests.add(1, want, last, (0..sockets).map(unknown), false, LATER);
+    requests.add(1, want, LATER, |_| None, || emitted(last, sockets));
     requests
 }
 
@@ -85,7 +90,9 @@ fn without_a_number_of_the_kernel_only_emptiness_counts() {
 #[test]
 fn as_much_as_was_queued_settles() {
     let mut requests = Requests::default();
-    requests.add(1, Want::Settled, None, [(0, Some(30)), (1, Some(0))].into_iter(), false, LATER);
+    let sockets = vec![(0, Some(30)), (1, Some(0))];
+    let emitted = Emitted { last: None, sockets, lossy: false };
+    requests.add(1, Want::Settled, LATER, |_| None, || emitted);
     assert!(!requests.took(0, 20));
     assert!(!requests.took(1, 20), "only this one");
     assert!(!requests.took(0, 10), "this event is acted on from now on");
@@ -107,7 +114,8 @@ fn with_no_socket_left_everything_is_settled() {
 fn what_was_dropped_has_to_be_made_up_for() {
     let settled = |lossy, history: &dyn Fn(&mut Requests<u32>)| {
         let mut requests = Requests::default();
-        requests.add(1, Want::Settled, Some(7), (0..1).map(unknown), lossy, LATER);
+        let emitted = Emitted { lossy, ..emitted(Some(7), 1) };
+        requests.add(1, Want::Settled, LATER, |_| None, || emitted);
         history(&mut requests);
         answers(&mut requests) == YES
     };
@@ -145,7 +153,7 @@ fn time_runs_out_at_the_deadline() {
 #[test]
 fn who_has_gone_is_not_answered() {
     let mut requests = one(Want::Settled, None, 1);
-    requests.add(2, Want::Settled, None, (0..1).map(unknown), false, LATER);
+    requests.add(2, Want::Settled, LATER, |_| None, || emitted(None, 1));
     requests.remove(1);
     requests.found_empty(0);
     assert_eq!(answers(&mut requests), [(2, Answer::Yes)]);
@@ -195,15 +203,26 @@ fn what_is_there_counts_only_when_its_event_has_been_acted_on() {
     for device in [path(), node()] {
         for there in [true, false] {
             let want = if there { Want::Present } else { Want::Gone };
-            let mut requests = one(want(device.clone()), Some(7), 1);
+            let mut requests = Requests::default();
+            let before = |_: &Device| Some(there);
+            requests.add(1, want(device.clone()), LATER, before, || emitted(Some(7), 1));
             assert_eq!(requests.answer(NOW, |_| Some(there)), []);
             acted_on(&mut requests, 0, "SEQNUM=7");
             assert_eq!(requests.answer(NOW, |_| Some(there)), []);
             requests.found_empty(0);
-            // Not there yet, and looked for once only until something happens.
+            // No more, and looked for once only until something happens.
             assert_eq!(requests.answer(NOW, |_| Some(!there)), []);
             assert_eq!(requests.answer(NOW, |_| Some(there)), []);
             requests.found_empty(0);
+            // Again, but its event may wait.
+            assert!(!requests.renew(|| panic!("nothing was found")));
+            assert_eq!(requests.answer(NOW, |_| Some(there)), []);
+            assert!(requests.renew(|| emitted(Some(9), 1)));
+            acted_on(&mut requests, 0, "SEQNUM=8");
+            acted_on(&mut requests, 0, "SEQNUM=9");
+            assert_eq!(requests.answer(NOW, |_| Some(there)), []);
+            assert!(!requests.renew(|| panic!("it was found before")));
+            acted_on(&mut requests, 0, "SEQNUM=10");
             assert_eq!(requests.answer(NOW, |_| Some(there)), YES);
         }
     }
@@ -229,6 +248,11 @@ fn what_comes_later_is_found_though_no_socket_is_ever_empty() {
     event(&mut requests, 99, 9);
     assert_eq!(requests.answer(NOW, |_| panic!("looked again")), []);
     event(&mut requests, 100, 10);
+    assert_eq!(requests.answer(NOW, |_| Some(true)), [], "its event may wait");
+    assert!(requests.renew(|| emitted(Some(20), 1)));
+    event(&mut requests, 300, 20);
+    assert_eq!(requests.answer(NOW, |_| panic!("looked before that")), []);
+    event(&mut requests, 301, 21);
     assert_eq!(requests.answer(NOW, |_| Some(true)), YES);
 }
 
@@ -300,7 +324,8 @@ impl World {
                 let last = self.numbered.then_some(self.last);
                 let queued = |socket: usize| self.queues[socket].iter().sum::<u64>();
                 let sockets = [0, 1, 2].map(|s| (s, self.weighed.then(|| queued(s))));
-                self.requests.add(id, Want::Settled, last, sockets.into_iter(), false, LATER);
+                let emitted = Emitted { last, sockets: sockets.into(), lossy: false };
+                self.requests.add(id, Want::Settled, LATER, |_| None, || emitted);
             }
             Happening::Receive(_) => {}
         }

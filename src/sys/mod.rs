@@ -20,14 +20,14 @@ pub(crate) use descriptors::{adopt, close_inherited, hand_over, keep_across_exec
 pub use descriptors::{chmod, close_all_on_exec, is_open};
 pub use memory::{Mapping, forget_code};
 pub use messages::{Credentials, Message, receive};
-pub use process::{Fork, environment, fork, has_other_threads};
+pub use process::{Fork, environment, fork, has_other_threads, process_group};
 pub(crate) use process::{all_ids, pidfd_send_signal};
 pub use signals::{
     SignalRecord, block_signals, do_not_ignore_children, forward_signal, normalize_signals,
     survive_failing_writes, take_missed_signal,
 };
 pub use sockets::{
-    SocketMemory, SocketOption, await_interfaces, has_socket_option, peer_credentials,
+    SocketMemory, SocketOption, await_interfaces, has_socket_option, peer_credentials, peer_groups,
     set_socket_option, socket_memory,
 };
 pub use spawn::{Spawner, execute};

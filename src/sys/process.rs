@@ -81,6 +81,17 @@ pub(crate) fn all_ids() -> io::Result<([u32; 3], [u32; 3])> {
     Ok(([ruid, euid, suid], [rgid, egid, sgid]))
 }
 
+/// The process group of a process, 0 if that is in a PID namespace that is not visible
+/// here (which is why rustix's function of that kind must not be used).
+///
+/// # Errors
+/// Those of getpgid(2).
+pub fn process_group(pid: i32) -> io::Result<i32> {
+    // SAFETY: a plain integer.
+    let group = unsafe { libc::getpgid(pid) };
+    if group < 0 { Err(io::Error::last_os_error()) } else { Ok(group) }
+}
+
 /// The environment of this process, string by string: also those without `=`, and all
 /// of several for one variable, which the standard library would not hand on.
 ///

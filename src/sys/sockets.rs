@@ -21,6 +21,8 @@ pub enum SocketOption {
     AddMembership,
     /// Drops for want of room are not told (netlink(7)).
     NoEnobufs,
+    /// Where in all that waits MSG_PEEK looks, and goes on from there (socket(7)).
+    PeekOffset,
 }
 
 impl SocketOption {
@@ -36,6 +38,7 @@ impl SocketOption {
                 (libc::SOL_NETLINK, libc::NETLINK_ADD_MEMBERSHIP, "NETLINK_ADD_MEMBERSHIP")
             }
             Self::NoEnobufs => (libc::SOL_NETLINK, libc::NETLINK_NO_ENOBUFS, "NETLINK_NO_ENOBUFS"),
+            Self::PeekOffset => (libc::SOL_SOCKET, libc::SO_PEEK_OFF, "SO_PEEK_OFF"),
         }
     }
 }
@@ -84,6 +87,31 @@ pub fn has_socket_option(fd: BorrowedFd<'_>, option: SocketOption) -> io::Result
 pub fn peer_credentials(socket: &impl AsFd) -> io::Result<(i32, u32, u32)> {
     let ([pid, uid, gid], _) = socket_option(socket, libc::SO_PEERCRED)?;
     Ok((pid.cast_signed(), uid, gid))
+}
+
+/// The supplementary groups of the process at the other end,
+/// likewise (SO_PEERGROUPS, from Linux 4.13 on).
+///
+/// # Errors
+/// Those of getsockopt(2).
+pub fn peer_groups(socket: &impl AsFd) -> io::Result<Vec<u32>> {
+    /// linux/limits.h.
+    const NGROUPS_MAX: usize = 65536;
+    let mut groups = vec![0; 32];
+    loop {
+        match read_socket_option(socket, libc::SO_PEERGROUPS, &mut groups) {
+            Ok(count) => {
+                groups.truncate(count);
+                return Ok(groups);
+            }
+            Err(error)
+                if error.raw_os_error() == Some(libc::ERANGE) && groups.len() < NGROUPS_MAX =>
+            {
+                groups.resize(NGROUPS_MAX, 0);
+            }
+            Err(error) => return Err(error),
+        }
+    }
 }
 
 /// How a socket's memory stands (sock_diag(7), SO_MEMINFO).
@@ -141,7 +169,13 @@ fn socket_option<const N: usize>(
     option: c_int,
 ) -> io::Result<([u32; N], usize)> {
     let mut value = [0_u32; N];
-    let mut length = libc::socklen_t::try_from(size_of_val(&value)).unwrap_or(0);
+    let count = read_socket_option(socket, option, &mut value)?;
+    Ok((value, count))
+}
+
+/// Reads an option into `value`; returns how many numbers that were.
+fn read_socket_option(socket: &impl AsFd, option: c_int, value: &mut [u32]) -> io::Result<usize> {
+    let mut length = libc::socklen_t::try_from(size_of_val(value)).unwrap_or(0);
     // SAFETY: the kernel writes at most `length` bytes to `value`, for which
     // any bits are valid; both live longer than the call.
     let result = unsafe {
@@ -156,5 +190,5 @@ fn socket_option<const N: usize>(
     if result != 0 {
         return Err(io::Error::last_os_error());
     }
-    Ok((value, usize::try_from(length).unwrap_or(0) / size_of::<u32>()))
+    Ok(usize::try_from(length).unwrap_or(0) / size_of::<u32>())
 }

@@ -191,4 +191,10 @@ fn counters_are_told_while_a_child_runs() {
                     scans 0 (the last one 0 ms), replayed 0 removals, 0 additions, 0 changes, stale 0, \
                     foreign 0, truncated 0, malformed 0";
     assert!(line.ends_with(counters), "{line}");
+    // All that `plugd status` tells.
+    let state = format!("plugd: info: state    running: pid {}, since ", daemon.children()[0]);
+    assert!(daemon.wait_for_log("info: state ").starts_with(&state), "{:?}", daemon.log());
+    for line in ["queue ", "events   1 received", "engine   handler ", "uptime ", "version "] {
+        daemon.wait_for_log(&format!("info: {line}"));
+    }
 }

@@ -10,7 +10,8 @@ use rustix::process::{Gid, Uid, fchdir};
 
 use crate::cmd::daemon_options::Prepared;
 use crate::control::Address;
-use crate::control::server::{self, Server};
+use crate::control::server::Server;
+use crate::control::socket;
 use crate::counters::Counters;
 use crate::daemon;
 use crate::engine::Engine;
@@ -75,7 +76,11 @@ pub(in crate::cmd) fn serve(
         matches!(options.work, Work::Rules { dry_run: true, .. }),
         handover.as_ref(),
     )?;
-    let mut started = prepared.start()?;
+    let listen_again = || match control.as_ref().filter(|_| options.daemon.goes_to_background()) {
+        Some(control) => control.listen_again(),
+        None => Ok(()),
+    };
+    let mut started = prepared.start_with(listen_again)?;
     if let Some(dev) = dev {
         let gone = fchdir(dev).map_err(|e| Fatal::system("go to the directory of nodes", e));
         or_without(resumed, gone)?;
@@ -166,7 +171,7 @@ fn control(
         // starting by that, nor is who went on without it before.
         let is_taken = || {
             let is_default = address == Address::default();
-            handover.is_some() || is_default && server::is_strangers(&address)
+            handover.is_some() || is_default && socket::is_strangers(&address)
         };
         return match Server::bind(address.clone(), mode, owner) {
             Err(error) if is_taken() => {
