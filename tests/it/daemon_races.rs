@@ -10,7 +10,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use crate::harness::background::{
     Place, at_once, duration, finish, keeping_capabilities, kill, strace_is_missing, traced,
 };
-use crate::harness::daemon::{Finished, field};
+use crate::harness::daemon::{Finished, field, suspend};
 use crate::harness::{PATIENCE, PLUGD, eventually, ns, program, skip};
 
 /// Waits until a program under strace has stopped. (It is also stopped, for a moment,
@@ -237,7 +237,7 @@ fn control_may_be_killed_anywhere() {
             }
             let suspended = (daemon == Daemon::Suspended).then(|| {
                 let pid = Pid::from_raw(place.pid()).unwrap();
-                kill_process(pid, Signal::STOP).unwrap();
+                suspend(pid);
                 pid
             });
             let (name, when) = call.rsplit_once(':').unwrap();
@@ -446,7 +446,7 @@ fn the_next_daemon_is_not_waited_for() {
     let place = Place::new();
     assert_eq!(place.start(&[]), 0);
     let pid = Pid::from_raw(place.pid()).unwrap();
-    kill_process(pid, Signal::STOP).unwrap();
+    suspend(pid);
     let mut stop = place.control("--stop").stderr(Stdio::piped()).spawn().unwrap();
     eventually("it has its signal", || {
         let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();

@@ -212,6 +212,17 @@ pub(crate) fn field<'a>(status: &'a str, name: &str) -> Option<&'a str> {
     status.lines().find_map(|line| Some(line.strip_prefix(name)?.strip_prefix(':')?.trim()))
 }
 
+/// Stops a process. Until it has, a signal of a lower number that is sent later would
+/// still come first.
+pub(crate) fn suspend(pid: Pid) {
+    kill_process(pid, Signal::STOP).unwrap();
+    eventually("it is stopped", || {
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+        // The other one: by who traces it.
+        field(&status, "State").unwrap().starts_with(['T', 't']).then_some(())
+    });
+}
+
 /// plugd at work. Killed, with what it started, when dropped.
 pub(crate) struct Daemon {
     child: Child,
@@ -227,7 +238,8 @@ impl Daemon {
     }
 
     pub(crate) fn signal(&self, signal: Signal) {
-        kill_process(Pid::from_child(&self.child), signal).unwrap();
+        let pid = Pid::from_child(&self.child);
+        if signal == Signal::STOP { suspend(pid) } else { kill_process(pid, signal).unwrap() }
     }
 
     /// Waits until it handles signals.
