@@ -499,9 +499,9 @@ impl Daemon {
                 self.recovery.baseline = drops;
                 self.recovery.again = false;
                 let left = match cause {
-                    // What is queued may wait: there is no gap before it.
-                    Cause::Coldplug | Cause::Restart => 0,
-                    Cause::Overrun | Cause::Rescan => queued / LEAST_COST + 1,
+                    // What is queued may wait: there is no gap before it, nor in it.
+                    Cause::Coldplug | Cause::Restart if drops == 0 => 0,
+                    _ => queued / LEAST_COST + 1,
                 };
                 self.recovery.phase = Phase::Draining { cause, left };
                 Recovered::Again

@@ -29,6 +29,8 @@ pub(super) struct Triggering {
     pub(super) uuid: String,
     asked: u64,
     pub(super) came: u64,
+    /// Those that were not there any more: they may be elsewhere.
+    gone: u64,
     refused: u64,
     first_refusal: Option<Failed>,
     began: Time,
@@ -47,6 +49,7 @@ impl Daemon {
             uuid: uuid.trim_end().to_owned(),
             asked: 0,
             came: 0,
+            gone: 0,
             refused: 0,
             first_refusal: None,
             began,
@@ -71,11 +74,11 @@ impl Daemon {
         let end = (triggering.next + batch).min(triggering.listing.len());
         let Triggering { sys, listing, uuid, .. } = &*triggering;
         let trigger = format!("add {uuid}");
-        let (mut asked, mut refused, mut first) = (0, 0, None);
+        let (mut asked, mut gone, mut refused, mut first) = (0, 0, 0, None);
         for index in triggering.next..end {
             match sys.trigger(listing.path(index), trigger.trim_end().as_bytes()) {
                 Ok(()) => asked += 1,
-                Err(Failed { why: Why::System(Errno::NOENT | Errno::NODEV), .. }) => {}
+                Err(Failed { why: Why::System(Errno::NOENT | Errno::NODEV), .. }) => gone += 1,
                 Err(failed) => {
                     refused += 1;
                     first.get_or_insert(failed);
@@ -84,6 +87,7 @@ impl Daemon {
         }
         triggering.next = end;
         triggering.asked += asked;
+        triggering.gone += gone;
         triggering.refused += refused;
         triggering.first_refusal = triggering.first_refusal.take().or(first);
         triggering.left = self.queue().0 / LEAST_COST + 1;
@@ -92,7 +96,8 @@ impl Daemon {
     }
 
     fn end_triggering(&mut self, triggering: Triggering) {
-        let Triggering { asked, came, refused, first_refusal, began, number, .. } = triggering;
+        let Triggering { asked, came, gone, refused, first_refusal, began, number, .. } =
+            triggering;
         let took = self.now().saturating_sub(began);
         self.counters.recovery = took;
         let text = format!(
@@ -106,6 +111,8 @@ impl Daemon {
         } else if came < asked && self.queue().1 == self.recovery.baseline {
             // In a network namespace of another user namespace it tells of interfaces only.
             log::warn!("the kernel does not tell of {} devices", asked - came);
+        } else if gone > 0 && self.queue().1 == self.recovery.baseline {
+            log::info!("{gone} devices are not where they were found any more");
         } else {
             return self.end_recovery(number, None);
         }

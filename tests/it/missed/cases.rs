@@ -965,6 +965,99 @@ fn a_sysfs_that_is_not_there_is_looked_for_again() {
     });
 }
 
+/// What was heard of a device that came and went before the scan, and whose removal
+/// alone was lost.
+fn heard_of_x(daemon: &Daemon) -> Vec<String> {
+    daemon.lines("out").into_iter().filter(|line| line.contains("/devices/x")).collect()
+}
+
+const SLOW: &str = "echo $ACTION $DEVPATH >>$TMP/out; \
+                    [ $DEVPATH != /devices/slow ] || read x <$TMP/go";
+
+#[test]
+fn what_is_queued_at_the_start_may_have_a_gap_in_it() {
+    ns::inside(|| {
+        let mut world = world();
+        let socket = inject::socket(plugd::netlink::KERNEL_GROUP);
+        rustix::net::sockopt::set_socket_recv_buffer_size(&socket, 4096).unwrap();
+        world.add("/devices/x", 50);
+        (0..40).for_each(|_| world.change("/devices/busy"));
+        world.remove("/devices/x");
+        // Whoever had it before was told of the overrun, and was killed then.
+        let told = rustix::net::sockopt::socket_error(&socket).unwrap();
+        assert_eq!(told, Err(rustix::io::Errno::NOBUFS));
+        let daemon = Plugd::new()
+            .args(["run", "-v", "--fd", "3", "--coldplug", "--state", "none"])
+            .args(["--sys".as_ref(), world.at("sys").as_os_str()])
+            .args(["--", "sh", "-c", SLOW])
+            .fd(socket, 3)
+            .start();
+        World::settle("plugd");
+        assert_eq!(heard_of_x(&daemon), ["add /devices/x", "remove /devices/x"]);
+    });
+}
+
+#[test]
+fn a_gap_from_before_the_first_scan_that_can_be_done_is_none_after_it() {
+    ns::inside(|| {
+        let mut world = world();
+        fs::rename(world.at("sys/class"), world.at("hidden")).unwrap();
+        let daemon = Plugd::new()
+            .args(["run", "-v", "--coldplug"])
+            .args(SMALL)
+            .args(["--sys".as_ref(), world.at("sys").as_os_str()])
+            .args(["--", "sh", "-c", SLOW])
+            .start();
+        daemon.fifo("go");
+        daemon.wait_for_log("devices that were missed (coldplug) are looked for later");
+        hold(&daemon);
+        inject::Injector::new().event("change", "/devices/slow", &["SUBSYSTEM=c"]);
+        world.hidden(|world| {
+            world.add("/devices/x", 50);
+            (0..40).for_each(|_| world.change("/devices/busy"));
+            world.remove("/devices/x");
+        });
+        daemon.signal(Signal::CONT);
+        daemon.wait_for_lines("out", 1);
+        fs::rename(world.at("hidden"), world.at("sys/class")).unwrap();
+        // Not later, but next.
+        daemon.signal(Signal::ALARM);
+        daemon.wait_for_log("looking for all devices");
+        daemon.release("go");
+        World::settle("plugd");
+        assert_eq!(heard_of_x(&daemon), ["add /devices/x", "remove /devices/x"]);
+    });
+}
+
+#[test]
+fn an_update_after_an_overrun_in_coldplug_knows_of_the_gap() {
+    ns::inside(|| {
+        let mut world = World::new(1);
+        world.add("/devices/slow", 1);
+        let daemon = Plugd::new()
+            .args(["run", "-v", "--coldplug"])
+            .args(SMALL)
+            .args(["--sys".as_ref(), world.at("sys").as_os_str()])
+            .args(["--", "sh", "-c", SLOW])
+            .start();
+        daemon.fifo("go");
+        // The first device is being added.
+        daemon.wait_for_lines("out", 1);
+        world.change("/devices/slow");
+        world.add("/devices/x", 50);
+        (0..40).for_each(|_| world.change("/devices/slow"));
+        world.remove("/devices/x");
+        daemon.release("go");
+        daemon.wait_for_lines("out", 2);
+        daemon.wait_for_log("overrun");
+        assert_eq!(Plugd::new().args(["update"]).finish().code, Some(0));
+        daemon.wait_for_log("updated from version");
+        (0..60).for_each(|_| daemon.release("go"));
+        World::settle("plugd");
+        assert_eq!(heard_of_x(&daemon), ["add /devices/x", "remove /devices/x"]);
+    });
+}
+
 #[test]
 fn strange_names_and_depths_are_survived() {
     ns::inside(|| {

@@ -422,6 +422,33 @@ fn asked_at_the_start_the_kernel_tells_no_more_at_once_than_fits() {
     });
 }
 
+/// It is asked for by a path where it is no more.
+#[test]
+fn what_is_renamed_while_the_kernel_is_asked_comes_as_well() {
+    ns::inside_a_machine(|| {
+        const SLOW: &str = "echo $ACTION $DEVPATH >>$TMP/out; \
+                            [ $DEVPATH != /devices/virtual/net/br0 ] || read x <$TMP/go";
+        let machine = Machine::new(10);
+        let sys = only_interfaces(&machine);
+        many("br");
+        let daemon = Plugd::new()
+            .args(["run", "-v", "--coldplug=kernel", "--state", "none"])
+            .args(["--receive-buffer-size", "4K", "--sys", &sys, "--", "sh", "-c"])
+            .args([SLOW])
+            .start();
+        daemon.fifo("go");
+        // The first one is in hand, and the last one was not asked for.
+        daemon.wait_for_lines("out", 1);
+        ip(&["link set br9 name zz9".to_owned()]);
+        daemon.release("go");
+        World::settle("plugd");
+        let lines = daemon.lines("out");
+        let came = |name: &str| lines.contains(&format!("add /devices/virtual/net/{name}"));
+        assert!(!came("br9"), "{lines:#?}");
+        assert!(came("zz9"), "{lines:#?}");
+    });
+}
+
 #[test]
 fn asked_at_the_start_the_kernel_tells_of_all_while_other_events_come() {
     ns::inside_a_machine(|| {
