@@ -282,14 +282,11 @@ impl Daemon {
         let file = self.update.file.as_deref().unwrap_or(Path::new(""));
         let file = CString::new(file.as_os_str().as_bytes())?;
         let arguments = strings(std::env::args_os())?;
+        let name = format!("{}=", handover::VARIABLE);
         let value = format!("{}:{}", process::id(), memory.as_raw_fd());
-        let inherited = std::env::vars_os().filter(|(key, _)| key != handover::VARIABLE);
-        let variables = inherited.chain([(handover::VARIABLE.into(), value.into())]);
-        let environment = strings(variables.map(|(mut key, value)| {
-            key.push("=");
-            key.push(value);
-            key
-        }))?;
+        let mut environment = sys::environment();
+        environment.retain(|string| !string.to_bytes().starts_with(name.as_bytes()));
+        environment.push(CString::new(name + &value)?);
         let strings = |strings| <[CString]>::iter(strings).map(CString::as_c_str);
         Err(sys::execute(&file, strings(&arguments), strings(&environment)))
     }
