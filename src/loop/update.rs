@@ -3,10 +3,10 @@
 //!
 //! First the file is asked for its version, then with plugd's own arguments,
 //! state and sockets whether it could go on: that costs nothing if it does not
-//! start, finds a mistake in its rules, or cannot read the state. Then everything is handed over: the sockets and the child stay open
-//! and keep their numbers, the rest is text in a file in memory
-//! ([`crate::handover`]). It remains one process, so the child has its parent
-//! all the time; signals wait meanwhile, as events do.
+//! start, finds a mistake in its rules, or cannot read the state. Then everything is
+//! handed over: the sockets and the child stay open and keep their numbers, the rest
+//! is text in a file in memory ([`crate::handover`]). It remains one process, so the
+//! child has its parent all the time; signals wait meanwhile, as events do.
 
 use std::convert::Infallible;
 use std::ffi::{CString, OsStr, OsString};
