@@ -64,8 +64,8 @@ fn a_reload_tells_of_the_first_mistakes_only() {
     let place = |line: u32| format!("mdev.conf:{line}:");
     assert!(said.stderr.contains(&place(100)), "{:.1000}", said.stderr);
     assert!(!said.stderr.contains(&place(101)));
-    assert!(said.stderr.ends_with("\nand 39900 more\n"));
-    host.daemon.wait_for_log("and 39900 more");
+    assert!(said.stderr.ends_with("\nand more\n"));
+    host.daemon.wait_for_log("and more");
     host.daemon.wait_for_log("the rules in force stay in force");
     assert!(host.daemon.log().len() < 400);
 
