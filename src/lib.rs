@@ -18,16 +18,17 @@
 //! - [`engine`], [`rule_files`]: what decides, with the files that it looks at
 //!   and acts on.
 //! - [`netlink`], [`child`], [`signals`], [`devnode`], [`firmware`], [`sysfs`],
-//!   [`rebroadcast`], [`syslog`], [`control`], [`notify`], [`presence`],
-//!   [`state_file`]: what deals with the system.
+//!   [`rebroadcast`], [`control`], [`notify`], [`presence`], [`state_file`]: what deals
+//!   with the system.
 //! - [`daemon`]: the background, PID files, and who controls daemons; also for
 //!   other programs.
 //! - [`counters`], [`machine`], [`settle`], [`handler`], [`rules`], [`plan`],
 //!   [`environment`], [`uevent`], [`listen_fds`], [`inventory`], [`recovery`],
-//!   [`status`], [`handover`], [`units`], and [`control::wire`]: what decides; pure, without system calls.
-//! - [`sys`], [`beneath`], [`account`], [`user_ids`], [`error`], [`logging`]: the
-//!   only `unsafe`, files by hostile names, names of users and groups, who is of
-//!   another user namespace, errors, log lines.
+//!   [`status`], [`handover`], [`units`], and [`control::wire`]: what decides; pure,
+//!   without system calls.
+//! - [`sys`], [`beneath`], [`account`], [`user_ids`], [`error`], [`logging`],
+//!   [`syslog`]: the only `unsafe`, files by hostile names, names of users and groups,
+//!   who is of another user namespace, errors, log lines and where they go.
 //!
 //! Start with [`machine`] for what plugd promises, and with [`mod@loop`] for
 //! how it keeps it.

@@ -110,6 +110,7 @@ pub fn load(
         rules => Err(Error { unread, mistakes: rules.err().unwrap_or_default() }),
     }
 }
+
 /// The memory of this machine, in bytes.
 fn memory() -> u64 {
     let all = sysinfo();

@@ -21,7 +21,7 @@ pub enum Order {
     Stop,
     /// Read the configuration again.
     Reload,
-    /// Write the counters to the log.
+    /// Write the status to the log.
     Report,
     /// Compare the devices that are there with those that are known.
     Rescan,

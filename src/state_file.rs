@@ -10,6 +10,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use rustix::fs::{
     CWD, FallocateFlags, FileType, FlockOperation, Mode, OFlags, fallocate, flock, fstat,
@@ -21,6 +22,9 @@ use rustix::process::geteuid;
 use crate::error::reason;
 use crate::inventory::{self, Storage};
 use crate::sys::Mapping;
+
+/// How long to wait for the lock.
+const LOCK_PATIENCE: Duration = Duration::from_secs(1);
 
 /// The storage of an inventory.
 #[derive(Debug)]
@@ -64,11 +68,17 @@ impl StateFile {
         if status.st_nlink > 1 {
             return Err(io::Error::other("it has another name"));
         }
-        match flock(&fd, FlockOperation::NonBlockingLockExclusive) {
-            Err(Errno::WOULDBLOCK) => {
-                return Err(io::Error::other("another process has locked it"));
+        // A child of a plugd that was killed has the file, locked, until it executes its
+        // program.
+        let deadline = Instant::now() + LOCK_PATIENCE;
+        while let Err(error) = flock(&fd, FlockOperation::NonBlockingLockExclusive) {
+            match error {
+                Errno::WOULDBLOCK if Instant::now() < deadline => {
+                    std::thread::sleep(Duration::from_millis(10));
+                }
+                Errno::WOULDBLOCK => return Err(io::Error::other("another process has locked it")),
+                error => return Err(error.into()),
             }
-            result => result?,
         }
         if status.st_size == 0 && !is_new {
             log::warn!("the state file is empty, and tells nothing of what was acted on");
@@ -171,4 +181,28 @@ pub fn make_directory(file: &Path) {
 pub fn boot() -> [u8; 36] {
     let text = fs::read("/proc/sys/kernel/random/boot_id").unwrap_or_default();
     text.get(..36).and_then(|id| id.try_into().ok()).unwrap_or([0; 36])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::thread;
+
+    #[test]
+    fn what_is_left_of_a_killed_plugd_is_waited_for() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("state");
+        let remnant = StateFile::open(&path).unwrap().fd.try_clone().unwrap();
+        let ending = thread::spawn(move || {
+            thread::sleep(LOCK_PATIENCE / 4);
+            drop(remnant);
+        });
+        let file = StateFile::open(&path).unwrap();
+        ending.join().unwrap();
+        let began = Instant::now();
+        let error = StateFile::open(&path).unwrap_err();
+        assert_eq!(error.to_string(), "another process has locked it");
+        assert!((LOCK_PATIENCE..LOCK_PATIENCE * 3).contains(&began.elapsed()));
+        drop(file);
+    }
 }

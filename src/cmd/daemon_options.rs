@@ -93,10 +93,8 @@ impl DaemonOptions {
         self.settings == Settings::default() && !self.syslog
     }
 
-    /// The first of all steps: locks the PID file, opens the log, and has a log
-    /// that may not grow any more end nothing.
+    /// Locks the PID file, and opens the log that the daemon will have.
     pub(super) fn prepare(&self, log_name: &'static str) -> Result<Prepared, Fatal> {
-        sys::survive_failing_writes().map_err(|e| Fatal::system("handle SIGXFSZ", e))?;
         let mut settings = self.settings.clone();
         let mut syslog = None;
         if self.syslog {
@@ -110,6 +108,15 @@ impl DaemonOptions {
         let moves_log = settings.stderr != Stderr::Keep;
         Ok(Prepared { standby: settings.prepare()?, syslog, moves_log })
     }
+}
+
+/// The first of all steps of a daemon: begins to log under the name of the program, and
+/// has a log that may not grow any more end nothing.
+pub(super) fn start_log(program: &'static str, verbosity: i32) -> Result<(), Fatal> {
+    // Before the first line, which may be about RUST_LOG.
+    sys::survive_failing_writes().map_err(|e| Fatal::system("handle SIGXFSZ", e))?;
+    logging::start(program, verbosity);
+    Ok(())
 }
 
 /// Ready to become a daemon.

@@ -11,9 +11,9 @@ use crate::counters::Dropped;
 use crate::error::Fatal;
 use crate::netlink::{KERNEL_GROUP, Source};
 use crate::signals::Manner;
-use crate::{logging, sys};
+use crate::sys;
 
-use super::daemon_options::{DaemonOption, daemon_help};
+use super::daemon_options::{DaemonOption, daemon_help, start_log};
 use super::options::{self, BYTES, GROUPS};
 use super::recovery_options::{Coldplug, State};
 use super::rules::{self, Files};
@@ -108,7 +108,7 @@ fn main(parser: lexopt::Parser, log_name: &'static str) -> Result<Request, Fatal
         Ok(parsed) => parsed,
         Err(other) => return Ok(other),
     };
-    logging::start(log_name, options.verbosity);
+    start_log(log_name, options.verbosity)?;
     if asked.check {
         rules::read(&asked.files, false)?;
         return Ok(Request::Done);

@@ -16,10 +16,10 @@ use crate::error::Fatal;
 use crate::netlink::{DATAGRAM_MAX, KERNEL_GROUP, Received, Source};
 use crate::notify::Notifier;
 use crate::signals::Signals;
+use crate::sys;
 use crate::uevent::Uevent;
-use crate::{logging, sys};
 
-use super::daemon_options::{DaemonOption, DaemonOptions, daemon_help};
+use super::daemon_options::{DaemonOption, DaemonOptions, daemon_help, start_log};
 use super::options::{self, BYTES};
 use super::{Command, Request, run};
 
@@ -83,7 +83,7 @@ fn main(mut parser: lexopt::Parser, log_name: &'static str) -> Result<Request, F
             },
         }
     }
-    logging::start(log_name, verbosity);
+    start_log(log_name, verbosity)?;
     let prepared = daemon.prepare(log_name)?;
     // A daemon gives up the standard output, but not this one.
     let output = fcntl_dupfd_cloexec(stdout(), 3)

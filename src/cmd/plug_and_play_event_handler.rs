@@ -5,10 +5,9 @@ use lexopt::Arg::{Long, Short, Value};
 
 use crate::error::Fatal;
 use crate::listen_fds;
-use crate::logging;
 use crate::signals::Manner;
 
-use super::daemon_options::{DaemonOption, DaemonOptions, daemon_help};
+use super::daemon_options::{DaemonOption, DaemonOptions, daemon_help, start_log};
 use super::run::{self, Options, Work};
 use super::{Command, Request};
 
@@ -80,7 +79,7 @@ fn main(mut parser: lexopt::Parser, log_name: &'static str) -> Result<Request, F
 }
 
 fn start(options: &Options, log_name: &'static str) -> Result<Request, Fatal> {
-    logging::start(log_name, options.verbosity);
+    start_log(log_name, options.verbosity)?;
     let prepared = options.daemon.prepare(log_name)?;
     let mut engine = run::engine(options, None)?;
     let sources = match run::inherited_sources(&[])? {

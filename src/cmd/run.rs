@@ -7,9 +7,9 @@ mod start;
 
 use crate::error::Fatal;
 use crate::handover;
-use crate::logging;
 use crate::r#loop;
 
+use super::daemon_options::start_log;
 use super::{Command, Request, print};
 pub(super) use engine::engine;
 pub(super) use options::{Options, Work};
@@ -142,7 +142,7 @@ fn main(parser: lexopt::Parser, log_name: &'static str) -> Result<Request, Fatal
         Ok(options) => options,
         Err(other) => return Ok(other),
     };
-    logging::start(log_name, options.verbosity);
+    start_log(log_name, options.verbosity)?;
     let handover = r#loop::inherited()?;
     let prepared = options.daemon.prepare(log_name)?;
     let mut engine = engine(&options, handover.as_ref())?;

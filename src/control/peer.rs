@@ -4,7 +4,9 @@ use std::fmt;
 use std::io;
 use std::os::fd::AsFd;
 
-use rustix::process::{getegid, geteuid};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use rustix::process::{Pid, PidfdFlags, getegid, geteuid, pidfd_open};
 
 use crate::sys;
 use crate::user_ids::UserIds;
@@ -34,6 +36,18 @@ impl Peer {
         let is_another = || sys::peer_groups(stream).is_ok_and(|groups| groups.contains(&own));
         let of_own_group = privileged || gid == own || is_another();
         Ok(Self { pid, uid, of_own_group, privileged })
+    }
+
+    /// Whether that process has ended, reaped or not; not if it cannot be told.
+    pub(super) fn has_ended(&self) -> bool {
+        let Some(pid) = Pid::from_raw(self.pid) else { return false };
+        match pidfd_open(pid, PidfdFlags::empty()) {
+            Ok(process) => {
+                let mut polled = [PollFd::new(&process, PollFlags::IN)];
+                poll(&mut polled, Some(&Timespec::default())).is_ok_and(|ready| ready > 0)
+            }
+            Err(error) => error == Errno::SRCH,
+        }
     }
 }
 

@@ -29,8 +29,30 @@ pub(super) const BACKLOG: i32 = 128;
 /// How long to wait to be one of them.
 const HOLDER_PATIENCE: Duration = Duration::from_secs(1);
 
+/// How long to wait until nothing is left of who listened there and has gone.
+const REMNANT_PATIENCE: Duration = Duration::from_secs(1);
+
 /// Binds and listens; see [`super::server::Server::bind`].
 pub(super) fn bind(
+    address: &Address,
+    mode: Mode,
+    owner: (Option<Uid>, Option<Gid>),
+) -> io::Result<std_net::UnixListener> {
+    let is_taken = |result: &io::Result<_>| {
+        result.as_ref().is_err_and(|error: &io::Error| error.kind() == io::ErrorKind::AddrInUse)
+    };
+    let mut result = try_to_bind(address, mode, owner);
+    if is_taken(&result) && is_remnant(address) {
+        let deadline = Instant::now() + REMNANT_PATIENCE;
+        while is_taken(&result) && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(10));
+            result = try_to_bind(address, mode, owner);
+        }
+    }
+    result
+}
+
+fn try_to_bind(
     address: &Address,
     mode: Mode,
     owner: (Option<Uid>, Option<Gid>),
@@ -120,6 +142,17 @@ fn is_stale(address: &Address, path: &Path) -> bool {
 /// say.
 pub fn is_strangers(address: &Address) -> bool {
     holder(address).is_none_or(|peer| ![0, geteuid().as_raw()].contains(&peer.uid))
+}
+
+/// Whether who listened there has gone: a child of a plugd that was killed has its
+/// sockets open until it executes its program. Where nobody listens any more, it has
+/// done so just now.
+fn is_remnant(address: &Address) -> bool {
+    match (holder(address), address) {
+        (Some(peer), _) => peer.has_ended(),
+        (None, Address::Abstract(_)) => true,
+        (None, Address::Path(path)) => is_stale(address, path),
+    }
 }
 
 /// Who listens there, as far as it can be told.

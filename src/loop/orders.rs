@@ -316,13 +316,12 @@ fn first_mistakes(text: &str) -> String {
     for line in text.lines() {
         // What belongs to a mistake is indented.
         count += usize::from(!line.starts_with(' '));
-        if count <= MISTAKES_TOLD {
-            told.extend(line.chars().take(LINE_TOLD).chain(['\n']));
+        if count > MISTAKES_TOLD {
+            // How many is not known: of very many, only the first are in the text.
+            told.push_str("and more\n");
+            break;
         }
-    }
-    if count > MISTAKES_TOLD {
-        // How many, nobody has counted to the end.
-        told.push_str("and more\n");
+        told.extend(line.chars().take(LINE_TOLD).chain(['\n']));
     }
     told
 }

@@ -3,10 +3,10 @@
 //!
 //! First the file is asked for its version, then with plugd's own arguments,
 //! state and sockets whether it could go on: that costs nothing if it does not
-//! start, finds a mistake in its rules, or cannot read the state. Then everything is handed over: the sockets and the child stay open
-//! and keep their numbers, the rest is text in a file in memory
-//! ([`crate::handover`]). It remains one process, so the child has its parent
-//! all the time; signals wait meanwhile, as events do.
+//! start, finds a mistake in its rules, or cannot read the state. Then everything is
+//! handed over: the sockets and the child stay open and keep their numbers, the rest
+//! is text in a file in memory ([`crate::handover`]). It remains one process, so the
+//! child has its parent all the time; signals wait meanwhile, as events do.
 
 use std::convert::Infallible;
 use std::ffi::{CString, OsStr, OsString};
@@ -282,14 +282,11 @@ impl Daemon {
         let file = self.update.file.as_deref().unwrap_or(Path::new(""));
         let file = CString::new(file.as_os_str().as_bytes())?;
         let arguments = strings(std::env::args_os())?;
+        let name = format!("{}=", handover::VARIABLE);
         let value = format!("{}:{}", process::id(), memory.as_raw_fd());
-        let inherited = std::env::vars_os().filter(|(key, _)| key != handover::VARIABLE);
-        let variables = inherited.chain([(handover::VARIABLE.into(), value.into())]);
-        let environment = strings(variables.map(|(mut key, value)| {
-            key.push("=");
-            key.push(value);
-            key
-        }))?;
+        let mut environment = sys::environment();
+        environment.retain(|string| !string.to_bytes().starts_with(name.as_bytes()));
+        environment.push(CString::new(name + &value)?);
         let strings = |strings| <[CString]>::iter(strings).map(CString::as_c_str);
         Err(sys::execute(&file, strings(&arguments), strings(&environment)))
     }

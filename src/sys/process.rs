@@ -96,9 +96,10 @@ pub fn process_group(pid: i32) -> io::Result<i32> {
 /// of several for one variable, which the standard library would not hand on.
 ///
 /// Not to be called while a thread may change it, for which nothing here is made.
-pub fn environment() -> Vec<CString> {
+pub(crate) fn environment() -> Vec<CString> {
     unsafe extern "C" {
-        static environ: *const *const c_char;
+        // Not a constant: the C library writes there.
+        static mut environ: *const *const c_char;
     }
     let mut strings = Vec::new();
     // SAFETY: an array of strings, ended by NULL (environ(7)); a null pointer after

@@ -800,6 +800,46 @@ fn a_second_daemon_of_the_same_name_is_told_who_has_it() {
     assert_eq!(host.status()["state"], "idle");
 }
 
+/// As a child has plugd's socket open until it executes its program, which goes on if
+/// plugd is killed just then. It is not waited for without end.
+#[test]
+fn who_has_just_been_killed_does_not_have_the_address() {
+    for code in [Some(0), Some(111)] {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("socket").to_str().unwrap().to_owned();
+        let name = format!("@plugd-test-{}-{}", std::process::id(), unique());
+        for address in [name, file] {
+            let start = |receiver| {
+                let plugd = Plugd::new().args(["run", "--fd", "3", "--control", &address]);
+                plugd.fd(receiver, 3).sh("true")
+            };
+            let (_events, receiver) = unix::pair(SocketType::SEQPACKET);
+            let mut daemon = start(receiver).start();
+            eventually("it listens", || connect(&address));
+            let mut remnant = Some(daemon.listener(&address));
+            let killed = daemon.pid();
+            daemon.signal(Signal::KILL);
+            daemon.wait_exit();
+            let ending = remnant.take_if(|_| code == Some(0)).map(|remnant| {
+                std::thread::spawn(move || {
+                    std::thread::sleep(Duration::from_millis(300));
+                    drop(remnant);
+                })
+            });
+            // The other end of its source is closed: it ends by itself.
+            let (_, receiver) = unix::pair(SocketType::SEQPACKET);
+            let said = start(receiver).finish();
+            assert_eq!(said.code, code, "{address}: {said:?}");
+            let told = said.stderr.contains(&format!("in use by pid {killed} of"));
+            assert_eq!(told, code != Some(0), "{address}: {said:?}");
+            if let Some(ending) = ending {
+                ending.join().unwrap();
+            }
+            drop(remnant);
+        }
+    }
+}
+
 #[test]
 fn a_file_has_the_mode_asked_for_and_goes_at_the_end() {
     let dir = tempfile::tempdir().unwrap();

@@ -2,6 +2,7 @@
 
 use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::symlink;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{RecvFlags, SocketType, recv};
@@ -124,6 +125,33 @@ fn a_log_that_may_not_grow_does_no_harm() {
     assert_eq!(ignored[2], "SigIgn:\t0000000000000000");
     daemon.signal(Signal::TERM);
     assert_eq!(daemon.wait_exit().code(), Some(0));
+}
+
+/// Nor where the first line is about RUST_LOG, before anything else is done: an update,
+/// too, begins with that.
+#[test]
+fn a_log_that_may_not_grow_does_no_harm_at_the_start_either() {
+    let mut log = tempfile::tempfile().unwrap();
+    log.write_all(&[b'x'; 1 << 20]).unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let commands: [(&str, &[&str]); 4] = [
+        ("plugd", &["run", "--control", "none", "--fd", "3", "true"]),
+        ("plug-and-play-event-handler", &["true"]),
+        ("mdevd", &["-n", "-f", "/dev/null"]),
+        ("mdevd-netlink", &[]),
+    ];
+    for (name, arguments) in commands {
+        // Each ends by itself: the other end of its socket is closed, its input is empty,
+        // or nobody reads what it writes.
+        let (_, receiver) = unix::pair(SocketType::SEQPACKET);
+        let (_, output) = std::io::pipe().unwrap();
+        let link = directory.path().join(name);
+        symlink(env!("CARGO_BIN_EXE_plugd"), &link).unwrap();
+        let plugd = Plugd::new().program(link).args(arguments).env("RUST_LOG", "a=b=c");
+        let plugd = plugd.prelude("ulimit -f 8").stderr(log.try_clone().unwrap());
+        let plugd = plugd.fd(receiver, 3).stdin(tempfile::tempfile().unwrap()).stdout(output);
+        assert_eq!(plugd.finish().code, Some(0), "{name}");
+    }
 }
 
 /// plugd waits for its logger, as it waits for its handler: nothing is lost,

@@ -1,5 +1,6 @@
 //! The update in place: another version of plugd goes on in the same process.
 
+use std::ffi::{CStr, CString};
 use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
@@ -11,9 +12,10 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use plugd::sys::Spawner;
 use rustix::net::SocketType;
 use rustix::pipe::{PipeFlags, pipe_with};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
 use tempfile::TempDir;
 
 use crate::control::SetWhenDropped;
@@ -760,6 +762,34 @@ fn noshs_handler_knows_no_update() {
     let mut daemon = plugd.args(["true"]).start();
     daemon.signal(Signal::USR2);
     assert_eq!(daemon.wait_exit().signal(), Some(libc::SIGUSR2));
+}
+
+/// Also what is no `KEY=VALUE`, and what is there twice.
+#[test]
+fn all_strings_of_the_environment_are_kept() {
+    ns::alone(|| {
+        let address = address();
+        let path = CString::new(format!("PATH={}", std::env::var("PATH").unwrap())).unwrap();
+        let kept = [&*path, c"no variable", c"A=1", c"A=2", c"=x", c"", c"PLUGD_HANDOVER"];
+        let arguments = ["plugd", "run", "--control", &address, "true"];
+        let arguments = arguments.map(|argument| CString::new(argument).unwrap());
+        let program = CString::new(PLUGD).unwrap();
+        let arguments = arguments.iter().map(CString::as_c_str);
+        let (_, pid) = Spawner::new().spawn(&program, arguments, kept).unwrap();
+        eventually("it listens", connect);
+        // The second time there is a variable of the first one.
+        update();
+        update();
+        let environment = fs::read(format!("/proc/{}/environ", pid.as_raw_pid())).unwrap();
+        assert_eq!(say(&["stop"]).code, Some(0));
+        waitpid(Some(pid), WaitOptions::empty()).unwrap();
+        let expected: Vec<&[u8]> = kept.into_iter().map(CStr::to_bytes_with_nul).collect();
+        let set = [b"PLUGD_HANDOVER=", pid.to_string().as_bytes(), b":"].concat();
+        let all = [expected.concat(), set].concat().escape_ascii().to_string();
+        let real = environment.escape_ascii().to_string();
+        assert!(real.starts_with(&all), "{real}");
+        assert_eq!(real.matches("PLUGD_HANDOVER=").count(), 1, "{real}");
+    });
 }
 
 /// What is left of an update in somebody's environment means nothing.

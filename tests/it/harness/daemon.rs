@@ -13,7 +13,8 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{CWD, Mode, OFlags, mkfifoat, open};
 use rustix::process::{
-    Pid, PidfdFlags, Signal, kill_process, kill_process_group, pidfd_open, pidfd_send_signal,
+    Pid, PidfdFlags, PidfdGetfdFlags, Signal, kill_process, kill_process_group, pidfd_getfd,
+    pidfd_open, pidfd_send_signal,
 };
 use tempfile::TempDir;
 
@@ -417,6 +418,20 @@ impl Daemon {
                 inject::NetlinkSocket::find(inode).map(|_| (fd, inode))
             })
             .expect("plugd has no netlink socket")
+    }
+
+    /// A copy of the socket that listens at this address, as a child has one.
+    pub(crate) fn listener(&self, address: &str) -> OwnedFd {
+        let listens = |line: &&str| {
+            let fields: Vec<&str> = line.split_whitespace().collect();
+            fields.get(7) == Some(&address) && fields[3] == "00010000"
+        };
+        let table = fs::read_to_string("/proc/net/unix").unwrap();
+        let line = table.lines().find(listens).expect("somebody listens there");
+        let inode = line.split_whitespace().nth(6).unwrap().parse().unwrap();
+        let fd = (3..100).find(|&fd| self.socket_inode(fd) == Some(inode)).expect("it is plugd's");
+        let process = pidfd_open(Pid::from_child(&self.child), PidfdFlags::empty()).unwrap();
+        pidfd_getfd(&process, fd, PidfdGetfdFlags::empty()).unwrap()
     }
 
     /// Bytes waiting in that socket.
