@@ -458,7 +458,7 @@ impl Daemon {
         let Some(watched) = source.map(|source| &self.sources[source]) else { return true };
         // Two interfaces of different namespaces may have the same path.
         let may_be_elsewhere = || {
-            let path = event.last(b"DEVPATH").unwrap_or_default().to_bytes();
+            let path = event.path().unwrap_or_default();
             path.windows(5).any(|part| part == b"/net/")
         };
         watched.is_kernels && !(watched.from_everywhere && may_be_elsewhere())

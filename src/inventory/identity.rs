@@ -46,19 +46,9 @@ impl<'a> Tracked<'a> {
     /// If it is one. What has no subsystem, or is not below /sys/devices, such as
     /// modules and drivers, is none.
     pub fn of(event: &Uevent<'a>) -> Option<Self> {
-        let (mut action, mut path, mut old_path, mut subsystem) = (None, None, None, false);
-        for field in event.fields() {
-            let value = || Some(field.value().to_bytes());
-            match field.key() {
-                b"ACTION" => action = value(),
-                b"DEVPATH" => path = value(),
-                b"DEVPATH_OLD" => old_path = value(),
-                b"SUBSYSTEM" => subsystem = true,
-                _ => {}
-            }
-        }
-        let path = path.filter(|path| path.starts_with(b"/devices/") && subsystem)?;
-        Some(Self { action: action?, path, old_path })
+        let path = event.path().filter(|path| path.starts_with(b"/devices/"))?;
+        event.subsystem()?;
+        Some(Self { action: event.action()?, path, old_path: event.old_path() })
     }
 }
 
@@ -79,8 +69,8 @@ pub fn update(event: &Uevent<'_>, known: &[u8], identity: &mut Vec<u8>) {
     identity.clear();
     for (key, field) in KEYS.into_iter().zip(found) {
         match field {
-            Some(field) if LONG.contains(&key) && field.value().count_bytes() > LONG_MAX => {}
-            Some(field) => identity.extend_from_slice(field.whole().to_bytes_with_nul()),
+            Some(field) if LONG.contains(&key) && field.value_bytes().len() > LONG_MAX => {}
+            Some(field) => identity.extend_from_slice(field.whole_with_nul()),
             None => {
                 if let Some(value) = value(known, key) {
                     for part in [key, b"=", value, b"\0"] {
