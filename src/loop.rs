@@ -441,15 +441,15 @@ impl Daemon {
         log::debug!("{event}: passed over, as it was acted on already or is over");
         self.counters.received += 1;
         self.counters.stale += 1;
-        self.note_acted_on(source, event);
+        self.note_acted_on(source, event, self.now());
     }
 
     /// Tells those who wait for it.
-    fn note_acted_on(&mut self, source: Option<usize>, event: &Uevent<'_>) {
+    fn note_acted_on(&mut self, source: Option<usize>, event: &Uevent<'_>, now: Time) {
         if source.is_some_and(|source| self.sources[source].is_kernels) {
-            self.recovery.note_progress(event, self.started.elapsed());
+            self.recovery.note_progress(event, now);
         }
-        self.requests.acted_on(source, event, self.started.elapsed());
+        self.requests.acted_on(source, event, now);
         self.answer_requests();
     }
 

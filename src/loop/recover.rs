@@ -385,7 +385,6 @@ impl Daemon {
         if !self.is_tracked(Some(source), event) || !self.recovery.judges {
             return Verdict::Act;
         }
-        let now = self.started.elapsed();
         let recovery = &mut self.recovery;
         match recovery.inventory.judge(event, recovery.trust) {
             Verdict::StaleIfListed => {
@@ -416,9 +415,9 @@ impl Daemon {
             }
             // What is below it may not have been found, on its way.
             Verdict::Act
-                if now < recovery.in_doubt
+                if event.action() == Some(b"move")
                     && recovery.trust != Trust::Lossy
-                    && event.action() == Some(b"move") =>
+                    && self.started.elapsed() < recovery.in_doubt =>
             {
                 Verdict::ActAndCompare
             }
