@@ -21,7 +21,8 @@ const HANDOVER: [&[u8]; 4] = [b"LISTEN_*", b"NOTIFY_SOCKET", b"PLUGD_HANDOVER", 
 /// than intended: a shell, the dynamic linker and the C library, an interpreter, kmod,
 /// and other tools that handlers run, with their plugins, configurations and programs;
 /// and MDEV, which is for rules to set. An event may not set them. `*` at the end stands
-/// for anything. By the first letter, so that few of them are to be looked at.
+/// for anything. Those of the hand-over are among them. By the first letter, so that few
+/// of them are to be looked at.
 fn protected(letter: u8) -> &'static [&'static [u8]] {
     match letter {
         b'A' => &[b"ALSA_CONFIG_*", b"AWKLIBPATH", b"AWKPATH"],
@@ -54,13 +55,14 @@ fn protected(letter: u8) -> &'static [&'static [u8]] {
             b"LESSCLOSE",
             b"LESSOPEN",
             b"LIBMOUNT_*",
+            b"LISTEN_*",
             b"LOCALDOMAIN",
             b"LOCPATH",
             b"LUA_*",
             b"LVM_*",
         ],
         b'M' => &[b"MAILPATH", b"MALLOC_*", b"MDEV", b"MODPROBE_OPTIONS", b"MUSL_LOCPATH"],
-        b'N' => &[b"NIS_PATH", b"NLSPATH", b"NODE_*", b"NULLCMD"],
+        b'N' => &[b"NIS_PATH", b"NLSPATH", b"NODE_*", b"NOTIFY_SOCKET", b"NULLCMD"],
         b'O' => &[b"OPENSSL_*", b"OPTIND"],
         b'P' => &[
             b"PAGER",
@@ -69,6 +71,7 @@ fn protected(letter: u8) -> &'static [&'static [u8]] {
             b"PERL*",
             b"PHPRC",
             b"PHP_INI_SCAN_DIR",
+            b"PLUGD_HANDOVER",
             b"PROMPT_COMMAND",
             b"PS1",
             b"PS2",
@@ -89,6 +92,7 @@ fn protected(letter: u8) -> &'static [&'static [u8]] {
             b"TMPPREFIX",
             b"TZDIR",
         ],
+        b'U' => &[b"UPSTART_*"],
         b'X' => &[b"XTABLES_LIBDIR"],
         b'Z' => &[b"ZDOTDIR"],
         b'_' => &[b"_JAVA_OPTIONS"],
@@ -109,11 +113,31 @@ struct Variable {
     /// `KEY=VALUE`.
     whole: CString,
     key_length: usize,
+    /// Of its key.
+    beginning: u64,
 }
 
 impl Variable {
-    fn key(&self) -> &[u8] {
-        &self.whole.as_bytes()[..self.key_length]
+    fn key(&self) -> Key<'_> {
+        Key { beginning: self.beginning, whole: &self.whole.as_bytes()[..self.key_length] }
+    }
+}
+
+/// What a variable is found by. Compared as numbers, the beginnings of most keys tell at
+/// once which one comes first: it is the same one as by all their bytes, of which none
+/// is NUL.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Key<'a> {
+    beginning: u64,
+    whole: &'a [u8],
+}
+
+impl<'a> Key<'a> {
+    fn new(whole: &'a [u8]) -> Self {
+        let mut beginning = [0; 8];
+        let length = whole.len().min(beginning.len());
+        beginning[..length].copy_from_slice(&whole[..length]);
+        Self { beginning: u64::from_be_bytes(beginning), whole }
     }
 }
 
@@ -136,8 +160,10 @@ impl Base {
     fn set_if_unset(&mut self, key: &[u8], value: &[u8]) {
         // A variable of an environment has no NUL in it.
         let Ok(whole) = CString::new([key, b"=", value].concat()) else { return };
-        if let Err(place) = self.variables.binary_search_by(|v| v.key().cmp(key)) {
-            self.variables.insert(place, Variable { whole, key_length: key.len() });
+        let (key, key_length) = (Key::new(key), key.len());
+        if let Err(place) = self.variables.binary_search_by(|v| v.key().cmp(&key)) {
+            let variable = Variable { whole, key_length, beginning: key.beginning };
+            self.variables.insert(place, variable);
         }
     }
 
@@ -146,15 +172,12 @@ impl Base {
     pub fn with_event<'a>(&'a self, event: &Uevent<'a>) -> Environment<'a> {
         let mut withheld = Vec::new();
         // The usual event's variables find room without growing them.
-        let mut own: Vec<(&[u8], &CStr)> = Vec::with_capacity(32);
+        let mut own: Vec<(Key<'_>, &CStr)> = Vec::with_capacity(32);
         let mut variables: Vec<&CStr> = Vec::with_capacity(self.variables.len() + 32);
         for field in event.fields() {
-            let (key, whole) = (field.key(), field.whole());
-            if is_shell_name(key)
-                && !is_function(&whole.to_bytes()[key.len()..])
-                && !is_protected(key)
-            {
-                own.push((key, whole));
+            let key = field.key();
+            if is_shell_name(key) && !is_function(field.value_bytes()) && !is_protected(key) {
+                own.push((Key::new(key), field.whole()));
             } else {
                 withheld.push(key);
             }
@@ -181,7 +204,6 @@ impl Base {
 /// program is or does.
 pub fn is_protected(key: &[u8]) -> bool {
     key.first().is_some_and(|&letter| matches_any(protected(letter), key))
-        || matches_any(&HANDOVER, key)
 }
 
 /// The environment of one child.
@@ -193,9 +215,9 @@ pub struct Environment<'a> {
     pub withheld: Vec<&'a [u8]>,
 }
 
-/// Whether bash before 4.3 patch 25 would run this `=VALUE`, by any name (CVE-2014-6271).
+/// Whether bash before 4.3 patch 25 would run this value, by any name (CVE-2014-6271).
 fn is_function(value: &[u8]) -> bool {
-    value.starts_with(b"=() {")
+    value.starts_with(b"() {")
 }
 
 /// Whether a shell could have a variable of this name (POSIX: Name).
@@ -261,6 +283,31 @@ mod tests {
         let (variables, withheld) = environment(&base, b"SUBSYSTEM=a\0X=1\0SUBSYSTEM=b\0X=2\0X=\0");
         assert_eq!(variables, ["HOME=/h", "PATH=/p", "SUBSYSTEM=b", "X="]);
         assert!(withheld.is_empty());
+    }
+
+    #[test]
+    fn keys_are_in_the_order_of_their_bytes() {
+        let keys: [&[u8]; 9] = [
+            b"",
+            b"A",
+            b"A0",
+            b"AB",
+            b"SUBSYSTE",
+            b"SUBSYSTEM",
+            b"SUBSYSTEM_",
+            b"SUBSYSTEMS",
+            b"\xff",
+        ];
+        for (one, other) in keys.iter().flat_map(|one| keys.iter().map(move |other| (one, other))) {
+            assert_eq!(Key::new(one).cmp(&Key::new(other)), one.cmp(other));
+        }
+    }
+
+    #[test]
+    fn no_event_sets_what_belongs_to_the_hand_over() {
+        for name in HANDOVER {
+            assert!(is_protected(name), "{}", name.escape_ascii());
+        }
     }
 
     #[test]

@@ -24,7 +24,7 @@ use crate::uevent::Uevent;
 
 use format::{
     AT_INCARNATION, AT_PROGRESS, AT_STATE, BEGUN, LEFT, SETTLED, UNDONE, UNKNOWN, UNSEEN, get,
-    get_checked, identity_at, name_at, offset, path_at, put, put_checked,
+    get_checked, identity_at, name_at, offset, path_at, put, put_checked, same,
 };
 pub use format::{begins_like_one, hash};
 use identity::Tracked;
@@ -227,7 +227,7 @@ impl<S: Storage> Inventory<S> {
         match (action, held) {
             (b"add", Some(at)) => {
                 let identity = self.told(event, None);
-                if identity_at(self.storage.bytes(), at) == identity {
+                if same(identity_at(self.storage.bytes(), at), &identity) {
                     // Perhaps another one all the same.
                     put(self.storage.bytes_mut(), at + AT_INCARNATION, 0);
                     self.set_state(at, BEGUN);
@@ -259,7 +259,7 @@ impl<S: Storage> Inventory<S> {
                 let identity = self.told(event, Some(at));
                 let bytes = self.storage.bytes();
                 let known = identity_at(bytes, at);
-                if sure && known != identity && identity::may_be_of(&identity, known) {
+                if sure && !same(known, &identity) && identity::may_be_of(&identity, known) {
                     let incarnation = get(bytes, at + AT_INCARNATION);
                     self.replace(path, &identity, BEGUN, incarnation);
                 }

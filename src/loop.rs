@@ -441,15 +441,15 @@ impl Daemon {
         log::debug!("{event}: passed over, as it was acted on already or is over");
         self.counters.received += 1;
         self.counters.stale += 1;
-        self.note_acted_on(source, event);
+        self.note_acted_on(source, event, self.now());
     }
 
     /// Tells those who wait for it.
-    fn note_acted_on(&mut self, source: Option<usize>, event: &Uevent<'_>) {
+    fn note_acted_on(&mut self, source: Option<usize>, event: &Uevent<'_>, now: Time) {
         if source.is_some_and(|source| self.sources[source].is_kernels) {
-            self.recovery.note_progress(event, self.started.elapsed());
+            self.recovery.note_progress(event, now);
         }
-        self.requests.acted_on(source, event, self.started.elapsed());
+        self.requests.acted_on(source, event, now);
         self.answer_requests();
     }
 
@@ -458,7 +458,7 @@ impl Daemon {
         let Some(watched) = source.map(|source| &self.sources[source]) else { return true };
         // Two interfaces of different namespaces may have the same path.
         let may_be_elsewhere = || {
-            let path = event.last(b"DEVPATH").unwrap_or_default().to_bytes();
+            let path = event.path().unwrap_or_default();
             path.windows(5).any(|part| part == b"/net/")
         };
         watched.is_kernels && !(watched.from_everywhere && may_be_elsewhere())

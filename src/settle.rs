@@ -80,7 +80,7 @@ impl<'e> Traits<'e> {
         };
         // The last one of a key counts.
         for field in event.fields() {
-            let value = field.value().to_bytes();
+            let value = field.value_bytes();
             match field.key() {
                 b"ACTION" => traits.removal = value == b"remove",
                 b"DEVPATH" => traits.path = Some(value),

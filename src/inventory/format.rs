@@ -122,6 +122,16 @@ pub fn begins_like_one(bytes: &[u8]) -> bool {
     bytes.starts_with(MAGIC) || bytes.iter().take(MAGIC.len()).all(|&byte| byte == 0)
 }
 
+/// Whether both are the same, which most that are compared here are: word by word, as
+/// there are C libraries that go byte by byte (musl's memcmp).
+pub(super) fn same(one: &[u8], other: &[u8]) -> bool {
+    let ((words, rest), (other_words, other_rest)) = (one.as_chunks::<8>(), other.as_chunks::<8>());
+    let mut pairs = words.iter().zip(other_words);
+    one.len() == other.len()
+        && pairs.all(|(one, other)| u64::from_ne_bytes(*one) == u64::from_ne_bytes(*other))
+        && rest == other_rest
+}
+
 /// A hash of bytes, fast and good enough for a table and against damage.
 pub fn hash(bytes: &[u8]) -> u64 {
     const ODD: u64 = 0x9e37_79b9_7f4a_7c15;

@@ -101,8 +101,7 @@ impl<S: Storage> Inventory<S> {
         }
         let mut told = std::mem::take(&mut self.scratch);
         identity::write(event, &mut told);
-        let number = event.last(b"SEQNUM").and_then(|text| text.to_str().ok()?.parse::<u64>().ok());
-        let verdict = self.judge_tracked(&tracked, &told, number, trust);
+        let verdict = self.judge_tracked(&tracked, &told, event.number(), trust);
         self.scratch = told;
         verdict
     }

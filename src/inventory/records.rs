@@ -11,7 +11,7 @@ use super::format::{
     AT_PROGRESS, AT_REGION, AT_STATE, AT_SUM, AT_USED, AT_VERSION, BEGUN, DEAD, HEADER, MAGIC,
     RECORD_HEAD, REGION_HEAD, REGION_MIN, SETTLED, UNDONE, UNKNOWN, UNSEEN, VERSION, WORD_MAX,
     checksum, get, get_checked, hash, identity_at, name_at, offset, path_at, put, put_checked,
-    record_size, to_usize,
+    record_size, same, to_usize,
 };
 use super::{Inventory, Known, Storage, Unusable, World, identity};
 
@@ -193,8 +193,8 @@ impl<S: Storage> Inventory<S> {
 
     pub(super) fn find(&self, path: &[u8]) -> Option<usize> {
         let bytes = self.storage.bytes();
-        let same = |&unit: &u32| path_at(bytes, offset(unit)) == path;
-        self.index.find(hash(path), same).map(|&unit| offset(unit))
+        let is_it = |&unit: &u32| same(path_at(bytes, offset(unit)), path);
+        self.index.find(hash(path), is_it).map(|&unit| offset(unit))
     }
 
     /// Makes a record one that can be found.

@@ -97,12 +97,12 @@ impl Daemon {
         if let Some(child) = &self.child {
             log::error!("pid {} could not be killed, and is left behind", child.pid());
         }
+        let now = self.now();
         match deed.step() {
             None => {
-                self.outlets.pass_on(deed.datagram, self.now());
+                self.outlets.pass_on(deed.datagram, now);
                 if self.is_tracked(deed.source, event) {
-                    let (replayed, now) = (deed.source.is_none(), self.now());
-                    self.recovery.finish(event, replayed, now);
+                    self.recovery.finish(event, deed.source.is_none(), now);
                 }
             }
             Some(step) => {
@@ -115,7 +115,7 @@ impl Daemon {
         } else {
             self.counters.handled += 1;
         }
-        self.note_acted_on(deed.source, event);
+        self.note_acted_on(deed.source, event, now);
         Ok(())
     }
 

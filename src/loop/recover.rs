@@ -304,7 +304,7 @@ impl Recovery {
             Trust::Scanned { last } => last,
             Trust::Lossy | Trust::Unscanned => None,
         };
-        self.overtaken && seqnum(event).zip(last).is_none_or(|(number, last)| number <= last)
+        self.overtaken && event.number().zip(last).is_none_or(|(number, last)| number <= last)
     }
 
     /// Notes that an event from the kernel was read, and acted on if need be, at the
@@ -313,7 +313,7 @@ impl Recovery {
         if !self.has_file() {
             return;
         }
-        let Some(number) = seqnum(event) else { return };
+        let Some(number) = event.number() else { return };
         self.sequence.came(number);
         self.tell_progress();
         if self.sequence.has_gap() {
@@ -346,7 +346,7 @@ impl Recovery {
         if tracked.action == b"remove" {
             // Of the queues of an interface that goes to another namespace the kernel
             // tells nothing (__dev_change_net_namespace in net/core/dev.c).
-            let is_interface = event.last(b"SUBSYSTEM").is_some_and(|it| it == c"net");
+            let is_interface = event.subsystem() == Some(b"net");
             if is_interface && event.last(b"SYNTH_UUID").is_none() && self.is_exact() {
                 self.inventory.forget_queues(tracked.path);
             }
@@ -385,18 +385,17 @@ impl Daemon {
         if !self.is_tracked(Some(source), event) || !self.recovery.judges {
             return Verdict::Act;
         }
-        let now = self.started.elapsed();
         let recovery = &mut self.recovery;
         match recovery.inventory.judge(event, recovery.trust) {
             Verdict::StaleIfListed => {
-                let subsystem = event.last(b"SUBSYSTEM").unwrap_or_default().to_bytes();
+                let subsystem = event.subsystem().unwrap_or_default();
                 match Sysfs::open(&recovery.sys) {
                     Ok(sys) if sys.lists(subsystem) => Verdict::Stale,
                     _ => Verdict::Act,
                 }
             }
             Verdict::StaleIfSame => {
-                let path = event.last(b"DEVPATH").unwrap_or_default().to_bytes();
+                let path = event.path().unwrap_or_default();
                 let known = recovery.inventory.get(path).map(|known| known.incarnation);
                 match Sysfs::open(&recovery.sys).ok().and_then(|sys| sys.incarnation(path)) {
                     Some(found) if known == Some(found) => Verdict::Stale,
@@ -416,9 +415,9 @@ impl Daemon {
             }
             // What is below it may not have been found, on its way.
             Verdict::Act
-                if now < recovery.in_doubt
+                if event.action() == Some(b"move")
                     && recovery.trust != Trust::Lossy
-                    && event.last(b"ACTION") == Some(c"move") =>
+                    && self.started.elapsed() < recovery.in_doubt =>
             {
                 Verdict::ActAndCompare
             }
@@ -648,8 +647,4 @@ impl Daemon {
         }
         self.recovery.inventory.set_progress(Progress::Left);
     }
-}
-
-fn seqnum(event: &Uevent<'_>) -> Option<u64> {
-    event.last(b"SEQNUM")?.to_str().ok()?.parse().ok()
 }

@@ -60,7 +60,7 @@ impl Facts {
                 _ => None,
             };
             if let Some(slot) = slot {
-                slot.get_or_insert(field.value());
+                slot.get_or_insert_with(|| field.value());
             }
             see(field);
         }

@@ -107,7 +107,7 @@ impl Engine {
         let Self { rules, matcher, settings, facts, scratch, draft } = self;
         matcher.begin();
         let acts = facts.learn(event, sysfs, |field| {
-            matcher.variable(field.key(), || field.value().to_bytes());
+            matcher.variable(field.key(), || field.value_bytes());
         });
         if acts {
             // A driver waits for it, and shall not wait for commands.
