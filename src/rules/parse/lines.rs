@@ -55,7 +55,10 @@ impl<'a> Lines<'a> {
                 piece = next;
             }
             line.text.extend_from_slice(piece);
-            return Some(line);
+            // As busybox has it, which joins lines first.
+            if line.text.iter().find(|&&b| !is_blank(b)) != Some(&b'#') {
+                return Some(line);
+            }
         }
     }
 }
