@@ -78,6 +78,21 @@ impl<'a> Line<'a> {
     }
 }
 
+/// Writes the text of a rule's line so that it is read again just so, and returns how
+/// many lines that takes: no more than it had, but at the end of a file.
+pub(in crate::rules) fn write_line(line: &[u8], text: &mut Vec<u8>) -> usize {
+    text.extend_from_slice(line);
+    text.push(b'\n');
+    let continues = |start| Progress::Between(0).over(start) != Progress::InComment;
+    if !line.strip_suffix(b"\\").is_some_and(continues) {
+        return 1;
+    }
+    // It was continued, by an empty line.
+    text.insert(text.len() - 1, b'\\');
+    text.push(b'\n');
+    2
+}
+
 /// How far a rule has got, as much as it takes to know that a comment began.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Progress {
