@@ -190,7 +190,7 @@ impl Matcher {
             }
             Ok(set)
         };
-        let mut names = Vec::new();
+        let (mut names, mut uses) = (Vec::new(), Vec::new());
         for (index, rule) in rules.iter().enumerate() {
             let conditions: Box<[usize]> = rule
                 .all_conditions()
@@ -203,6 +203,12 @@ impl Matcher {
                     })
                 })
                 .collect();
+            uses.resize(known.len(), 0_usize);
+            conditions.iter().for_each(|&id| uses[id] += 1);
+            matcher.conditions.push(conditions);
+        }
+        for (index, rule) in rules.iter().enumerate() {
+            let conditions = &matcher.conditions[index];
             match &rule.device {
                 Device::Numbers(numbers) => matcher.numbers.push((numbers.clone(), index)),
                 Device::Name(ere) if !ere.matches_all() => {
@@ -212,13 +218,14 @@ impl Matcher {
                 Device::Name(_) | Device::Variable(_) => {
                     // The condition that most likely tells the rule apart.
                     let telling = |&&id: &&usize| !known[id].1.matches_anywhere_in_all();
-                    match conditions.iter().rev().find(telling).or(conditions.first()) {
+                    let telling = conditions.iter().rev().filter(telling);
+                    let rarest = telling.min_by_key(|&&id| uses[id]);
+                    match rarest.or(conditions.first()) {
                         Some(&id) => matcher.of_conditions[id].push(index),
                         None => matcher.always.insert(index),
                     }
                 }
             }
-            matcher.conditions.push(conditions);
         }
         matcher.numbers.sort_unstable_by_key(|(numbers, _)| numbers.major);
         if !names.is_empty() {
@@ -376,6 +383,25 @@ mod tests {
         }
         assert!(set.memory() < 3 * STATES_MAX, "{}", set.memory());
         assert!(set.cache.clear_count() > 0);
+    }
+
+    /// That they are all for add tells no two of them apart.
+    #[test]
+    fn rules_are_looked_at_for_their_rarest_condition() {
+        for order in ["SUBSYSTEM=s{};ACTION=add;.*", "ACTION=add;SUBSYSTEM=s{};.*"] {
+            let text: String =
+                (0..500).map(|n| order.replace("{}", &format!("{n:03}")) + " 0:0 600\n").collect();
+            let sources = [parse::Source { name: "f", text: text.as_bytes() }];
+            let rules = parse::parse(&sources, &crate::account::Accounts::default()).unwrap();
+            let mut matcher = Matcher::new(&rules).unwrap();
+            matcher.begin();
+            matcher.variable(b"ACTION", || b"add");
+            matcher.variable(b"SUBSYSTEM", || b"s007");
+            matcher.name(b"x");
+            assert_eq!(matcher.next(0), Some(7));
+            let candidates: u32 = matcher.candidates.0.iter().map(|word| word.count_ones()).sum();
+            assert_eq!(candidates, 1, "{order}");
+        }
     }
 
     fn random(seed: &mut u64, below: u64) -> u64 {
