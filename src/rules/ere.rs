@@ -176,6 +176,11 @@ impl Ere {
         self.groups
     }
 
+    /// How large it is, its counts written out.
+    pub fn size(&self) -> usize {
+        self.node.size()
+    }
+
     /// Whether it is plain to see that every text is matched, somewhere.
     pub fn matches_anywhere_in_all(&self) -> bool {
         self.node.surely_matches_empty()

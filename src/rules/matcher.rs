@@ -18,6 +18,8 @@ use super::rule::{Device, Numbers, Origin, Rule};
 
 /// The memory that an automaton may use for its states, in bytes.
 const STATES_MAX: usize = 4 * 1024 * 1024;
+/// The memory that all automata may use before they have matched anything, in bytes.
+const AUTOMATA_MAX: usize = 64 * 1024 * 1024;
 
 /// Many regular expressions in one automaton.
 #[derive(Debug)]
@@ -74,6 +76,11 @@ impl Set {
         if state.is_match() {
             tell(dfa, cache, state);
         }
+    }
+
+    /// The memory that it uses now, in bytes, with that of the expressions.
+    fn memory_of_all(&self) -> usize {
+        size_of::<Self>() + self.dfa.get_nfa().memory_usage() + self.memory()
     }
 
     /// The memory that it uses now, in bytes.
@@ -172,7 +179,18 @@ impl Matcher {
             holding: Bits::default(),
             event: 0,
         };
-        let mut names = Vec::new();
+        let mut room = AUTOMATA_MAX;
+        let mut make = |expressions: Vec<&Ere>, scope| {
+            let largest = (0..expressions.len()).max_by_key(|&index| expressions[index].size());
+            let set = Set::new(expressions, scope)?;
+            // There is one for each variable.
+            match room.checked_sub(set.memory_of_all()) {
+                Some(rest) => room = rest,
+                None => return Err(TooLarge(largest.unwrap_or_default())),
+            }
+            Ok(set)
+        };
+        let (mut names, mut uses) = (Vec::new(), Vec::new());
         for (index, rule) in rules.iter().enumerate() {
             let conditions: Box<[usize]> = rule
                 .all_conditions()
@@ -185,6 +203,12 @@ impl Matcher {
                     })
                 })
                 .collect();
+            uses.resize(known.len(), 0_usize);
+            conditions.iter().for_each(|&id| uses[id] += 1);
+            matcher.conditions.push(conditions);
+        }
+        for (index, rule) in rules.iter().enumerate() {
+            let conditions = &matcher.conditions[index];
             match &rule.device {
                 Device::Numbers(numbers) => matcher.numbers.push((numbers.clone(), index)),
                 Device::Name(ere) if !ere.matches_all() => {
@@ -194,18 +218,19 @@ impl Matcher {
                 Device::Name(_) | Device::Variable(_) => {
                     // The condition that most likely tells the rule apart.
                     let telling = |&&id: &&usize| !known[id].1.matches_anywhere_in_all();
-                    match conditions.iter().rev().find(telling).or(conditions.first()) {
+                    let telling = conditions.iter().rev().filter(telling);
+                    let rarest = telling.min_by_key(|&&id| uses[id]);
+                    match rarest.or(conditions.first()) {
                         Some(&id) => matcher.of_conditions[id].push(index),
                         None => matcher.always.insert(index),
                     }
                 }
             }
-            matcher.conditions.push(conditions);
         }
         matcher.numbers.sort_unstable_by_key(|(numbers, _)| numbers.major);
         if !names.is_empty() {
             let of_names = &matcher.of_names;
-            let names = Set::new(names, Scope::Whole);
+            let names = make(names, Scope::Whole);
             matcher.names = Some(names.map_err(|TooLarge(at)| too_large(&rules[of_names[at]]))?);
         }
         matcher.holding = Bits::new(known.len());
@@ -220,7 +245,8 @@ impl Matcher {
             let set = match &of_set[..] {
                 [] => None,
                 ids => {
-                    let set = Set::new(ids.iter().map(|&id| known[id].1), Scope::Anywhere);
+                    let set = ids.iter().map(|&id| known[id].1).collect();
+                    let set = make(set, Scope::Anywhere);
                     Some(set.map_err(|TooLarge(at)| too_large(&rules[known[ids[at]].2]))?)
                 }
             };
@@ -359,6 +385,25 @@ mod tests {
         assert!(set.cache.clear_count() > 0);
     }
 
+    /// That they are all for add tells no two of them apart.
+    #[test]
+    fn rules_are_looked_at_for_their_rarest_condition() {
+        for order in ["SUBSYSTEM=s{};ACTION=add;.*", "ACTION=add;SUBSYSTEM=s{};.*"] {
+            let text: String =
+                (0..500).map(|n| order.replace("{}", &format!("{n:03}")) + " 0:0 600\n").collect();
+            let sources = [parse::Source { name: "f", text: text.as_bytes() }];
+            let rules = parse::parse(&sources, &crate::account::Accounts::default()).unwrap();
+            let mut matcher = Matcher::new(&rules).unwrap();
+            matcher.begin();
+            matcher.variable(b"ACTION", || b"add");
+            matcher.variable(b"SUBSYSTEM", || b"s007");
+            matcher.name(b"x");
+            assert_eq!(matcher.next(0), Some(7));
+            let candidates: u32 = matcher.candidates.0.iter().map(|word| word.count_ones()).sum();
+            assert_eq!(candidates, 1, "{order}");
+        }
+    }
+
     fn random(seed: &mut u64, below: u64) -> u64 {
         *seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
         (*seed >> 33) % below
@@ -420,5 +465,22 @@ mod tests {
         let mut eres = eres(&["[ab]{9000}"; 500]);
         eres[3] = Ere::parse(b"[ab]{9001}").unwrap();
         assert_eq!(Set::new(&eres, Scope::Whole).unwrap_err(), TooLarge(3));
+    }
+
+    /// Each variable has an automaton of its own.
+    #[test]
+    fn what_is_too_large_for_many_variables_is_told() {
+        let text = |variables: usize| -> String {
+            (0..variables).map(|n| format!("V{n}=[acegikmoqsuwy]{{9000}};x 0:0 600\n")).collect()
+        };
+        let matcher = |variables| {
+            let text = text(variables);
+            let sources = [parse::Source { name: "f", text: text.as_bytes() }];
+            let rules = parse::parse(&sources, &crate::account::Accounts::default()).unwrap();
+            Matcher::new(&rules).map(drop).map_err(|error| error.message)
+        };
+        assert_eq!(matcher(4), Ok(()));
+        let told = matcher(60).unwrap_err();
+        assert!(told.contains("too large, all together"), "{told}");
     }
 }

@@ -14,6 +14,7 @@ pub mod rule;
 
 use std::ffi::{CStr, CString};
 use std::rc::Rc;
+use std::sync::Arc;
 
 use crate::account::Accounts;
 use crate::environment::Base;
@@ -148,14 +149,13 @@ impl Engine {
 /// files, and what is to be read from each for the same rules on the same lines.
 pub fn texts(rules: &[Rule]) -> Vec<(String, Vec<u8>)> {
     let of_files = rules.split_last().map_or(&[][..], |(_, of_files)| of_files);
-    let files = of_files.chunk_by(|one, next| one.origin.file == next.origin.file);
+    // Two files may be shown by one name.
+    let files = of_files.chunk_by(|one, next| Arc::ptr_eq(&one.origin.file, &next.origin.file));
     let text_of = |rules: &[Rule]| {
         let (mut text, mut next) = (Vec::new(), 1);
         for Rule { origin, .. } in rules {
             text.resize(text.len() + origin.line - next, b'\n');
-            text.extend_from_slice(&origin.text);
-            text.push(b'\n');
-            next = origin.line + 1;
+            next = origin.line + parse::write_line(&origin.text, &mut text);
         }
         text
     };

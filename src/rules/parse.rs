@@ -18,6 +18,7 @@ use crate::account::{self, Accounts, number};
 use crate::plan::{Access, Interpreter};
 use doubts::doubts;
 use lines::Lines;
+pub(super) use lines::write_line;
 use mode::{LARGEST_MODE, symbolic_mode};
 
 /// So many mistakes are told at most: what has more is no file of rules.

@@ -263,6 +263,37 @@ fn rules_can_be_written_and_read_again() {
     assert_eq!(texts(read(&[]).rules()), []);
 }
 
+/// A line that was continued may look, in one piece, like one that is.
+#[test]
+fn lines_that_were_continued_are_written_so_that_they_are_read_again() {
+    let again = |first: &str| {
+        let second = "b 0:0 2";
+        let sources = [first, second].map(|text| Source { name: "f", text: text.as_bytes() });
+        let rules = parse::parse(&sources, &Accounts::default()).unwrap();
+        let engine = Engine::new(rules, Settings::new(Base::new([]), None)).unwrap();
+        let written = texts(engine.rules());
+        let sources: Vec<_> = written.iter().map(|(name, text)| Source { name, text }).collect();
+        let read = parse::parse(&sources, &Accounts::default()).unwrap();
+        let origins = |rules: &[Rule]| rules.iter().map(|r| r.origin.clone()).collect::<Vec<_>>();
+        let (_, of_files) = engine.rules().split_last().unwrap();
+        assert_eq!(origins(&read), origins(of_files), "{first}");
+    };
+    for first in [
+        "a 0:0 1 @x\\\\\n\na 0:0 3\n",
+        "a 0:0 1 @x\\\\\n\n\n\na 0:0 3\n",
+        "a 0:0 1 @x\\\\\\\n\na 0:0 3\n",
+        "a 0:0 1 @x\\\\\n\n",
+        "a 0:0 1 @x\\\\",
+        "a 0:0 1 @x\\",
+        "a 0:0 1 # x\\\\\na 0:0 3\n",
+        " \\\n a 0:0 1 @x\\\\\n\na 0:0 3\n",
+        // The other file has the same name, which is not UTF-8, perhaps.
+        "\n\na 0:0 1\n",
+    ] {
+        again(first);
+    }
+}
+
 #[test]
 fn unsafe_names_are_refused() {
     let refused = |name: &str| format!("refuse name \"{name}\": {}", Why::Unsafe);

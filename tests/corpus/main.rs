@@ -286,8 +286,14 @@ const DIFFERENCES: &[(&str, &str, &str)] = &[
     ),
     ("beyond", "together", "expressions that are too large, all together, are an error"),
     ("beyond", "a link", "a link that leads nowhere is an error, and not as if there were no file"),
-    // Nor these, but tests/it/rules.
+    // Nor these, but tests/it/rules and src/rules.
     ("link", "", "a symbolic link on the way to a node is not followed, and the node not made"),
+    ("lines", "", "a line that ends in a backslash goes on in the next one"),
+    ("lines", "", "as with mdevd, a comment ends with its line, also after a backslash"),
+    ("lines", "", "as with mdevd, a command keeps the blanks at its end"),
+    ("lines", "", "as with mdevd, a command may be glued to !"),
+    ("variables", "", "as with mdevd, conditions are about the variables of the event only"),
+    ("numbers", "", "a node is removed only for an event that has its device numbers"),
     ("umask", "", "commands have the umask of the daemon; mdevd and busybox set it to 0"),
 ];
 

@@ -55,7 +55,10 @@ impl<'a> Lines<'a> {
                 piece = next;
             }
             line.text.extend_from_slice(piece);
-            return Some(line);
+            // As busybox has it, which joins lines first.
+            if line.text.iter().find(|&&b| !is_blank(b)) != Some(&b'#') {
+                return Some(line);
+            }
         }
     }
 }
@@ -73,6 +76,21 @@ impl<'a> Line<'a> {
         }
         (self.first + last, at.min(self.pieces[last].len()) + 1, self.pieces[last])
     }
+}
+
+/// Writes the text of a rule's line so that it is read again just so, and returns how
+/// many lines that takes: no more than it had, but at the end of a file.
+pub(in crate::rules) fn write_line(line: &[u8], text: &mut Vec<u8>) -> usize {
+    text.extend_from_slice(line);
+    text.push(b'\n');
+    let continues = |start| Progress::Between(0).over(start) != Progress::InComment;
+    if !line.strip_suffix(b"\\").is_some_and(continues) {
+        return 1;
+    }
+    // It was continued, by an empty line.
+    text.insert(text.len() - 1, b'\\');
+    text.push(b'\n');
+    2
 }
 
 /// How far a rule has got, as much as it takes to know that a comment began.

@@ -51,6 +51,13 @@ fn lines_without_rules_are_skipped() {
 }
 
 #[test]
+fn a_comment_may_begin_behind_an_empty_line_that_is_continued() {
+    assert_eq!(rule("\\\n# a 0:0 1\n \\\n\t\\\n #b \\\n0:0 1\nc 0:0 1").origin.line, 7);
+    let rule = rule("\\\na 0:0 1 # x");
+    assert_eq!((rule.origin.line, &*rule.origin.text), (1, &b"a 0:0 1 # x"[..]));
+}
+
+#[test]
 fn the_device_is_a_name_a_variable_or_numbers() {
     let numbers = |text: &str| match rule(text).device {
         Device::Numbers(Numbers { major, minor }) => (major, minor),
