@@ -222,3 +222,29 @@ fn wait_is_not_ended_by_a_device_whose_event_still_waits() {
         }
     });
 }
+
+/// What the one under way has seen may be of before.
+#[test]
+fn a_rescan_waits_for_one_that_began_after_it() {
+    ns::inside_with_sysfs(|| {
+        // Each comparison is held at the interface.
+        let script = "test $DEVPATH != /devices/virtual/net/lo || \
+                      { echo $ACTION >>$TMP/out; read x <$TMP/gate; }";
+        let daemon = Plugd::new().args(["run", "--"]).sh(script).start();
+        daemon.fifo("gate");
+        eventually("it listens", || connect("@plugd"));
+        let first = begin("@plugd", &["rescan"]);
+        daemon.wait_for_lines("out", 1);
+        let mut second = begin("@plugd", &["rescan"]);
+        eventually("it waits", || (clients(&daemon) == 2).then_some(()));
+        assert_eq!(status("@plugd")["recovery"]["scans"], 1);
+        daemon.release("gate");
+        assert_eq!(end(first), Some(0));
+        daemon.wait_for_lines("out", 2);
+        std::thread::sleep(Duration::from_millis(200));
+        assert!(second.try_wait().unwrap().is_none(), "early");
+        daemon.release("gate");
+        assert_eq!(end(second), Some(0));
+        assert_eq!(daemon.lines("out"), ["add", "change"]);
+    });
+}
