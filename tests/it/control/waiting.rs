@@ -248,3 +248,28 @@ fn a_rescan_waits_for_one_that_began_after_it() {
         assert_eq!(daemon.lines("out"), ["add", "change"]);
     });
 }
+
+/// As where many others ask too: the event is acted on before plugd has read the request.
+#[test]
+fn wait_sees_what_came_before_it_was_heard() {
+    ns::inside_with_sysfs(|| {
+        let address = SocketAddr::from_abstract_name("busy").unwrap();
+        let listener = UnixListener::bind_addr(&address).unwrap();
+        let waiting = begin("@busy", &["wait", "INTERFACE=br0", "SUBSYSTEM=net"]);
+        let (mut stream, _) = listener.accept().unwrap();
+        let mut answer = |expected: &str, reply: &str| {
+            let mut request = [0; 4096];
+            let length = stream.read(&mut request).unwrap();
+            let request = String::from_utf8_lossy(&request[..length]);
+            assert!(request.contains(expected), "{request}");
+            stream.write_all(reply.as_bytes()).unwrap();
+        };
+        // It has looked in /sys, and found nothing there.
+        std::thread::sleep(Duration::from_secs(1));
+        let link = ["link", "add", "br0", "type", "bridge"];
+        assert!(Command::new("ip").args(link).status().unwrap().success());
+        answer("wait", "plugd/1 no 10\ntimed out\n");
+        answer("settle --timeout 0", "plugd/1 ok 0\n");
+        assert_eq!(end(waiting), Some(0));
+    });
+}
