@@ -315,10 +315,6 @@ fn look_too(
         };
         found == Some(true)
     };
-    // What comes later has an event that is waited for.
-    if !found() {
-        return waiting.receive();
-    }
     let settle = |connection: &mut Connection, timeout| {
         connection.send(&["settle", "--timeout", &decimal(timeout)])
     };
@@ -326,24 +322,29 @@ fn look_too(
         let mut settling = connect(options, timeout.saturating_add(GRACE))?;
         settle(&mut settling, timeout).map(|()| settling)
     };
-    let mut second = settling().ok();
-    loop {
-        let at_most = second.is_none().then_some(ROOM_PAUSE);
-        match client::either(&waiting, second.as_ref(), at_most)? {
-            Ready::First => break,
-            Ready::Neither => second = settling().ok(),
-            Ready::Second => match second.take().map(|mut second| second.receive()) {
-                Some(Ok(Reply { outcome: Outcome::Ok, .. })) if found() => {
-                    return Ok(Reply::ok(""));
-                }
-                Some(Ok(Reply { outcome: Outcome::Ok, .. })) => break,
-                // There are too many clients, or its time is over, and so is the first's.
-                _ => {}
-            },
+    let mut second = None;
+    // What comes later has an event that is waited for.
+    if found() {
+        second = settling().ok();
+        loop {
+            let at_most = second.is_none().then_some(ROOM_PAUSE);
+            match client::either(&waiting, second.as_ref(), at_most)? {
+                Ready::First => break,
+                Ready::Neither => second = settling().ok(),
+                Ready::Second => match second.take().map(|mut second| second.receive()) {
+                    Some(Ok(Reply { outcome: Outcome::Ok, .. })) if found() => {
+                        return Ok(Reply::ok(""));
+                    }
+                    Some(Ok(Reply { outcome: Outcome::Ok, .. })) => break,
+                    // There are too many clients, or its time is over, and so is the first's.
+                    _ => {}
+                },
+            }
         }
     }
     let reply = waiting.receive()?;
     if reply.outcome == Outcome::No {
+        // That event may have been acted on before plugd came to hear of us.
         let is_ok = |reply: Result<Reply, Failure>| reply.is_ok_and(|r| r.outcome == Outcome::Ok);
         // Either may have been sent away.
         let settled = second.is_some_and(|mut second| is_ok(second.receive()))

@@ -85,11 +85,16 @@ fn bind_file(
     };
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let lock = rustix::fs::open(directory, flags, Mode::empty())?;
-    // Anybody who may read the directory can lock it, for ever.
+    // Anybody who may read the directory can lock it, for ever; that must keep nobody from
+    // starting.
     let deadline = Instant::now() + LOCK_PATIENCE;
     while let Err(error) = rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
-        if error != Errno::WOULDBLOCK || Instant::now() >= deadline {
+        if error != Errno::WOULDBLOCK {
             return Err(error.into());
+        }
+        if Instant::now() >= deadline {
+            log::warn!("somebody has locked the directory of control socket {address}");
+            break;
         }
         std::thread::sleep(Duration::from_millis(10));
     }

@@ -110,6 +110,8 @@ pub(super) struct Recovery {
     pub(super) held_back: Option<(usize, Vec<u8>)>,
     /// Who is to be told when it is done.
     clients: Vec<server::Id>,
+    /// Who is to be told when the next one is done, as this one had begun before.
+    late_clients: Vec<server::Id>,
     /// What they are told.
     text: String,
 }
@@ -191,6 +193,7 @@ impl Recovery {
             incarnation: 0,
             held_back: None,
             clients: Vec::new(),
+            late_clients: Vec::new(),
             text: String::new(),
         }
     }
@@ -275,11 +278,22 @@ impl Recovery {
 
     /// This client is to be told when it is done.
     pub(super) fn tell(&mut self, id: server::Id) {
-        self.clients.push(id);
+        match self.phase {
+            // What it has seen may be of before.
+            Phase::Finding(_) | Phase::Triggering(_) | Phase::Replaying(_) => {
+                self.late_clients.push(id);
+            }
+            Phase::Quiet
+            | Phase::Draining { .. }
+            | Phase::Waiting { .. }
+            | Phase::Doubting { .. } => self.clients.push(id),
+        }
     }
 
     pub(super) fn forget(&mut self, id: server::Id) {
-        self.clients.retain(|client| *client != id);
+        for clients in [&mut self.clients, &mut self.late_clients] {
+            clients.retain(|client| *client != id);
+        }
     }
 
     /// Notes that an event is about to be acted on; `replayed` if it came of a
@@ -619,7 +633,12 @@ impl Daemon {
             recovery.sequence.skip_to(last.unwrap_or(0));
             recovery.tell_progress();
         }
-        let clients = std::mem::take(&mut recovery.clients);
+        let mut late = std::mem::take(&mut recovery.late_clients);
+        let mut clients = std::mem::take(&mut recovery.clients);
+        if all {
+            clients.append(&mut late);
+        }
+        recovery.clients = late;
         self.requests.made_up(number, all);
         self.answer_requests();
         self.mark_sources_ready();

@@ -915,6 +915,21 @@ fn a_stale_file_is_replaced_and_nothing_else() {
     assert_eq!(std::fs::read(&file).unwrap(), b"precious");
 }
 
+/// As anybody may who can read it.
+#[test]
+fn who_locks_the_directory_keeps_nobody_from_starting() {
+    let dir = tempfile::tempdir().unwrap();
+    let lock = std::fs::File::open(dir.path()).unwrap();
+    rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive).unwrap();
+    let stale = dir.path().join("stale");
+    drop(UnixListener::bind(&stale).unwrap());
+    let (_, receiver) = unix::pair(SocketType::SEQPACKET);
+    let plugd = Plugd::new().args(["run", "--fd", "3", "--control"]).args([stale]);
+    let said = plugd.fd(receiver, 3).sh("true").finish();
+    assert_eq!(said.code, Some(0), "{said:?}");
+    assert!(said.stderr.contains("somebody has locked the directory"), "{said:?}");
+}
+
 /// Nothing can be written anywhere, and /run is empty.
 #[test]
 fn a_read_only_root_is_enough() {

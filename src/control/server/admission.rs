@@ -1,5 +1,6 @@
 //! Who is accepted, and for whom there is room.
 
+use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::time::Duration;
 
@@ -78,7 +79,8 @@ impl Server {
     }
 
     /// Whether there is room for one more: strangers must not keep out those
-    /// to whom plugd belongs, and who says nothing must not keep out who does.
+    /// to whom plugd belongs, who says nothing must not keep out who does, nor one
+    /// stranger the others.
     fn make_room(&mut self, peer: &Peer) -> bool {
         let mut room = room();
         if self.clients.len() >= room && room < CLIENTS_MAX && self.open_files.is_none() {
@@ -98,10 +100,23 @@ impl Server {
             clients.find(|(_, c)| c.peer.privileged == privileged && silent(c)).map(|(id, _)| *id)
         };
         let oldest = find(false).or_else(|| find(true).filter(|_| peer.privileged));
+        let oldest = oldest.or_else(|| self.first_of_crowd(peer.uid));
         if let Some(id) = oldest {
             self.drop_client(id);
         }
         oldest.is_some()
+    }
+
+    /// The oldest client of the stranger who has most of them, unless that is `uid`, or
+    /// would then have fewer.
+    fn first_of_crowd(&self, uid: u32) -> Option<Id> {
+        let mut users = BTreeMap::new();
+        for (id, client) in self.clients.iter().filter(|(_, client)| !client.peer.privileged) {
+            users.entry(client.peer.uid).or_insert((0_usize, *id)).0 += 1;
+        }
+        let own = users.get(&uid).map_or(0, |(count, _)| *count);
+        let most = users.into_values().max_by_key(|(count, _)| *count);
+        most.filter(|(count, _)| *count > own + 1).map(|(_, id)| id)
     }
 
     pub(super) fn keep(

@@ -139,3 +139,34 @@ fn few_wait_to_be_accepted() {
     host.daemon.signal(Signal::CONT);
     assert_eq!(end(late), Some(0));
 }
+
+/// Though each of their clients has something to hear, and is not silent.
+#[test]
+fn a_stranger_keeps_out_no_other() {
+    ns::inside_as_root(|| {
+        let plugd = Plugd::new().args(["run", "--control-mode", "0666", "--"]);
+        let daemon = plugd.prelude("ulimit -n 64").sh("true").start();
+        eventually("it listens", || connect("@plugd"));
+        let crowd = as_user(65533, || {
+            let request = [b"plugd/1 ", &[b'x'; 4000][..], b"\n"].concat().repeat(50);
+            let crowd: Vec<UnixStream> = (0..16).map(|_| connect("@plugd").unwrap()).collect();
+            for mut client in &crowd {
+                client.set_nonblocking(true).unwrap();
+                let _ = client.write_all(&request);
+            }
+            crowd
+        });
+        let log_level = || {
+            let mut stream = connect("@plugd").unwrap();
+            stream.write_all(b"log-level\n").unwrap();
+            read_all_of_broken(&mut stream)
+        };
+        eventually("they are deaf", || {
+            let answer = as_user(65533, log_level);
+            (answer == "error: no: too many clients\n").then_some(())
+        });
+        assert_eq!(as_user(65534, log_level), "info\n");
+        assert_eq!(log_level(), "info\n");
+        drop((crowd, daemon));
+    });
+}

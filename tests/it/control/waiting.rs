@@ -222,3 +222,54 @@ fn wait_is_not_ended_by_a_device_whose_event_still_waits() {
         }
     });
 }
+
+/// What the one under way has seen may be of before.
+#[test]
+fn a_rescan_waits_for_one_that_began_after_it() {
+    ns::inside_with_sysfs(|| {
+        // Each comparison is held at the interface.
+        let script = "test $DEVPATH != /devices/virtual/net/lo || \
+                      { echo $ACTION >>$TMP/out; read x <$TMP/gate; }";
+        let daemon = Plugd::new().args(["run", "--"]).sh(script).start();
+        daemon.fifo("gate");
+        eventually("it listens", || connect("@plugd"));
+        let first = begin("@plugd", &["rescan"]);
+        daemon.wait_for_lines("out", 1);
+        let mut second = begin("@plugd", &["rescan"]);
+        eventually("it waits", || (clients(&daemon) == 2).then_some(()));
+        assert_eq!(status("@plugd")["recovery"]["scans"], 1);
+        daemon.release("gate");
+        assert_eq!(end(first), Some(0));
+        daemon.wait_for_lines("out", 2);
+        std::thread::sleep(Duration::from_millis(200));
+        assert!(second.try_wait().unwrap().is_none(), "early");
+        daemon.release("gate");
+        assert_eq!(end(second), Some(0));
+        assert_eq!(daemon.lines("out"), ["add", "change"]);
+    });
+}
+
+/// As where many others ask too: the event is acted on before plugd has read the request.
+#[test]
+fn wait_sees_what_came_before_it_was_heard() {
+    ns::inside_with_sysfs(|| {
+        let address = SocketAddr::from_abstract_name("busy").unwrap();
+        let listener = UnixListener::bind_addr(&address).unwrap();
+        let waiting = begin("@busy", &["wait", "INTERFACE=br0", "SUBSYSTEM=net"]);
+        let (mut stream, _) = listener.accept().unwrap();
+        let mut answer = |expected: &str, reply: &str| {
+            let mut request = [0; 4096];
+            let length = stream.read(&mut request).unwrap();
+            let request = String::from_utf8_lossy(&request[..length]);
+            assert!(request.contains(expected), "{request}");
+            stream.write_all(reply.as_bytes()).unwrap();
+        };
+        // It has looked in /sys, and found nothing there.
+        std::thread::sleep(Duration::from_secs(1));
+        let link = ["link", "add", "br0", "type", "bridge"];
+        assert!(Command::new("ip").args(link).status().unwrap().success());
+        answer("wait", "plugd/1 no 10\ntimed out\n");
+        answer("settle --timeout 0", "plugd/1 ok 0\n");
+        assert_eq!(end(waiting), Some(0));
+    });
+}
