@@ -212,8 +212,14 @@ fn unexpected(word: &[u8]) -> String {
     format!("unexpected {}", quoted(word))
 }
 
+/// As much of a word as tells which it is: a line of nonsense is not repeated at four
+/// times its length.
 fn quoted(word: &[u8]) -> String {
-    format!("'{}'", word.escape_ascii())
+    const SHOWN: usize = 100;
+    match word.get(..SHOWN) {
+        Some(beginning) if word.len() > SHOWN => format!("'{}...'", beginning.escape_ascii()),
+        _ => format!("'{}'", word.escape_ascii()),
+    }
 }
 
 /// Whom a reply is for.
@@ -248,8 +254,9 @@ pub fn parse(line: &[u8]) -> (Reader, Result<Command, String>) {
         line.split(|b| b" \t".contains(b)).filter(|word| !word.is_empty()).collect();
     let version = words.first().filter(|word| word.starts_with(b"plugd/"));
     let is_program = version.is_some();
-    let mut reader = Reader { is_program, ..Reader::PERSON };
     let words = &words[usize::from(is_program)..];
+    // Whoever asks for JSON gets it also where the rest cannot be read.
+    let mut reader = Reader { is_program, wants_json: words.contains(&&b"--json"[..]) };
     if version.is_some_and(|version| *version != PREFIX.as_bytes()) {
         return (reader, Err(format!("the version of this protocol is {PREFIX}")));
     }
@@ -442,6 +449,22 @@ mod tests {
         ] {
             assert_eq!(read(line), Ok(expected), "{line}");
         }
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_told_in_json_too() {
+        for line in ["log-level \\q --json", "plugd/1 \\q --json", "plugd/2 status --json"] {
+            let (reader, command) = parse(line.as_bytes());
+            assert!(reader.wants_json && command.is_err(), "{line}");
+        }
+        assert!(!parse(b"plugd/2 status").0.wants_json);
+    }
+
+    #[test]
+    fn little_of_a_long_word_is_repeated() {
+        let error = parse(&[b'\xff'; 4000]).1.unwrap_err();
+        assert_eq!(error, format!("there is no command '{}...'", "\\xff".repeat(100)));
+        assert!(parse(&[b'x'; 100]).1.unwrap_err().ends_with("x'"));
     }
 
     #[test]
