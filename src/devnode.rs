@@ -136,18 +136,25 @@ fn chmod(node: BorrowedFd<'_>, mode: u32) -> Result<(), Errno> {
     sys::chmod(node, mode).map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))
 }
 
-/// Makes a node that nobody may use yet, and then gives it to its owner.
-/// `None` if the name is taken, or was taken by another file meanwhile.
+/// Makes a node that nobody may use yet. `None` if the name is taken.
 fn create_node(
+    directory: BorrowedFd<'_>,
+    name: &[u8],
+    special: Special,
+) -> Result<Option<()>, Why> {
+    match mknodat(directory, name, special.file_type, Mode::empty(), special.device) {
+        Err(Errno::EXIST) => Ok(None),
+        result => Ok(Some(result?)),
+    }
+}
+
+/// Gives a node to its owner. `None` if there is another file by now.
+fn give(
     directory: BorrowedFd<'_>,
     name: &[u8],
     special: Special,
     access: Access,
 ) -> Result<Option<()>, Why> {
-    match mknodat(directory, name, special.file_type, Mode::empty(), special.device) {
-        Err(Errno::EXIST) => return Ok(None),
-        result => result?,
-    }
     let Some((node, stat)) = hold(directory, name, special)? else { return Ok(None) };
     set_access(node.as_fd(), &stat, access).map(Some)
 }
@@ -300,17 +307,31 @@ impl DevRoot {
                     if has_access(&stat, access) {
                         return Ok(Some(Made::Unchanged));
                     }
-                    let Some((node, stat)) = hold(directory, name, special)? else {
-                        return Ok(None);
-                    };
-                    set_access(node.as_fd(), &stat, access)?;
-                    Ok(Some(Made::Adjusted))
+                    let given = give(directory, name, special, access)?;
+                    Ok(given.map(|()| Made::Adjusted))
                 }
-                Ok(_) => place.replace(|directory, temporary| {
-                    create_node(directory, temporary, special, access)
-                }),
-                Err(Errno::NOENT) => create_node(directory, name, special, access)
-                    .map(|made| made.map(|()| Made::Created)),
+                Ok(_) => {
+                    // Who may use it is nobody's business outside of its directory.
+                    let is_hidden = !matches!(place.directory, Directory::Root(_));
+                    let made = place.replace(|from, temporary| {
+                        let made = create_node(from, temporary, special)?;
+                        if made.is_none() || is_hidden {
+                            return Ok(made);
+                        }
+                        give(from, temporary, special, access)
+                    })?;
+                    if made.is_some() && is_hidden {
+                        return Ok(give(directory, name, special, access)?.and(made));
+                    }
+                    Ok(made)
+                }
+                Err(Errno::NOENT) => {
+                    if create_node(directory, name, special)?.is_none() {
+                        return Ok(None);
+                    }
+                    let given = give(directory, name, special, access)?;
+                    Ok(given.map(|()| Made::Created))
+                }
                 Err(error) => Err(error.into()),
             }
         })
