@@ -21,7 +21,7 @@ use crate::rules::rule::Rule;
 pub const DEFAULT: &str = "/etc/mdev.conf";
 
 /// What rules and mistakes take, in as many times the size of their text at most.
-const MEMORY_OF_TEXT: u64 = 100;
+const MEMORY_OF_TEXT: u64 = 250;
 
 /// Why there are no rules; at least one of both.
 #[derive(Debug, Default)]

@@ -21,7 +21,7 @@ use lines::Lines;
 pub(super) use lines::write_line;
 use mode::{LARGEST_MODE, symbolic_mode};
 
-/// So many mistakes are told at most: what has more is no file of rules.
+/// So many mistakes are told of a file at most: what has more is no file of rules.
 const MISTAKES_MAX: usize = 1000;
 /// How much of a line is shown before and after the byte at fault, in bytes.
 const SHOWN: usize = 500;
@@ -117,6 +117,7 @@ pub fn parse_and_doubt(
     let (mut rules, mut errors) = (Vec::new(), Vec::new());
     for source in sources {
         let file: Arc<str> = source.name.into();
+        let (errors_before, doubts_before) = (errors.len(), doubts.len());
         let mut lines = Lines::new(source.text);
         while let Some(line) = lines.next_rule() {
             let mut reader = Reader {
@@ -135,10 +136,16 @@ pub fn parse_and_doubt(
                 let (line, column, text) = line.locate(at);
                 Error::new((file.clone(), line, column), text, message)
             };
-            let room = |told: &[Error]| MISTAKES_MAX.saturating_sub(told.len());
-            let complaints = reader.complaints.into_iter().take(room(&errors));
-            errors.extend(complaints.map(locate));
-            doubts.extend(reader.doubts.into_iter().take(room(doubts)).map(locate));
+            let tell = |told: &mut Vec<Error>, before, complaints: Vec<(usize, String)>| {
+                let room = (MISTAKES_MAX + 1).saturating_sub(told.len() - before);
+                told.extend(complaints.into_iter().take(room).map(locate));
+                if room > 0 && told.len() - before > MISTAKES_MAX {
+                    let last = told.len() - 1;
+                    told[last].message = "and what comes is not told".into();
+                }
+            };
+            tell(&mut errors, errors_before, reader.complaints);
+            tell(doubts, doubts_before, reader.doubts);
         }
     }
     if errors.is_empty() { Ok(rules) } else { Err(errors) }

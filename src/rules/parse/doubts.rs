@@ -69,11 +69,15 @@ fn has_devices(numbers: &Numbers) -> bool {
     numbers.major < 1 << 12 && *numbers.minor.start() < 1 << 20 && !numbers.minor.is_empty()
 }
 
-/// Whether its conditions let an event of this action pass.
+/// Whether its conditions let an event of this action pass. Of large expressions that is
+/// not found out for a warning: it takes its time.
 fn may_act_on(rule: &Rule, action: &str) -> bool {
+    const SIZE_MAX: usize = 1000;
     let mut of_action = rule.all_conditions().filter(|c| *c.variable == *b"ACTION");
     let mut scratch = ere::Scratch::default();
-    of_action.all(|c| c.ere.captures_within(action.as_bytes(), &mut scratch).is_some())
+    of_action.all(|c| {
+        c.ere.size() > SIZE_MAX || c.ere.captures_within(action.as_bytes(), &mut scratch).is_some()
+    })
 }
 
 /// Where in a path something is that no event makes right, and what; `groups` is how

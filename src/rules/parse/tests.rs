@@ -367,13 +367,20 @@ fn size_does_not_matter() {
 #[test]
 fn very_many_mistakes_are_told_as_far_as_it_helps() {
     for text in ["=;".repeat(20_000), "x\n".repeat(20_000), "=;\\\n".repeat(20_000)] {
-        assert_eq!(errors(&text).len(), MISTAKES_MAX);
+        let found = errors(&text);
+        assert_eq!(found.len(), MISTAKES_MAX + 1);
+        assert!(found[MISTAKES_MAX].ends_with("and what comes is not told"), "{:?}", found.last());
     }
+    // Another file's are told all the same.
+    let many = Source { name: "many", text: &b"x\n".repeat(2 * MISTAKES_MAX) };
+    let few = Source { name: "few", text: b"( 0:0 660\n" };
+    let found = parse(&[many, few], &accounts()).unwrap_err();
+    assert_eq!(&*found[MISTAKES_MAX + 1].file, "few");
     let mut found = Vec::new();
     let text = "a 0:0 1 =/b\n".repeat(2 * MISTAKES_MAX);
     let sources = [Source { name: "f", text: text.as_bytes() }];
     assert!(parse_and_doubt(&sources, &accounts(), &mut found).is_ok());
-    assert_eq!(found.len(), MISTAKES_MAX);
+    assert_eq!(found.len(), MISTAKES_MAX + 1);
 }
 
 #[test]
