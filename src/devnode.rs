@@ -8,8 +8,9 @@
 //! started anew, or updated, has forgotten it; then an empty directory stays,
 //! which harms less than to remove one that an administrator made.
 //!
-//! What replaces something else is made under a temporary name right in the root,
-//! so that what a kill leaves of it is found at the next start.
+//! What replaces something else is made under a temporary name in the same directory,
+//! as that may be there to hide it. What a kill leaves of it is looked for at the next
+//! start, in the file system of the root, where nobody else can have put it.
 //!
 //! Somebody may tamper with the tree meanwhile. Therefore the owner and the
 //! mode are set on a node that is held by a descriptor (with O_PATH, which
@@ -39,6 +40,9 @@ const MODE_BITS: u32 = 0o7777;
 
 /// How often to begin again when somebody else changes the same name.
 const ATTEMPTS: u32 = 32;
+
+/// Where a directory has these bits, others can make files in it.
+const OTHERS_WRITE: u32 = 0o022;
 
 /// What a temporary name begins with. A process id follows, and a number.
 const TEMPORARY: &str = ".plugd.";
@@ -136,16 +140,19 @@ fn chmod(node: BorrowedFd<'_>, mode: u32) -> Result<(), Errno> {
     sys::chmod(node, mode).map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))
 }
 
-/// Makes a node that nobody may use yet. `None` if the name is taken.
+/// Makes a node that nobody may use yet, and then gives it to its owner.
+/// `None` if the name is taken, or was taken by another file meanwhile.
 fn create_node(
     directory: BorrowedFd<'_>,
     name: &[u8],
     special: Special,
+    access: Access,
 ) -> Result<Option<()>, Why> {
     match mknodat(directory, name, special.file_type, Mode::empty(), special.device) {
-        Err(Errno::EXIST) => Ok(None),
-        result => Ok(Some(result?)),
+        Err(Errno::EXIST) => return Ok(None),
+        result => result?,
     }
+    give(directory, name, special, access)
 }
 
 /// Gives a node to its owner. `None` if there is another file by now.
@@ -240,8 +247,8 @@ impl DevRoot {
     /// Those of open(2).
     pub fn open(path: &Path) -> Result<Self, Errno> {
         let root = Self::with(Beneath::open_root(path)?);
-        // It is there for nobody; that it stays is no reason not to go on.
-        let _ = root.remove_leftovers();
+        // They are there for nobody; that some stay is no reason not to go on.
+        let _ = remove_leftovers(&root.below);
         Ok(root)
     }
 
@@ -311,27 +318,10 @@ impl DevRoot {
                     Ok(given.map(|()| Made::Adjusted))
                 }
                 Ok(_) => {
-                    // Who may use it is nobody's business outside of its directory.
-                    let is_hidden = !matches!(place.directory, Directory::Root(_));
-                    let made = place.replace(|from, temporary| {
-                        let made = create_node(from, temporary, special)?;
-                        if made.is_none() || is_hidden {
-                            return Ok(made);
-                        }
-                        give(from, temporary, special, access)
-                    })?;
-                    if made.is_some() && is_hidden {
-                        return Ok(give(directory, name, special, access)?.and(made));
-                    }
-                    Ok(made)
+                    place.replace(|temporary| create_node(directory, temporary, special, access))
                 }
-                Err(Errno::NOENT) => {
-                    if create_node(directory, name, special)?.is_none() {
-                        return Ok(None);
-                    }
-                    let given = give(directory, name, special, access)?;
-                    Ok(given.map(|()| Made::Created))
-                }
+                Err(Errno::NOENT) => create_node(directory, name, special, access)
+                    .map(|made| made.map(|()| Made::Created)),
                 Err(error) => Err(error.into()),
             }
         })
@@ -345,7 +335,7 @@ impl DevRoot {
             match leads_to(directory, name, target) {
                 Ok(true) => Ok(Some(Made::Unchanged)),
                 Ok(false) | Err(Errno::INVAL) => {
-                    place.replace(|directory, name| create_link(directory, name, target))
+                    place.replace(|temporary| create_link(directory, temporary, target))
                 }
                 Err(Errno::NOENT) => {
                     create_link(directory, name, target).map(|made| made.map(|()| Made::Created))
@@ -417,32 +407,12 @@ impl DevRoot {
             Some((parent, Err(Errno::NOENT))) => make_directories(below, made, parent)?,
             Some((_, Err(error))) => return Err(error.into()),
         };
-        Ok(Place { root: below.root(), directory, name })
-    }
-
-    /// Removes what has a temporary name and is what may get one.
-    fn remove_leftovers(&self) -> Result<(), Errno> {
-        let root = self.below.root();
-        let listing = open_here(root.as_fd(), b".", OFlags::RDONLY | OFlags::DIRECTORY)?;
-        let mut buffer = Vec::with_capacity(4096);
-        let mut entries = RawDir::new(&listing, buffer.spare_capacity_mut());
-        while let Some(entry) = entries.next() {
-            let entry = entry?;
-            let name = entry.file_name().to_bytes();
-            if is_temporary(name)
-                && let FileType::Symlink | FileType::CharacterDevice | FileType::BlockDevice =
-                    entry.file_type()
-            {
-                unlinkat(&listing, name, AtFlags::empty())?;
-            }
-        }
-        Ok(())
+        Ok(Place { directory, name })
     }
 }
 
 /// Where a node or link is, or is to be made.
 struct Place<'a, 'n> {
-    root: Directory<'a>,
     directory: Directory<'a>,
     /// In that directory.
     name: &'n [u8],
@@ -453,35 +423,61 @@ impl Place<'_, '_> {
     /// if the name is taken.
     fn replace(
         &self,
-        make: impl Fn(BorrowedFd<'_>, &[u8]) -> Result<Option<()>, Why>,
+        make: impl Fn(&[u8]) -> Result<Option<()>, Why>,
     ) -> Result<Option<Made>, Why> {
-        // Something may be mounted below the root, or the root be read-only.
-        self.replace_from(self.root.as_fd(), &make)
-            .or_else(|_| self.replace_from(self.directory.as_fd(), &make))
-    }
-
-    fn replace_from(
-        &self,
-        from: BorrowedFd<'_>,
-        make: impl Fn(BorrowedFd<'_>, &[u8]) -> Result<Option<()>, Why>,
-    ) -> Result<Option<Made>, Why> {
+        let directory = &self.directory;
         for number in 0..ATTEMPTS {
             let temporary = format!("{TEMPORARY}{}.{number}", getpid().as_raw_nonzero());
             let temporary = temporary.as_bytes();
-            let made = match make(from, temporary) {
+            let made = match make(temporary) {
                 Ok(None) => continue,
                 Ok(Some(())) => {
-                    renameat(from, temporary, &self.directory, self.name).map_err(Why::from)
+                    renameat(directory, temporary, directory, self.name).map_err(Why::from)
                 }
                 Err(error) => Err(error),
             };
             if made.is_err() {
-                let _ = unlinkat(from, temporary, AtFlags::empty());
+                let _ = unlinkat(directory, temporary, AtFlags::empty());
             }
             return made.map(|()| Some(Made::Replaced));
         }
         Ok(None)
     }
+}
+
+/// Removes what has a temporary name and is what may get one.
+fn remove_leftovers(below: &Beneath) -> Result<(), Errno> {
+    let open = |parent: BorrowedFd<'_>, name: &[u8]| {
+        open_here(parent, name, OFlags::RDONLY | OFlags::DIRECTORY)
+    };
+    let file_system = fstat(below.root())?.st_dev;
+    let mut left = vec![open(below.root().as_fd(), b".")?];
+    while let Some(directory) = left.pop() {
+        let found = fstat(&directory)?;
+        let is_ours = found.st_uid == geteuid().as_raw() && found.st_mode & OTHERS_WRITE == 0;
+        if found.st_dev != file_system || !is_ours {
+            continue;
+        }
+        let mut buffer = Vec::with_capacity(4096);
+        let mut entries = RawDir::new(&directory, buffer.spare_capacity_mut());
+        while let Some(entry) = entries.next() {
+            let entry = entry?;
+            let name = entry.file_name().to_bytes();
+            match entry.file_type() {
+                FileType::Directory if !matches!(name, b"." | b"..") => {
+                    // It may be gone by now.
+                    left.extend(open(directory.as_fd(), name));
+                }
+                FileType::Symlink | FileType::CharacterDevice | FileType::BlockDevice
+                    if is_temporary(name) =>
+                {
+                    let _ = unlinkat(&directory, name, AtFlags::empty());
+                }
+                _ => {}
+            }
+        }
+    }
+    Ok(())
 }
 
 fn is_temporary(name: &[u8]) -> bool {
