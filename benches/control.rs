@@ -132,7 +132,8 @@ impl Bench {
         };
         let log = File::create(self.dir.path().join("log"))?;
         let plugd = Killed(command.env_clear().stdin(Stdio::null()).stderr(log).spawn()?);
-        await_some(|| connect(PLUGD).ok())?;
+        // A program of the one before, if that was killed before it began, is no answer.
+        await_some(|| ask(&mut connect(PLUGD).ok()?, STATUS).ok())?;
         if listener()?.is_none() {
             return Err("plugd does not listen".into());
         }
