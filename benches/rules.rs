@@ -369,9 +369,16 @@ impl Bench {
             let daemon = self.start(who, &conf)?;
             let idle = daemon.memory("idle, before any event")?;
             if who == Who::Plugd {
-                daemon.replay(&self.devices, 10 * self.devices.len())?;
-                let before = daemon.memory("after ten replays")?;
-                daemon.replay(&self.devices, MANY_EVENTS)?;
+                // What is known of devices is written anew now and then, and looked up after
+                // a quiet second, for which there is memory after some time.
+                let replay_and_rest = || -> Outcome<()> {
+                    daemon.replay(&self.devices, MANY_EVENTS)?;
+                    sleep(Duration::from_secs(2));
+                    Ok(())
+                };
+                replay_and_rest()?;
+                let before = daemon.memory(&format!("after {MANY_EVENTS} events"))?;
+                replay_and_rest()?;
                 let after = daemon.memory(&format!("after {MANY_EVENTS} events more"))?;
                 #[allow(clippy::cast_precision_loss, reason = "far below 2^52")]
                 {
