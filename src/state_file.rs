@@ -10,7 +10,8 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::thread;
+use std::time::Duration;
 
 use rustix::fs::{
     CWD, FallocateFlags, FileType, FlockOperation, Mode, OFlags, fallocate, flock, fstat,
@@ -23,8 +24,10 @@ use crate::error::reason;
 use crate::inventory::{self, Storage};
 use crate::sys::Mapping;
 
-/// How long to wait for the lock.
-const LOCK_PATIENCE: Duration = Duration::from_secs(1);
+/// How often to try to lock the file, and for how long to wait in between: for a second in
+/// all. (flock(2) would wait without end for another plugd.)
+const ATTEMPTS: u32 = 100;
+const PAUSE: Duration = Duration::from_millis(10);
 
 /// The storage of an inventory.
 #[derive(Debug)]
@@ -68,18 +71,7 @@ impl StateFile {
         if status.st_nlink > 1 {
             return Err(io::Error::other("it has another name"));
         }
-        // A child of a plugd that was killed has the file, locked, until it executes its
-        // program.
-        let deadline = Instant::now() + LOCK_PATIENCE;
-        while let Err(error) = flock(&fd, FlockOperation::NonBlockingLockExclusive) {
-            match error {
-                Errno::WOULDBLOCK if Instant::now() < deadline => {
-                    std::thread::sleep(Duration::from_millis(10));
-                }
-                Errno::WOULDBLOCK => return Err(io::Error::other("another process has locked it")),
-                error => return Err(error.into()),
-            }
-        }
+        lock(&fd, || thread::sleep(PAUSE))?;
         if status.st_size == 0 && !is_new {
             log::warn!("the state file is empty, and tells nothing of what was acted on");
         }
@@ -168,6 +160,18 @@ impl Storage for Store {
     }
 }
 
+/// Locks the file; `pause` is what is done between two attempts. A child of a plugd that
+/// was killed has it, locked, until it executes its program.
+fn lock(fd: &OwnedFd, mut pause: impl FnMut()) -> io::Result<()> {
+    for _ in 0..ATTEMPTS {
+        match flock(fd, FlockOperation::NonBlockingLockExclusive) {
+            Err(Errno::WOULDBLOCK) => pause(),
+            result => return Ok(result?),
+        }
+    }
+    Err(io::Error::other("another process has locked it"))
+}
+
 /// Makes the directory of a state file that nobody chose, if it is not there.
 pub fn make_directory(file: &Path) {
     if let Some(directory) = file.parent().filter(|directory| !directory.exists()) {
@@ -186,23 +190,27 @@ pub fn boot() -> [u8; 36] {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::thread;
 
     #[test]
     fn what_is_left_of_a_killed_plugd_is_waited_for() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("state");
-        let remnant = StateFile::open(&path).unwrap().fd.try_clone().unwrap();
-        let ending = thread::spawn(move || {
-            thread::sleep(LOCK_PATIENCE / 4);
-            drop(remnant);
-        });
-        let file = StateFile::open(&path).unwrap();
-        ending.join().unwrap();
-        let began = Instant::now();
-        let error = StateFile::open(&path).unwrap_err();
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let open = || OwnedFd::from(file.reopen().unwrap());
+        let mut remnant = Some(open());
+        flock(remnant.as_ref().unwrap(), FlockOperation::LockExclusive).unwrap();
+        let mut pauses = 0;
+        let ours = open();
+        lock(&ours, || {
+            pauses += 1;
+            if pauses == ATTEMPTS - 1 {
+                remnant = None;
+            }
+        })
+        .unwrap();
+        assert_eq!(pauses, ATTEMPTS - 1);
+        // Another plugd is not.
+        pauses = 0;
+        let error = lock(&open(), || pauses += 1).unwrap_err();
         assert_eq!(error.to_string(), "another process has locked it");
-        assert!((LOCK_PATIENCE..LOCK_PATIENCE * 3).contains(&began.elapsed()));
-        drop(file);
+        assert_eq!(pauses, ATTEMPTS);
     }
 }
