@@ -10,7 +10,7 @@
 //!
 //! What replaces something else is made under a temporary name in the same directory,
 //! as that may be there to hide it. What a kill leaves of it is looked for at the next
-//! start, in the file system of the root, where nobody else can have put it.
+//! start, apart from what is mounted below, where nobody else can have put it.
 //!
 //! Somebody may tamper with the tree meanwhile. Therefore the owner and the
 //! mode are set on a node that is held by a descriptor (with O_PATH, which
@@ -22,8 +22,9 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use rustix::fs::{
-    AtFlags, Dev, FileType, Mode, OFlags, RawDir, Stat, StatxFlags, chownat, fstat, major, makedev,
-    minor, mkdirat, mknodat, readlinkat_raw, renameat, stat, statat, statx, symlinkat, unlinkat,
+    AtFlags, Dev, FileType, Mode, OFlags, RawDir, ResolveFlags, Stat, StatxFlags, chownat, fstat,
+    major, makedev, minor, mkdirat, mknodat, openat2, readlinkat_raw, renameat, stat, statat,
+    statx, symlinkat, unlinkat,
 };
 use rustix::io::Errno;
 use rustix::process::{Gid, Uid, geteuid, getpid};
@@ -445,17 +446,19 @@ impl Place<'_, '_> {
     }
 }
 
-/// Removes what has a temporary name and is what may get one.
+/// Removes what has a temporary name and is what may get one. What is mounted below is
+/// not even opened: there may be nobody who answers. (Nor is any directory below on Linux
+/// before 5.6, which has no openat2.)
 fn remove_leftovers(below: &Beneath) -> Result<(), Errno> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY;
     let open = |parent: BorrowedFd<'_>, name: &[u8]| {
-        open_here(parent, name, OFlags::RDONLY | OFlags::DIRECTORY)
+        let flags = flags | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        openat2(parent, name, flags, Mode::empty(), ResolveFlags::NO_XDEV)
     };
-    let file_system = fstat(below.root())?.st_dev;
-    let mut left = vec![open(below.root().as_fd(), b".")?];
+    let mut left = vec![open_here(below.root().as_fd(), b".", flags)?];
     while let Some(directory) = left.pop() {
         let found = fstat(&directory)?;
-        let is_ours = found.st_uid == geteuid().as_raw() && found.st_mode & OTHERS_WRITE == 0;
-        if found.st_dev != file_system || !is_ours {
+        if found.st_uid != geteuid().as_raw() || found.st_mode & OTHERS_WRITE != 0 {
             continue;
         }
         let mut buffer = Vec::with_capacity(4096);

@@ -3,19 +3,14 @@
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::Path;
-use std::process::Command;
 
 use rustix::fs::FileType;
 use rustix::process::Signal;
 
-use super::{DEVICE, act_on, device, mknod, tree};
+use super::{DEVICE, act_on, device, mknod, mount, tree};
 use crate::harness::inject::{Injector, uevent};
 use crate::harness::ns;
 use crate::mdevd::World;
-
-fn mount(arguments: &[&str]) {
-    assert!(Command::new("mount").args(arguments).status().unwrap().success());
-}
 
 /// Of other actions than add and remove nothing is done but what asks for it.
 #[test]

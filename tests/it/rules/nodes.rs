@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::fs::FileType;
 
-use super::{act_on, device, mknod, tree};
+use super::{act_on, device, mknod, mount, tree};
 use crate::harness::inject::Injector;
 use crate::harness::{ns, skip};
 use crate::mdevd::World;
@@ -122,14 +122,24 @@ fn what_a_kill_left_half_done_is_removed_at_the_next_start() {
         mknod(&at(".plugd.1.31"), FileType::BlockDevice, 4094, 7, 0o666);
         fs::create_dir(at("sub")).unwrap();
         symlink("there", at("sub/.plugd.12.1")).unwrap();
+        // What is mounted may not answer.
+        fs::create_dir(at("mounted")).unwrap();
+        mount(&["-t", "tmpfs", "tmpfs", at("mounted").to_str().unwrap()]);
+        symlink("there", at("mounted/.plugd.12.1")).unwrap();
         // These plugd does not make.
         fs::write(at(".plugd.2.0"), "").unwrap();
         symlink("there", at(".plugd.conf")).unwrap();
         let dry_run = world.plugd().args(["--dry-run"]).start();
-        assert_eq!(tree(&world).len(), 6);
+        assert_eq!(tree(&world).len(), 8);
         drop(dry_run);
         let _daemon = world.plugd().start();
-        let kept = ["dir 755 0 0 sub", "link .plugd.conf -> there", "other 644 0 0 .plugd.2.0"];
+        let kept = [
+            "dir 1777 0 0 mounted",
+            "dir 755 0 0 sub",
+            "link .plugd.conf -> there",
+            "link mounted/.plugd.12.1 -> there",
+            "other 644 0 0 .plugd.2.0",
+        ];
         assert_eq!(tree(&world), kept);
     });
 }
