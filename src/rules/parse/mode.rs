@@ -1,7 +1,7 @@
 //! Modes of device nodes.
 
 /// The mode of a node that no rule gives one.
-pub(super) const DEFAULT_MODE: u32 = 0o660;
+const DEFAULT_MODE: u32 = 0o660;
 /// All that a mode can be.
 pub(super) const LARGEST_MODE: u32 = 0o7777;
 

@@ -1,7 +1,11 @@
 use proptest::prelude::*;
 
 use super::doubts::ARGUMENT_MAX;
+use super::mode::LARGEST_MODE;
 use super::*;
+use crate::plan::{Access, Interpreter};
+use crate::rules::ere::Ere;
+use crate::rules::rule::{Device, Numbers, Part, Path, Place, When};
 
 fn accounts() -> Accounts {
     Accounts::parse(
