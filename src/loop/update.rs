@@ -8,35 +8,33 @@
 //! is text in a file in memory ([`crate::handover`]). It remains one process, so the
 //! child has its parent all the time; signals wait meanwhile, as events do.
 
+mod probe;
+mod state;
+
 use std::convert::Infallible;
 use std::ffi::{CString, OsStr, OsString};
-use std::fs::File;
-use std::io::{self, Read, Seek, Write};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::os::unix::process::CommandExt;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
-use std::process::{self, Command, ExitStatus, Stdio};
-use std::time::{Duration, Instant};
+use std::process::{self, ExitStatus, Stdio};
+use std::time::Duration;
 
-use rustix::fs::{MemfdFlags, stat};
+use rustix::fs::stat;
 use rustix::io::FdFlags;
-use rustix::process::{
-    Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, kill_process_group, pidfd_open, waitid,
-};
 use rustix::time::{ClockId, clock_gettime};
 
-use crate::child::{self, Child};
-use crate::control::server::{Id, Server};
+use crate::child;
+use crate::control::server::Id;
 use crate::control::wire::Reply;
-use crate::error::{Fatal, reason};
-use crate::handover::{self, Handover, InHand, Unreadable};
-use crate::logging;
+use crate::error::reason;
+use crate::handover::{self, Handover};
 use crate::machine::{State, Stop, Time};
-use crate::rules;
-use crate::state_file::Store;
 use crate::sys;
 
+use self::probe::{Probe, Question};
+use self::state::in_memory;
+pub use self::state::{inherited, is_rehearsal};
 use super::{Daemon, Deed, Watch, register};
 
 /// How long the new program may take to answer each question.
@@ -58,24 +56,6 @@ pub(super) struct Update {
     clients: Vec<Id>,
     /// When the first plugd of the line was started, by CLOCK_MONOTONIC.
     started: Duration,
-}
-
-/// The new program, asked a question.
-#[derive(Debug)]
-pub(super) struct Probe {
-    question: Question,
-    child: process::Child,
-    pidfd: OwnedFd,
-    deadline: Time,
-}
-
-/// What the new program is asked.
-#[derive(Debug, Clone, PartialEq, Eq)]
-enum Question {
-    /// Its version.
-    Version,
-    /// Whether it could go on; it has this version.
-    Rehearsal(String),
 }
 
 impl Update {
@@ -206,16 +186,10 @@ impl Daemon {
         }
     }
 
-    /// Ends the new program, if one is asked, with all that it has started, and tells
-    /// how it ended. Closing the pidfd, of which there is no other copy, unregisters it.
+    /// Ends the new program, if one is asked, and tells how it ended. Closing the pidfd,
+    /// of which there is no other copy, unregisters it.
     pub(super) fn end_probe(&mut self) -> Option<(Probe, io::Result<ExitStatus>)> {
-        let mut probe = self.update.probe.take()?;
-        // The group's id cannot have been recycled: its leader is not yet reaped.
-        let _ = kill_process_group(Pid::from_child(&probe.child), Signal::KILL);
-        // It may have left its group. Either way this does not take long.
-        let _ = probe.child.kill();
-        let status = probe.child.wait();
-        Some((probe, status))
+        self.update.probe.take().map(Probe::end)
     }
 
     fn refuse_update(&mut self, why: &str) {
@@ -290,202 +264,6 @@ impl Daemon {
         let strings = |strings| <[CString]>::iter(strings).map(CString::as_c_str);
         Err(sys::execute(&file, strings(&arguments), strings(&environment)))
     }
-
-    /// As much of that as can be tried out by a program that takes over nothing: the
-    /// sockets for events, as if none were in hand.
-    fn rehearsed(&self) -> Handover {
-        Handover {
-            state: State::Reading,
-            child: None,
-            listener: None,
-            clients: Vec::new(),
-            output: None,
-            state_file: None,
-            ..self.hand_over(None, None)
-        }
-    }
-
-    fn hand_over(&self, deed: Option<&Deed<'_>>, copy: Option<&File>) -> Handover {
-        let (level, chosen) = logging::current();
-        let open = || self.sources.iter().filter(|watched| !watched.ended);
-        // Those that have ended are not handed over.
-        let open_before =
-            |source| self.sources[..source].iter().filter(|watched| !watched.ended).count();
-        let event = deed.map(|deed| InHand {
-            source: deed.source.map(open_before),
-            datagram: deed.datagram.to_vec(),
-            steps_done: deed.steps.done(),
-            step: deed.step().map(|step| step.to_string()).unwrap_or_default(),
-            failed: deed.failed,
-            since: deed.since,
-        });
-        let control = self.control.as_ref();
-        Handover {
-            version: env!("CARGO_PKG_VERSION").into(),
-            file: self.update.file.as_ref().map(|file| file.as_os_str().as_bytes().to_vec()),
-            started: self.update.started,
-            state: self.machine.state(),
-            paused: self.machine.is_paused(),
-            counters: self.counters,
-            sources: open().map(|watched| watched.source.as_raw_fd()).collect(),
-            event,
-            child: self.child.as_ref().map(|child| (child.as_raw_fd(), child.pid())),
-            listener: control.map(Server::listener),
-            clients: control
-                .map(|c| c.hand_over(&self.update.clients, |id| self.requests.deadline_of(id)))
-                .unwrap_or_default(),
-            log_level: chosen.then(|| level.into()),
-            rules_of_files: self.rules_of_files.as_deref().map(rules::texts),
-            open_files: control.and_then(Server::open_files),
-            output: self.outlets.output.as_ref().map(|o| (o.as_raw_fd(), o.rest().to_vec())),
-            state_file: match self.recovery.inventory.storage() {
-                Store::File(file) => Some(file.as_raw_fd()),
-                Store::Memory(_) => None,
-            },
-            inventory: copy.map(AsRawFd::as_raw_fd),
-            trust: self.recovery.trust,
-            drops: self.recovery.baseline,
-            unfinished: self.recovery.unfinished(),
-            held_back: self
-                .recovery
-                .held_back
-                .as_ref()
-                .map(|(source, datagram)| (open_before(*source), datagram.clone())),
-        }
-    }
-
-    /// What is known of devices, in a file in memory, if it is in none already.
-    fn copy_inventory(&self) -> io::Result<Option<File>> {
-        let Store::Memory(bytes) = self.recovery.inventory.storage() else { return Ok(None) };
-        let memory = rustix::fs::memfd_create("plugd-inventory", MemfdFlags::CLOEXEC)?;
-        let mut memory = File::from(memory);
-        memory.write_all(bytes)?;
-        Ok(Some(memory))
-    }
-
-    /// Goes on where the plugd before this one was. The sockets for events,
-    /// and the one that listens, were given to [`Daemon::new`].
-    ///
-    /// # Errors
-    /// If the child's descriptor cannot be taken over.
-    pub fn resume(&mut self, handover: Handover) -> Result<(), Fatal> {
-        let age = monotonic().saturating_sub(handover.started);
-        self.started = Instant::now().checked_sub(age).unwrap_or(self.started);
-        self.update.started = handover.started;
-        if let Some(file) = handover.file {
-            self.update.file = Some(OsString::from_vec(file).into());
-        }
-        if let Some((pidfd, pid)) = handover.child {
-            let child = sys::adopt(pidfd).and_then(|pidfd| Child::resume(pidfd, pid));
-            let child = child.map_err(|e| Fatal::system("go on with the running program", e))?;
-            self.watch_child(&child);
-            self.child = Some(child);
-        }
-        self.machine.resume(handover.state, handover.paused);
-        self.recovery.baseline = handover.drops;
-        self.recovery.resume(handover.trust, handover.unfinished, self.now());
-        self.recovery.held_back = handover.held_back;
-        self.counters = handover.counters;
-        self.resumed = handover.event;
-        self.notifier.was_ready();
-        if let Some(level) = handover.log_level.as_deref().and_then(logging::level) {
-            logging::set_level(level);
-        }
-        if let Some(limit) = handover.open_files {
-            self.spawner.limit_open_files(limit);
-        }
-        let (now, own) = (self.now(), env!("CARGO_PKG_VERSION"));
-        let text = format!("updated from version {} to {own}", handover.version);
-        log::info!("{text}");
-        if let Some(control) = &mut self.control {
-            let registry = self.poll.registry();
-            let told = control.resume(handover.clients, handover.open_files, registry, now);
-            told.into_iter().for_each(|id| control.reply(id, &Reply::ok(&*text), now));
-        }
-        Ok(())
-    }
-}
-
-impl Probe {
-    fn start(file: &Path, question: Question, stdin: Stdio, deadline: Time) -> io::Result<Self> {
-        let mut command = Command::new(file);
-        match question {
-            // It may be anything: it hears nothing and is not heard.
-            Question::Version => {
-                command.arg("--version").stdout(Stdio::piped()).stderr(Stdio::null());
-            }
-            // It is a plugd, and may say what is wrong.
-            Question::Rehearsal(_) => {
-                let mut arguments = std::env::args_os();
-                command.arg0(arguments.next().unwrap_or_default()).args(arguments);
-                command.env(handover::VARIABLE, handover::REHEARSAL).stdout(Stdio::piped());
-            }
-        }
-        let mut child = command.stdin(stdin).process_group(0).spawn()?;
-        match pidfd_open(Pid::from_child(&child), PidfdFlags::empty()) {
-            Ok(pidfd) => Ok(Self { question, child, pidfd, deadline }),
-            Err(error) => {
-                let _ = child.kill();
-                let _ = child.wait();
-                Err(error.into())
-            }
-        }
-    }
-
-    fn has_ended(&self) -> bool {
-        let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
-        matches!(waitid(WaitId::PidFd(self.pidfd.as_fd()), options), Ok(Some(_)))
-    }
-
-    /// The first line that it said, now that it has ended. Somebody else may
-    /// still have its output open: that is not waited for.
-    fn said(&mut self) -> String {
-        let mut text = [0; 200];
-        let length = self.child.stdout.take().and_then(|mut stdout| {
-            rustix::io::ioctl_fionbio(&stdout, true).ok()?;
-            stdout.read(&mut text).ok()
-        });
-        let said = String::from_utf8_lossy(&text[..length.unwrap_or(0)]);
-        said.lines().next().unwrap_or_default().to_owned()
-    }
-}
-
-/// Whether this program is only to tell whether it could go on where another
-/// plugd is.
-pub fn is_rehearsal() -> bool {
-    std::env::var_os(handover::VARIABLE).is_some_and(|value| value == handover::REHEARSAL)
-}
-
-/// Takes the state that the plugd before this one left, if there was one; in a
-/// rehearsal, what that one would leave, if it says so.
-///
-/// # Errors
-/// If it cannot be read.
-pub fn inherited() -> Result<Option<Handover>, Fatal> {
-    let fail = |error| Fatal::system("read what the plugd before this one left", error);
-    let Some(value) = std::env::var_os(handover::VARIABLE) else { return Ok(None) };
-    let fd = match value.to_str() {
-        Some(handover::REHEARSAL) => Some(0),
-        value => value.and_then(|value| handover::descriptor(value, process::id())),
-    };
-    let Some(fd) = fd else { return Ok(None) };
-    let mut memory = File::from(sys::adopt(fd).map_err(fail)?);
-    let mut text = String::new();
-    memory.rewind().and_then(|()| memory.read_to_string(&mut text)).map_err(fail)?;
-    // One that says nothing about it gives /dev/null.
-    if text.is_empty() && is_rehearsal() {
-        return Ok(None);
-    }
-    Handover::parse(&text).map(Some).map_err(|Unreadable(why)| fail(io::Error::other(why)))
-}
-
-/// The state as a file, at its beginning.
-fn in_memory(handover: &Handover) -> io::Result<File> {
-    let memory = rustix::fs::memfd_create("plugd-handover", MemfdFlags::CLOEXEC)?;
-    let mut memory = File::from(memory);
-    memory.write_all(handover.to_text().as_bytes())?;
-    memory.rewind()?;
-    Ok(memory)
 }
 
 fn strings(strings: impl Iterator<Item = OsString>) -> io::Result<Vec<CString>> {
