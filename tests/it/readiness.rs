@@ -12,9 +12,7 @@ use rustix::process::Signal;
 
 use crate::harness::daemon::Plugd;
 use crate::harness::inject::uevent;
-use crate::harness::{PATIENCE, eventually, ns, skip, unix};
-
-const PLUGD: &str = env!("CARGO_BIN_EXE_plugd");
+use crate::harness::{PATIENCE, PLUGD, eventually, ns, skip, unix};
 
 fn reading() -> (Plugd, OwnedFd) {
     let (events, receiver) = unix::pair(SocketType::SEQPACKET);

@@ -18,13 +18,10 @@ use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
 use tempfile::TempDir;
 
-use crate::control::SetWhenDropped;
 use crate::harness::daemon::{Daemon, Finished, Plugd};
-use crate::harness::inject::{Injector, uevent};
+use crate::harness::inject::{Injector, SetWhenDropped, uevent};
 use crate::harness::stranger::{Stranger, is_free};
-use crate::harness::{PATIENCE, eventually, ns, skip, unix};
-
-const PLUGD: &str = env!("CARGO_BIN_EXE_plugd");
+use crate::harness::{PATIENCE, PLUGD, eventually, ns, skip, unix};
 
 /// A copy of plugd that can be replaced; to be used in [`ns::alone`] or
 /// [`ns::inside`], as a file that was just written must not be open in the

@@ -1,20 +1,291 @@
 //! Who waits: never for ever, and for nothing that is there already.
 
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use super::*;
-use crate::harness::background::{Place, finish};
-use crate::harness::inject::unprivileged_room;
+use crate::harness::inject::{NetlinkSocket, SetWhenDropped, real_device};
 
 fn mount(args: &[&str]) {
     let status = Command::new("mount").args(args).stdin(Stdio::piped()).status().unwrap();
     assert!(status.success(), "{args:?}");
 }
 
-/// Commands and daemons are started with it.
-fn make_null() {
+/// But for the null that commands and daemons are started with.
+fn have_empty_dev() {
+    mount(&["-t", "tmpfs", "tmpfs", "/dev"]);
     let (kind, mode) = (rustix::fs::FileType::RegularFile, 0o600.into());
     rustix::fs::mknodat(rustix::fs::CWD, "/dev/null", kind, mode, 0).unwrap();
+}
+
+#[test]
+fn wait_for_what_is_there() {
+    ns::inside_with_sysfs(|| {
+        let _daemon = Plugd::new().args(["run", "--"]).sh("true").start();
+        eventually("it listens", || connect("@plugd"));
+        for device in [
+            &["/dev/null"][..],
+            &["/dev/pts/ptmx"],
+            &["/devices/virtual/net/lo"],
+            &["/sys/devices/virtual/net/lo"],
+            &["/sys/class/net/lo"],
+            &["SUBSYSTEM=net", "INTERFACE=lo"],
+            &["--removed", "/dev/nothing"],
+            &["--removed", "/devices/virtual/net/nothing"],
+            &["--removed", "INTERFACE=nothing"],
+        ] {
+            let said = say("@plugd", &[&["wait"], device].concat());
+            assert_eq!(said.code, Some(0), "{device:?}: {said:?}");
+        }
+        // While nothing is read, and nothing waits to be.
+        assert_eq!(say("@plugd", &["pause"]).code, Some(0));
+        for args in [&["settle"][..], &["wait", "/dev/null"], &["wait", "--removed", "/dev/none"]] {
+            assert_eq!(say("@plugd", args).code, Some(0), "{args:?} while paused");
+        }
+    });
+}
+
+#[test]
+fn wait_for_no_time_tells_what_is_there() {
+    ns::inside_with_sysfs(|| {
+        let daemon = Plugd::new().args(["run", "--"]).sh("read x <$TMP/gate").start();
+        daemon.fifo("gate");
+        eventually("it listens", || connect("@plugd"));
+        let code =
+            |device: &[&str]| say("@plugd", &[&["wait", "--timeout", "0"], device].concat()).code;
+        for _ in 0..20 {
+            assert_eq!(code(&["INTERFACE=lo"]), Some(0));
+            assert_eq!(code(&["--removed", "INTERFACE=nothing"]), Some(0));
+        }
+        assert_eq!(code(&["INTERFACE=nothing"]), Some(1));
+        assert_eq!(code(&["--removed", "INTERFACE=lo"]), Some(1));
+        Injector::new().event("add", "/x", &[]);
+        daemon.wait_for_child("sh");
+        assert_eq!(code(&["INTERFACE=lo"]), Some(1), "not everything is settled");
+        daemon.release("gate");
+    });
+}
+
+/// What tells an event from others tells no device: only an event is waited for.
+#[test]
+fn wait_for_an_event_is_not_ended_by_a_device() {
+    ns::inside_with_sysfs(|| {
+        let _daemon = Plugd::new().args(["run", "--"]).sh("true").start();
+        eventually("it listens", || connect("@plugd"));
+        let injector = Injector::new();
+        for (args, event) in [
+            (&["--removed", "ACTION=remove"][..], Some(("remove", "A=1"))),
+            (&["ACTION=add"], Some(("add", "A=1"))),
+            (&["SYNTH_UUID=x"], Some(("change", "SYNTH_UUID=x"))),
+            (&["--removed", "SEQNUM=0"], None),
+            (&["--removed", "DEVPATH_OLD=/x"], None),
+        ] {
+            let wait = [&["wait", "INTERFACE=lo"], args].concat();
+            let short = [&wait[..], &["--timeout", "0.2"]].concat();
+            assert_eq!(say("@plugd", &short).code, Some(1), "{args:?}");
+            let Some((action, field)) = event else { continue };
+            let mut waiting = begin("@plugd", &wait);
+            let status = eventually("it ends", || {
+                injector.event(action, "/x", &["INTERFACE=lo", field]);
+                waiting.try_wait().unwrap()
+            });
+            assert_eq!(status.code(), Some(0), "{args:?}");
+        }
+    });
+}
+
+/// The command needs two connections, one to wait on, and one to know when to look.
+#[test]
+fn wait_by_variables_gets_by_with_room_for_one_client() {
+    ns::inside_with_sysfs(|| {
+        let plugd = Plugd::new().args(["run", "--"]).prelude("ulimit -n 40");
+        let daemon = plugd.sh("true").start();
+        eventually("it listens", || connect("@plugd"));
+        let mut others = Vec::new();
+        let mut full = || {
+            let mut other = connect("@plugd").unwrap();
+            let _ = other.write_all(b"plugd/1 wait A=1\n");
+            other.set_nonblocking(true).unwrap();
+            others.push(other);
+            eventually("it is accepted or refused", || {
+                let refused = others.last_mut().unwrap().read(&mut [0; 100]).is_ok();
+                (refused || clients(&daemon) == others.len()).then_some(refused)
+            })
+        };
+        while !full() {}
+        // The last one was refused.
+        others.truncate(others.len() - 2);
+        let only = |others: &[UnixStream]| {
+            eventually("there is room for one", || {
+                (clients(&daemon) == others.len()).then_some(())
+            });
+        };
+        let wait = ["wait", "INTERFACE=lo", "--timeout"];
+        for timeout in ["0", "2"] {
+            only(&others);
+            let said = say("@plugd", &[&wait[..], &[timeout]].concat());
+            assert_eq!(said.code, Some(0), "{said:?}");
+        }
+        only(&others);
+        let waiting = begin("@plugd", &[&wait[..], &["1000"]].concat());
+        // It looks again for room.
+        others.pop();
+        assert_eq!(end(waiting), Some(0));
+    });
+}
+
+#[test]
+fn wait_for_what_comes_and_goes() {
+    ns::inside_with_sysfs(|| {
+        let daemon = Plugd::new()
+            .args(["run", "--"])
+            .sh("read x <$TMP/gate; echo $ACTION $DEVPATH >>$TMP/out")
+            .start();
+        daemon.fifo("gate");
+        eventually("it listens", || connect("@plugd"));
+        let path = "/devices/virtual/net/br0";
+        for (want, act) in [
+            (&["wait", path][..], "add"),
+            (&["wait", "--removed", path], "delete"),
+            (&["wait", "INTERFACE=br0", "SUBSYSTEM=net"], "add"),
+            (&["wait", "--removed", "INTERFACE=br0"], "delete"),
+        ] {
+            let before = daemon.lines("out").len();
+            if act == "add" {
+                real_device("br0");
+            } else {
+                assert!(
+                    Command::new("ip").args(["link", "delete", "br0"]).status().unwrap().success()
+                );
+            }
+            // It is there, or gone, but was not acted on yet.
+            let waiting = begin("@plugd", want);
+            let said = say("@plugd", &[want, &["--timeout", "0"]].concat());
+            assert_eq!(said.code, Some(1), "{want:?}: {said:?}");
+            assert_eq!(daemon.lines("out").len(), before);
+            // One for the device, two for its queues.
+            for n in 1..=3 {
+                daemon.release("gate");
+                daemon.wait_for_lines("out", before + n);
+            }
+            assert_eq!(end(waiting), Some(0), "{want:?}");
+            let action = if act == "add" { "add" } else { "remove" };
+            assert!(daemon.lines("out").contains(&format!("{action} {path}")));
+            assert_eq!(say("@plugd", &["settle"]).code, Some(0));
+        }
+    });
+}
+
+#[test]
+fn wait_for_what_never_comes() {
+    let host = Host::start(&[], "true");
+    for device in ["/dev/nothing", "/devices/nothing", "NOTHING=1"] {
+        let said = host.say(&["wait", "--timeout", "0.3", device]);
+        assert_eq!((said.code, &*said.stderr), (Some(1), "plugd: wait: timed out\n"), "{device}");
+    }
+    // Nor with other events all the time.
+    let waiting = begin(&host.address, &["wait", "--timeout", "1", "NOTHING=1"]);
+    host.event(1);
+    assert_eq!(end(waiting), Some(1));
+}
+
+/// A node that appears beside its own event is found when the queue is empty.
+#[test]
+fn wait_for_a_link_that_a_handler_makes() {
+    ns::inside_with_sysfs(|| {
+        have_empty_dev();
+        let _daemon = Plugd::new().args(["run", "--"]).sh("ln -s x /dev/link").start();
+        eventually("it listens", || connect("@plugd"));
+        let waiting = begin("@plugd", &["wait", "/dev/link"]);
+        Injector::new().event("add", "/x", &["DEVNAME=x"]);
+        assert_eq!(end(waiting), Some(0));
+    });
+}
+
+/// The same, but the queue is never empty again, as events come faster than they are
+/// acted on.
+#[test]
+fn wait_for_a_link_that_a_rule_makes_under_a_constant_stream() {
+    ns::inside_with_sysfs(|| {
+        have_empty_dev();
+        let rules = tempfile::tempdir().unwrap();
+        let conf = rules.path().join("mdev.conf");
+        let rule = "late 0:0 600 @ln -s x /dev/link\n.* 0:0 600 @echo $N >>$TMP/out\n";
+        std::fs::write(&conf, rule).unwrap();
+        let plugd = Plugd::new().args(["run", "--receive-buffer-size", "64K", "--conf"]);
+        let daemon = plugd.args([&conf]).start();
+        eventually("it listens", || connect("@plugd"));
+        let inode = daemon.netlink().1;
+        let queued = || NetlinkSocket::find(inode).unwrap().queued;
+        let full = || queued() >= 32 * 1024;
+        let done = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let injector = Injector::new();
+                while !done.load(Relaxed) {
+                    if full() {
+                        std::thread::sleep(Duration::from_micros(100));
+                    } else {
+                        injector.event("add", "/x", &["N=1", "DEVNAME=x"]);
+                    }
+                }
+            });
+            let _end = SetWhenDropped(&done);
+            eventually("the queue is full", || full().then_some(()));
+            let waiting = begin("@plugd", &["wait", "/dev/link"]);
+            eventually("it waits", || (clients(&daemon) == 1).then_some(()));
+            // It is looked for once more when all is settled.
+            for _ in 0..2 {
+                assert_eq!(say("@plugd", &["settle"]).code, Some(0));
+            }
+            Injector::new().event("add", "/late", &["DEVNAME=late"]);
+            assert_eq!(end(waiting), Some(0));
+            assert!(queued() > 0, "there was no stream");
+        });
+    });
+}
+
+/// Whenever it asks, and whatever is done at that time.
+#[test]
+fn a_pause_keeps_nobody_waiting_who_has_nothing_to_wait_for() {
+    ns::inside_with_sysfs(|| {
+        let (sender, receiver) = unix::pair(SocketType::SEQPACKET);
+        for options in [&[][..], &["--fd", "7"]] {
+            let plugd = Plugd::new().args(["run"]).args(options).args(["--"]);
+            let plugd = plugd.fd(receiver.try_clone().unwrap(), 7);
+            let daemon = plugd.sh("echo $N >>$TMP/out; read x <$TMP/gate").start();
+            daemon.fifo("gate");
+            eventually("it listens", || connect("@plugd"));
+            let event = |n: &str| match options {
+                [] => Injector::new().event("add", "/x", &[n]),
+                _ => unix::send(&sender, &uevent("add", "/x", &[n])),
+            };
+            event("N=1");
+            daemon.wait_for_lines("out", 1);
+            assert_eq!(say("@plugd", &["pause"]).code, Some(0));
+            let waiting = [&["settle"][..], &["wait", "/devices/virtual/net/lo"]];
+            let mut waiting = waiting.map(|args| begin("@plugd", args));
+            // Both are waiting, and another one has asked since.
+            eventually("they wait", || {
+                assert_eq!(say("@plugd", &["settle", "--timeout", "0"]).code, Some(1));
+                (clients(&daemon) == 2).then_some(())
+            });
+            assert!(waiting.iter_mut().all(|child| child.try_wait().unwrap().is_none()), "early");
+            // The next plugd is asked by them anew.
+            assert_eq!(say("@plugd", &["update"]).code, Some(0));
+            daemon.release("gate");
+            for child in waiting {
+                assert_eq!(end(child), Some(0), "{options:?}");
+            }
+            // What is queued is waited for.
+            event("N=2");
+            assert_eq!(say("@plugd", &["settle", "--timeout", "0.1"]).code, Some(1));
+            assert_eq!(say("@plugd", &["resume"]).code, Some(0));
+            daemon.wait_for_lines("out", 2);
+            daemon.release("gate");
+            assert_eq!(say("@plugd", &["settle"]).code, Some(0));
+            assert_eq!(say("@plugd", &["stop"]).code, Some(0));
+        }
+    });
 }
 
 #[test]
@@ -41,8 +312,7 @@ fn wait_sees_what_was_mounted_after_the_start() {
         assert_eq!(is_there("/class/net/lo"), Some(true));
 
         assert_eq!(is_there("/dev/late"), Some(false));
-        mount(&["-t", "tmpfs", "tmpfs", "/dev"]);
-        make_null();
+        have_empty_dev();
         std::fs::write("/dev/late", "").unwrap();
         assert_eq!(is_there("/dev/late"), Some(true));
 
@@ -66,27 +336,6 @@ fn wait_sees_what_was_mounted_after_the_start() {
     });
 }
 
-/// It would be the process that has started it, which is gone.
-#[test]
-fn who_has_the_address_is_told_of_a_daemon_in_the_background_too() {
-    ns::inside_as_root(|| {
-        for options in [&[][..], &["--user", "#65534", "--group", "#65533"]] {
-            let place = Place::new();
-            let words = place.daemon(&[&["--control", "@plugd"], options].concat());
-            let started = finish(Command::new(PLUGD).args(&words[1..]));
-            assert_eq!(started.code, Some(0), "{started:?}");
-            let said = Plugd::new().args(["run", "true"]).finish();
-            assert_eq!(said.code, Some(111), "{said:?}");
-            let holder = format!("in use by pid {} of user 0\n", place.pid());
-            assert!(said.stderr.ends_with(&holder), "not {holder}: {said:?}");
-            // It is still root's, who has started it.
-            let said = Plugd::new().args(["stop"]).finish();
-            assert_eq!(said.code, Some(0), "{said:?}");
-            eventually("it has ended", || connect("@plugd").is_none().then_some(()));
-        }
-    });
-}
-
 /// Each would wait until its time is over, for the end of the program that says it.
 #[test]
 fn a_program_is_refused_what_waits_for_itself() {
@@ -99,7 +348,7 @@ fn a_program_is_refused_what_waits_for_itself() {
     let rules = ["--dev", dir.path().to_str().unwrap(), "--conf", conf.to_str().unwrap()];
     for work in [&["--", "sh", "-c", script][..], &rules] {
         let (events, receiver) = unix::pair(SocketType::SEQPACKET);
-        let address = format!("@plugd-test-{}-{}", std::process::id(), unique());
+        let address = address();
         let plugd = Plugd::new().args(["run", "--fd", "3", "--control", &address]).args(work);
         let plugd = plugd.env("PLUGD", PLUGD).env("ADDRESS", &address).fd(receiver, 3);
         let host = Host { daemon: plugd.start(), events, address };
@@ -117,59 +366,6 @@ fn a_program_is_refused_what_waits_for_itself() {
         host.daemon.release("gate");
         assert_eq!(end(waiting), Some(0));
     }
-}
-
-/// Neither early nor late: the effect of the event before it is there, whatever comes all
-/// the time.
-#[test]
-fn settle_is_never_early_under_ten_thousand_events_a_second() {
-    const ROUNDS: u32 = 1000;
-    ns::inside_with_sysfs(|| {
-        let dir = tempfile::tempdir().unwrap();
-        let conf = dir.path().join("mdev.conf");
-        std::fs::write(&conf, "marker 0:0 600 @echo $N >>$TMP/out\n").unwrap();
-        let plugd = Plugd::new().args(["run", "--conf"]).args([&conf]).args(["--dev"]);
-        let daemon = plugd.args([dir.path()]).start();
-        eventually("it listens", || connect("@plugd"));
-        let inode = daemon.netlink().1;
-        let (done, sent) = (AtomicBool::new(false), AtomicU32::new(0));
-        let began = Instant::now();
-        let slowest = std::thread::scope(|scope| {
-            scope.spawn(|| {
-                let injector = Injector::new();
-                while !done.load(Relaxed) {
-                    let due = began + Duration::from_micros(100) * sent.load(Relaxed);
-                    std::thread::sleep(due.saturating_duration_since(Instant::now()));
-                    // What is lost has no effect.
-                    if sent.load(Relaxed) % 16 > 0
-                        || NetlinkSocket::find(inode).unwrap().queued < unprivileged_room() / 2
-                    {
-                        injector.event("change", "/devices/x", &["SUBSYSTEM=x"]);
-                        sent.fetch_add(1, Relaxed);
-                    }
-                }
-            });
-            let _end = SetWhenDropped(&done);
-            let (injector, mut stream) = (Injector::new(), connect("@plugd").unwrap());
-            let mut reply = [0; "plugd/1 ok 0\n".len()];
-            let mut slowest = Duration::ZERO;
-            for n in 1..=ROUNDS {
-                injector.event("add", "/devices/marker", &[&format!("N={n}")]);
-                let asked = Instant::now();
-                stream.write_all(b"plugd/1 settle\n").unwrap();
-                stream.read_exact(&mut reply).unwrap();
-                slowest = slowest.max(asked.elapsed());
-                assert_eq!(&reply, b"plugd/1 ok 0\n");
-                let lines = daemon.lines("out");
-                assert_eq!(lines.last(), Some(&n.to_string()), "round {n}");
-            }
-            slowest
-        });
-        let rate = f64::from(sent.load(Relaxed)) / began.elapsed().as_secs_f64();
-        assert!(slowest < Duration::from_secs(10), "{slowest:?}");
-        // As many as could be sent.
-        assert!(rate > 2000.0, "{rate:.0} events a second");
-    });
 }
 
 /// It is there before its event is acted on, which is behind others.
@@ -220,32 +416,6 @@ fn wait_is_not_ended_by_a_device_whose_event_still_waits() {
             }
             assert_eq!(say("@plugd", &["settle"]).code, Some(0));
         }
-    });
-}
-
-/// What the one under way has seen may be of before.
-#[test]
-fn a_rescan_waits_for_one_that_began_after_it() {
-    ns::inside_with_sysfs(|| {
-        // Each comparison is held at the interface.
-        let script = "test $DEVPATH != /devices/virtual/net/lo || \
-                      { echo $ACTION >>$TMP/out; read x <$TMP/gate; }";
-        let daemon = Plugd::new().args(["run", "--"]).sh(script).start();
-        daemon.fifo("gate");
-        eventually("it listens", || connect("@plugd"));
-        let first = begin("@plugd", &["rescan"]);
-        daemon.wait_for_lines("out", 1);
-        let mut second = begin("@plugd", &["rescan"]);
-        eventually("it waits", || (clients(&daemon) == 2).then_some(()));
-        assert_eq!(status("@plugd")["recovery"]["scans"], 1);
-        daemon.release("gate");
-        assert_eq!(end(first), Some(0));
-        daemon.wait_for_lines("out", 2);
-        std::thread::sleep(Duration::from_millis(200));
-        assert!(second.try_wait().unwrap().is_none(), "early");
-        daemon.release("gate");
-        assert_eq!(end(second), Some(0));
-        assert_eq!(daemon.lines("out"), ["add", "change"]);
     });
 }
 

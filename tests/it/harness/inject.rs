@@ -177,3 +177,12 @@ pub(crate) fn listeners() -> Vec<u32> {
 pub(crate) fn inode(socket: &OwnedFd) -> u64 {
     rustix::fs::fstat(socket).unwrap().st_ino
 }
+
+/// Ends a thread that makes events, however the test ends.
+pub(crate) struct SetWhenDropped<'a>(pub(crate) &'a std::sync::atomic::AtomicBool);
+
+impl Drop for SetWhenDropped<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, std::sync::atomic::Ordering::Relaxed);
+    }
+}
