@@ -14,18 +14,18 @@
 //! in the same line:
 //!
 //! - [`cmd`]: the commands, from options to the job.
+//! - [`daemon`]: the background, PID files, and who controls daemons; also for
+//!   other programs.
 //! - [`mod@loop`]: owns all that is watched; feeds the machine, and does what it says.
 //! - [`engine`], [`rule_files`]: what decides, with the files that it looks at
 //!   and acts on.
 //! - [`netlink`], [`child`], [`signals`], [`devnode`], [`firmware`], [`sysfs`],
 //!   [`rebroadcast`], [`control`], [`notify`], [`presence`], [`state_file`]: what deals
 //!   with the system.
-//! - [`daemon`]: the background, PID files, and who controls daemons; also for
-//!   other programs.
-//! - [`counters`], [`machine`], [`settle`], [`handler`], [`rules`], [`plan`],
-//!   [`environment`], [`uevent`], [`listen_fds`], [`inventory`], [`recovery`],
-//!   [`status`], [`handover`], [`units`], and [`control::wire`]: what decides; pure,
-//!   without system calls.
+//! - [`control::wire`], [`handover`], [`status`], [`recovery`], [`settle`],
+//!   [`counters`], [`machine`], [`inventory`], [`handler`], [`rules`], [`plan`],
+//!   [`environment`], [`uevent`], [`listen_fds`], [`units`]: what decides; pure, without
+//!   system calls.
 //! - [`sys`], [`beneath`], [`account`], [`user_ids`], [`error`], [`logging`],
 //!   [`syslog`]: the only `unsafe`, files by hostile names, names of users and groups,
 //!   who is of another user namespace, errors, log lines and where they go.

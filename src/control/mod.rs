@@ -66,7 +66,7 @@ impl Address {
     ///
     /// # Errors
     /// If it is too long, or has a NUL in a path.
-    pub fn to_socket_address(&self) -> io::Result<SocketAddr> {
+    fn to_socket_address(&self) -> io::Result<SocketAddr> {
         match self {
             Self::Abstract(name) => SocketAddr::from_abstract_name(name),
             Self::Path(path) => SocketAddr::from_pathname(path),

@@ -15,7 +15,8 @@ mod parse;
 
 use std::fmt;
 
-pub use automaton::{Scope, TooLarge, automaton};
+pub(super) use automaton::automaton;
+pub use automaton::{Scope, TooLarge};
 pub use groups::Scratch;
 use regex_automata::util::look::Look;
 

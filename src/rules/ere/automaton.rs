@@ -36,7 +36,7 @@ pub enum Scope {
 ///
 /// # Errors
 /// They may be too large.
-pub fn automaton(expressions: &[&Ere], scope: Scope) -> Result<NFA, TooLarge> {
+pub(in crate::rules) fn automaton(expressions: &[&Ere], scope: Scope) -> Result<NFA, TooLarge> {
     Maker::make(expressions, scope).map_err(|_| {
         let largest = (0..expressions.len()).max_by_key(|&index| expressions[index].node.size());
         TooLarge(largest.unwrap_or_default())
