@@ -10,7 +10,7 @@ use std::path::Path;
 use rustix::fs::{Mode, OFlags, ResolveFlags, open, openat, openat2};
 use rustix::io::Errno;
 
-use crate::error::reason;
+use crate::error::{Fatal, reason};
 
 /// What is wrong with a name that nothing is done with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -100,6 +100,17 @@ impl fmt::Display for Failed {
 }
 
 impl std::error::Error for Failed {}
+
+impl From<Failed> for Fatal {
+    fn from(failed: Failed) -> Self {
+        let Failed { doing, path, why } = failed;
+        let error = match why {
+            Why::System(error) => error.into(),
+            Why::Name(_) | Why::KeepsChanging => std::io::Error::other(why.to_string()),
+        };
+        Self::system(format_args!("{doing} {}", path.escape_ascii()), error)
+    }
+}
 
 /// Refuses names that could mean something else than a file below a directory.
 ///

@@ -1,10 +1,9 @@
 //! `plugd check`: what is wrong with the rules.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use lexopt::Arg::{Long, Short, Value};
 
-use crate::account::Accounts;
 use crate::error::Fatal;
 use crate::rules::matcher::Matcher;
 use crate::{logging, rule_files};
@@ -62,10 +61,4 @@ fn main(mut parser: lexopt::Parser, log_name: &'static str) -> Result<Request, F
             rustix::io::Errno::NOENT,
         )),
     }
-}
-
-/// The users and groups of this machine.
-pub(super) fn accounts() -> Result<Accounts, Fatal> {
-    Accounts::load(Path::new("/etc/passwd"), Path::new("/etc/group"))
-        .map_err(|e| Fatal::system("read /etc/passwd and /etc/group", e))
 }

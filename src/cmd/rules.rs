@@ -7,7 +7,7 @@ use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf, absolute};
 
-use crate::beneath::{Failed, Why};
+use crate::account::Accounts;
 use crate::child;
 use crate::devnode::{DevRoot, device_of};
 use crate::engine::{Engine, Hands, Ruled};
@@ -20,8 +20,6 @@ use crate::rules::parse::{self, Source};
 use crate::rules::rule::Rule;
 use crate::rules::{self, Settings};
 use crate::sysfs::Sysfs;
-
-use super::check::accounts;
 
 /// Where the files are that rules are read from, look at and act on.
 #[derive(Debug, Clone)]
@@ -124,6 +122,12 @@ fn parse_again(files: &[(String, Vec<u8>)]) -> Result<Vec<Rule>, Fatal> {
     rules.map_err(|mistakes| rule_files::Error { unread: Vec::new(), mistakes }.into())
 }
 
+/// The users and groups of this machine.
+fn accounts() -> Result<Accounts, Fatal> {
+    Accounts::load(Path::new("/etc/passwd"), Path::new("/etc/group"))
+        .map_err(|e| Fatal::system("read /etc/passwd and /etc/group", e))
+}
+
 /// Somebody replaces it just now, or the file system is gone that it was on.
 fn are_gone(conf: &Path) -> String {
     format!("there is no {} any more", shown(conf))
@@ -132,17 +136,6 @@ fn are_gone(conf: &Path) -> String {
 /// Opens a sysfs.
 pub(super) fn open_sysfs(path: &Path) -> Result<Sysfs, Fatal> {
     Sysfs::open(path).map_err(|e| cannot_open(path, e))
-}
-
-impl From<Failed> for Fatal {
-    fn from(failed: Failed) -> Self {
-        let Failed { doing, path, why } = failed;
-        let error = match why {
-            Why::System(error) => error.into(),
-            Why::Name(_) | Why::KeepsChanging => std::io::Error::other(why.to_string()),
-        };
-        Self::system(format_args!("{doing} {}", path.escape_ascii()), error)
-    }
 }
 
 fn cannot_open(path: &Path, error: impl Into<std::io::Error>) -> Fatal {

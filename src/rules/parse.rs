@@ -7,6 +7,7 @@
 
 mod doubts;
 mod error;
+mod field;
 mod lines;
 mod mode;
 mod reader;
@@ -79,10 +80,6 @@ pub fn parse_and_doubt(
         }
     }
     if errors.is_empty() { Ok(rules) } else { Err(errors) }
-}
-
-fn is_blank(byte: u8) -> bool {
-    matches!(byte, b' ' | b'\t' | b'\r')
 }
 
 #[cfg(test)]

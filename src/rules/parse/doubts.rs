@@ -1,6 +1,6 @@
 //! What is right in a rule, and can never do anything or is likely not meant so.
 
-use super::reader::Field;
+use super::field::Field;
 use crate::rules::ere;
 use crate::rules::rule::{Command, Device, Numbers, Place, Rule, When};
 

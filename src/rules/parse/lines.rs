@@ -1,6 +1,6 @@
 //! The lines of a file of rules: which of them are rules, and which go on in the next.
 
-use super::is_blank;
+use super::field::is_blank;
 
 /// The lines of a file.
 pub(super) struct Lines<'a> {

@@ -2,7 +2,7 @@
 
 use super::doubts::doubts;
 use super::error::readable;
-use super::is_blank;
+use super::field::{Field, is_blank};
 use super::mode::{LARGEST_MODE, symbolic_mode};
 use crate::account::{self, Accounts, number};
 use crate::plan::{Access, Interpreter};
@@ -10,31 +10,6 @@ use crate::rules::ere::{self, Ere};
 use crate::rules::rule::{
     Command, Condition, Device, Numbers, Origin, Part, Path, Place, Rule, When,
 };
-
-/// Part of a line.
-#[derive(Clone, Copy)]
-pub(super) struct Field<'l> {
-    pub(super) at: usize,
-    pub(super) text: &'l [u8],
-}
-
-impl<'l> Field<'l> {
-    fn skip(self, count: usize) -> Self {
-        Self { at: self.at + count, text: &self.text[count..] }
-    }
-
-    fn split_at(self, index: usize) -> (Self, Self) {
-        (Self { at: self.at, text: &self.text[..index] }, self.skip(index))
-    }
-
-    fn find(self, byte: u8) -> Option<usize> {
-        self.text.iter().position(|&b| b == byte)
-    }
-
-    fn end(self) -> usize {
-        self.at + self.text.len()
-    }
-}
 
 /// Reads the rule of a line.
 pub(super) struct Reader<'l> {
