@@ -20,7 +20,7 @@ use tempfile::TempDir;
 
 use crate::harness::background::finish;
 use crate::harness::daemon::{Finished, Plugd};
-use crate::harness::{eventually, inject, skip};
+use crate::harness::{eventually, inject, ns, skip};
 
 const CONTRIB: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/contrib");
 /// What services are told to do; each event of the network is a line of /run/events.
@@ -63,8 +63,16 @@ fn have(test: &str, need: &str, programs: &[&str]) -> bool {
     missing.is_none()
 }
 
+/// Acts on a machine of its own, if all of these programs are there; if not, says that
+/// the test is skipped.
+fn on_machine(test: &str, need: &str, programs: &[&str], act: impl FnOnce()) {
+    if have(test, need, programs) {
+        ns::inside_a_machine(act);
+    }
+}
+
 /// The machine: programs to be found by PATH, and in /run what they work with.
-/// For use inside of [`crate::harness::ns::inside_a_machine`].
+/// For use inside of [`on_machine`].
 struct Machine {
     programs: TempDir,
 }

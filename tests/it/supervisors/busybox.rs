@@ -10,7 +10,7 @@ use crate::harness::{eventually, inject, ns};
 
 use super::{
     CONTRIB, ELSEWHERE, Machine, OPTIONS, RULES, SLOW, acts_on, copy, have, is_set_up, is_stopped,
-    log, pid, set, wait_for_log, works_and_is_respawned,
+    log, on_machine, pid, set, wait_for_log, works_and_is_respawned,
 };
 
 /// A /etc/default of its own, with these settings.
@@ -38,18 +38,14 @@ fn a_piece_of_rcs(options: &str) {
 
 #[test]
 fn a_piece_for_rcs() {
-    if !have("busybox: rcS", "tools", &["busybox", "pgrep", "ip"]) {
-        return;
-    }
-    ns::inside_a_machine(|| a_piece_of_rcs(&format!("PLUGD_OPTIONS='{OPTIONS}'")));
+    on_machine("busybox: rcS", "tools", &["busybox", "pgrep", "ip"], || {
+        a_piece_of_rcs(&format!("PLUGD_OPTIONS='{OPTIONS}'"))
+    });
 }
 
 #[test]
 fn a_piece_for_rcs_with_a_handler() {
-    if !have("busybox: rcS with a handler", "tools", &["busybox", "pgrep", "ip"]) {
-        return;
-    }
-    ns::inside_a_machine(|| {
+    on_machine("busybox: rcS with a handler", "tools", &["busybox", "pgrep", "ip"], || {
         a_piece_of_rcs("PLUGD_HANDLER=/run/hotplug");
         assert!(log().contains("reading from file descriptor 3"), "{}", log());
     });
@@ -85,10 +81,7 @@ fn a_piece_for_rcs_on_an_empty_dev() {
 /// The boot goes on when the devices are set up.
 #[test]
 fn a_start_waits_for_devices() {
-    if !have("busybox: waiting", "tools", &["busybox", "ip"]) {
-        return;
-    }
-    ns::inside_a_machine(|| {
+    on_machine("busybox: waiting", "tools", &["busybox", "ip"], || {
         let machine = Machine::new();
         inject::real_device(SLOW);
         let options = format!("PLUGD_OPTIONS='--coldplug {OPTIONS}' PLUGD_CONTROL={ELSEWHERE}");
@@ -111,10 +104,7 @@ fn a_start_waits_for_devices() {
 
 #[test]
 fn an_init_script() {
-    if !have("busybox: S10plugd", "tools", &["busybox", "ip"]) {
-        return;
-    }
-    ns::inside_a_machine(|| {
+    on_machine("busybox: S10plugd", "tools", &["busybox", "ip"], || {
         let machine = Machine::new();
         settings(&machine, &format!("PLUGD_OPTIONS='{OPTIONS}'"));
         copy("busybox/S10plugd", "/run/S10plugd");
@@ -144,10 +134,7 @@ fn an_init_script() {
 /// own, so the program goes to where that leads.
 #[test]
 fn inittab() {
-    if !have("busybox: inittab", "tools", &["busybox", "pgrep", "ip"]) {
-        return;
-    }
-    ns::inside_a_machine(|| {
+    on_machine("busybox: inittab", "tools", &["busybox", "pgrep", "ip"], || {
         let machine = Machine::new();
         let lines = fs::read_to_string(format!("{CONTRIB}/busybox/inittab")).unwrap();
         assert!(lines.contains("--coldplug"), "{lines}");

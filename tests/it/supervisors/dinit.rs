@@ -4,10 +4,11 @@ use std::fs;
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::harness::{eventually, ns};
+use crate::harness::eventually;
 
 use super::{
-    Machine, OPTIONS, RULES, acts_on, copy, have, is_stopped, log, pid, works_and_is_respawned,
+    Machine, OPTIONS, RULES, acts_on, copy, is_stopped, log, on_machine, pid,
+    works_and_is_respawned,
 };
 
 const CTL: [&str; 2] = ["-p", "/run/dinitctl"];
@@ -31,10 +32,7 @@ fn is(machine: &Machine, what: &str, name: &str) -> bool {
 
 #[test]
 fn a_service() {
-    if !have("dinit: a service", "dinit", &["dinit", "dinitctl", "ip"]) {
-        return;
-    }
-    ns::inside_a_machine(|| {
+    on_machine("dinit: a service", "dinit", &["dinit", "dinitctl", "ip"], || {
         let machine = start();
         works_and_is_respawned();
         assert!(is(&machine, "is-started", "boot"), "what depends on it was stopped");
@@ -46,10 +44,7 @@ fn a_service() {
 /// Rules that are mistaken when plugd dies are not tried for ever.
 #[test]
 fn it_gives_up() {
-    if !have("dinit: giving up", "dinit", &["dinit", "dinitctl", "ip"]) {
-        return;
-    }
-    ns::inside_a_machine(|| {
+    on_machine("dinit: giving up", "dinit", &["dinit", "dinitctl", "ip"], || {
         let machine = start();
         fs::write("/run/mdev.conf", "nonsense\n").unwrap();
         kill_process(Pid::from_raw(pid().unwrap()).unwrap(), Signal::KILL).unwrap();

@@ -3,11 +3,11 @@
 use std::fs;
 use std::os::unix::net::UnixDatagram;
 
-use crate::harness::{eventually, inject, ns};
+use crate::harness::{eventually, inject};
 use crate::manual::examples;
 
 use super::quick_start::machine;
-use super::{HANDLER, Machine, SLOW, acts_on, count, have, log, pid, status, write_program};
+use super::{HANDLER, Machine, SLOW, acts_on, count, log, on_machine, pid, status, write_program};
 
 /// An example of a page, one of so many.
 fn example<const N: usize>(page: &str) -> [String; N] {
@@ -26,10 +26,7 @@ fn start(machine: &Machine, example: &str) {
 
 #[test]
 fn mdevd_once() {
-    if !have("mdevd(8), mdevd-coldplug(8)", "tools", &["ip"]) {
-        return;
-    }
-    ns::inside_a_machine(|| {
+    on_machine("mdevd(8), mdevd-coldplug(8)", "tools", &["ip"], || {
         let machine = machine();
         let [once, ..] = example::<3>(include_str!("../../../man/mdevd.8"));
         run(&machine, &once);
@@ -42,10 +39,7 @@ fn mdevd_once() {
 
 #[test]
 fn mdevd_as_a_service() {
-    if !have("mdevd(8): a service", "tools", &["ip"]) {
-        return;
-    }
-    ns::inside_a_machine(|| {
+    on_machine("mdevd(8): a service", "tools", &["ip"], || {
         let machine = machine();
         let [_, service, _] = example(include_str!("../../../man/mdevd.8"));
         write_program("/run/service", &service);
@@ -59,10 +53,7 @@ fn mdevd_as_a_service() {
 
 #[test]
 fn mdevd_tells_what_would_be_done() {
-    if !have("mdevd(8): a dry run", "tools", &["ip"]) {
-        return;
-    }
-    ns::inside_a_machine(|| {
+    on_machine("mdevd(8): a dry run", "tools", &["ip"], || {
         let machine = machine();
         let [.., dry] = example::<3>(include_str!("../../../man/mdevd.8"));
         start(&machine, &dry);
@@ -75,10 +66,7 @@ fn mdevd_tells_what_would_be_done() {
 
 #[test]
 fn mdevd_netlink() {
-    if !have("mdevd-netlink(8)", "tools", &["ip"]) {
-        return;
-    }
-    ns::inside_a_machine(|| {
+    on_machine("mdevd-netlink(8)", "tools", &["ip"], || {
         let machine = machine();
         let [manager] = example(include_str!("../../../man/mdevd-netlink.8"));
         start(&machine, &manager);
@@ -89,10 +77,7 @@ fn mdevd_netlink() {
 
 #[test]
 fn plugd_control() {
-    if !have("plugd-control(7)", "tools", &["ip", "socat"]) {
-        return;
-    }
-    ns::inside_a_machine(|| {
+    on_machine("plugd-control(7)", "tools", &["ip", "socat"], || {
         let machine = machine();
         let [mount, metrics, socket, check] = example(include_str!("../../../man/plugd-control.7"));
         write_program("/run/check", &check);
@@ -117,10 +102,7 @@ fn plugd_control() {
 
 #[test]
 fn daemon_control() {
-    if !have("daemon-control(8)", "tools", &["ip"]) {
-        return;
-    }
-    ns::inside_a_machine(|| {
+    on_machine("daemon-control(8)", "tools", &["ip"], || {
         let machine = machine();
         let [script] = example(include_str!("../../../man/daemon-control.8"));
         write_program("/run/init", &format!("#!/bin/sh\n{script}"));

@@ -7,14 +7,17 @@ use std::process::Command;
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::harness::background::finish;
-use crate::harness::{eventually, inject, ns};
+use crate::harness::{eventually, inject};
 
 use super::{
-    CONTRIB, ELSEWHERE, Machine, OPTIONS, RULES, SLOW, acts_on, copy, have, is_set_up, is_stopped,
-    log, own_etc, pid, set, wait_for_log, works_and_is_respawned, write_program,
+    CONTRIB, ELSEWHERE, Machine, OPTIONS, RULES, SLOW, acts_on, copy, is_set_up, is_stopped, log,
+    on_machine, own_etc, pid, set, wait_for_log, works_and_is_respawned, write_program,
 };
 
 const SCRIPT: &str = "/etc/init.d/plugd";
+/// What tests of the one want, and of the other.
+const SUPERVISE: [&str; 4] = ["openrc-run", "supervise-daemon", "pgrep", "ip"];
+const START_STOP: [&str; 3] = ["openrc-run", "start-stop-daemon", "ip"];
 
 /// Has this script of contrib/openrc where it belongs, with these settings, on a
 /// machine on which OpenRC has come up.
@@ -50,10 +53,9 @@ fn supervised(settings: &str) {
 
 #[test]
 fn supervise_daemon() {
-    if !have("openrc: supervise-daemon", "tools", &["openrc-run", "supervise-daemon", "ip"]) {
-        return;
-    }
-    ns::inside_a_machine(|| supervised(&format!("plugd_options='{OPTIONS}'")));
+    on_machine("openrc: supervise-daemon", "tools", &SUPERVISE, || {
+        supervised(&format!("plugd_options='{OPTIONS}'"))
+    });
 }
 
 /// Waits until plugd is stopped for OpenRC, and nothing of it is left. What has
@@ -79,10 +81,7 @@ fn starts_and_stops(machine: &Machine, device: &str) {
 /// supervise-daemon is not left behind, trying for ever, by a start that fails.
 #[test]
 fn a_mistake_is_told_and_can_be_mended() {
-    if !have("openrc: a mistake", "tools", &["openrc-run", "supervise-daemon", "pgrep", "ip"]) {
-        return;
-    }
-    ns::inside_a_machine(|| {
+    on_machine("openrc: a mistake", "tools", &SUPERVISE, || {
         let machine = install("plugd.initd", &format!("plugd_options='{OPTIONS}'"));
         fs::write("/run/mdev.conf", "nonsense\n").unwrap();
         let told = machine.run(SCRIPT, &["--nodeps", "start"]);
@@ -105,10 +104,7 @@ fn a_mistake_is_told_and_can_be_mended() {
 /// plugd is a program that does not come up, or ends at once.
 #[test]
 fn a_start_that_fails_leaves_nothing() {
-    if !have("openrc: failing", "tools", &["openrc-run", "supervise-daemon", "pgrep", "ip"]) {
-        return;
-    }
-    ns::inside_a_machine(|| {
+    on_machine("openrc: failing", "tools", &SUPERVISE, || {
         let settings = format!("plugd_options='{OPTIONS}'\nplugd_patience=1");
         let machine = install("plugd.initd", &settings);
         let program = machine.programs.path().join("plugd");
@@ -157,10 +153,7 @@ fn what_is_not_ready_in_time_is_ended() {
 /// Rules that are mistaken when plugd dies are not tried for ever.
 #[test]
 fn it_gives_up() {
-    if !have("openrc: giving up", "tools", &["openrc-run", "supervise-daemon", "pgrep", "ip"]) {
-        return;
-    }
-    ns::inside_a_machine(|| {
+    on_machine("openrc: giving up", "tools", &SUPERVISE, || {
         let machine = install("plugd.initd", &format!("plugd_options='{OPTIONS}'"));
         act(&machine, "start");
         fs::write("/run/mdev.conf", "nonsense\n").unwrap();
@@ -177,10 +170,7 @@ fn it_gives_up() {
 
 #[test]
 fn supervise_daemon_with_a_handler() {
-    if !have("openrc: a handler", "tools", &["openrc-run", "supervise-daemon", "ip"]) {
-        return;
-    }
-    ns::inside_a_machine(|| {
+    on_machine("openrc: a handler", "tools", &SUPERVISE, || {
         supervised("plugd_handler=/run/hotplug");
         wait_for_log("reading from file descriptor 3");
     });
@@ -188,10 +178,7 @@ fn supervise_daemon_with_a_handler() {
 
 #[test]
 fn rules_are_read_anew() {
-    if !have("openrc: reload", "tools", &["openrc-run", "supervise-daemon", "ip"]) {
-        return;
-    }
-    ns::inside_a_machine(|| {
+    on_machine("openrc: reload", "tools", &SUPERVISE, || {
         let machine = install("plugd.initd", &format!("plugd_options='{OPTIONS}'"));
         act(&machine, "start");
         act(&machine, "reload");
@@ -214,26 +201,19 @@ fn waits_for_devices(script: &str) {
 
 #[test]
 fn supervise_daemon_waits_for_devices() {
-    if !have("openrc: waiting", "tools", &["openrc-run", "supervise-daemon", "ip"]) {
-        return;
-    }
-    ns::inside_a_machine(|| waits_for_devices("plugd.initd"));
+    on_machine("openrc: waiting", "tools", &SUPERVISE, || waits_for_devices("plugd.initd"));
 }
 
 #[test]
 fn start_stop_daemon_waits_for_devices() {
-    if !have("openrc: forking, waiting", "tools", &["openrc-run", "start-stop-daemon", "ip"]) {
-        return;
-    }
-    ns::inside_a_machine(|| waits_for_devices("plugd-forking.initd"));
+    on_machine("openrc: forking, waiting", "tools", &START_STOP, || {
+        waits_for_devices("plugd-forking.initd")
+    });
 }
 
 #[test]
 fn start_stop_daemon() {
-    if !have("openrc: start-stop-daemon", "tools", &["openrc-run", "start-stop-daemon", "ip"]) {
-        return;
-    }
-    ns::inside_a_machine(|| {
+    on_machine("openrc: start-stop-daemon", "tools", &START_STOP, || {
         let machine = install("plugd-forking.initd", &format!("plugd_options='{OPTIONS}'"));
         act(&machine, "start");
         let daemon = pid().unwrap_or_else(|| panic!("it is not there: {}", log()));
@@ -255,10 +235,7 @@ fn start_stop_daemon() {
 
 #[test]
 fn start_stop_daemon_with_a_handler() {
-    if !have("openrc: a chain", "tools", &["openrc-run", "start-stop-daemon", "ip"]) {
-        return;
-    }
-    ns::inside_a_machine(|| {
+    on_machine("openrc: a chain", "tools", &START_STOP, || {
         let settings = "plugd_handler=/run/hotplug";
         let machine = install("plugd-forking.initd", settings);
         act(&machine, "start");

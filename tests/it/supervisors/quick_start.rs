@@ -4,11 +4,11 @@ use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
 
-use crate::harness::{eventually, inject, ns};
+use crate::harness::{eventually, inject};
 
 use super::{
-    CONTRIB, ELSEWHERE, Machine, RULES, SLOW, acts_on, count, have, is_set_up, log, own_etc, pid,
-    set, works_and_is_respawned, write_program,
+    CONTRIB, ELSEWHERE, Machine, RULES, SLOW, acts_on, count, is_set_up, log, on_machine, own_etc,
+    pid, set, works_and_is_respawned, write_program,
 };
 
 const S6: [&str; 5] = ["s6-svscan", "s6-svscanctl", "s6-svok", "s6-log", "ip"];
@@ -66,10 +66,7 @@ fn follow(machine: &Machine, supervisor: &str) {
 /// What comes before all supervisors.
 #[test]
 fn rules() {
-    if !have("README: rules", "tools", &["ip"]) {
-        return;
-    }
-    ns::inside_a_machine(|| {
+    on_machine("README: rules", "tools", &["ip"], || {
         let machine = machine();
         type_in(&machine, &lines_after("Rules first"));
         machine.must("cmp", &["/etc/mdev.conf", &format!("{CONTRIB}/mdev.conf")]);
@@ -80,10 +77,7 @@ fn rules() {
 
 #[test]
 fn s6() {
-    if !have("README: s6", "tools", &S6) {
-        return;
-    }
-    ns::inside_a_machine(|| {
+    on_machine("README: s6", "tools", &S6, || {
         let machine = machine();
         fs::create_dir("/run/service").unwrap();
         machine.supervisor("s6-svscan", &["/run/service"]);
@@ -112,10 +106,7 @@ fn boot(machine: &Machine) {
 /// It is there after a reboot, too, and the control socket may be elsewhere then.
 #[test]
 fn s6_rc() {
-    if !have("README: s6-rc", "s6-rc", &[&S6[..], &["s6-rc", "s6-rc-compile"]].concat()) {
-        return;
-    }
-    ns::inside_a_machine(|| {
+    on_machine("README: s6-rc", "s6-rc", &[&S6[..], &["s6-rc", "s6-rc-compile"]].concat(), || {
         let machine = machine();
         let source = "/etc/s6-rc/source/default";
         fs::create_dir_all(source).unwrap();
@@ -144,10 +135,7 @@ fn s6_rc() {
 
 #[test]
 fn runit() {
-    if !have("README: runit", "tools", &["runsvdir", "runsv", "sv", "svlogd", "ip"]) {
-        return;
-    }
-    ns::inside_a_machine(|| {
+    on_machine("README: runit", "tools", &["runsvdir", "runsv", "sv", "svlogd", "ip"], || {
         let machine = machine();
         machine.supervisor("runsvdir", &["/etc/service"]);
         follow(&machine, "runit");
@@ -159,10 +147,7 @@ fn runit() {
 #[test]
 fn openrc() {
     let tools = ["openrc", "rc-update", "openrc-run", "supervise-daemon", "ip"];
-    if !have("README: OpenRC", "tools", &tools) {
-        return;
-    }
-    ns::inside_a_machine(|| {
+    on_machine("README: OpenRC", "tools", &tools, || {
         let machine = machine();
         let programs = machine.programs.path().to_str().unwrap();
         machine.must("mount", &["--bind", programs, "/usr/local/sbin"]);
@@ -211,10 +196,7 @@ fn works_and_is_respawned_there(machine: &Machine) {
 
 #[test]
 fn busybox_inittab() {
-    if !have("README: busybox, inittab", "tools", &["busybox", "pkill", "ip"]) {
-        return;
-    }
-    ns::inside_a_machine(|| {
+    on_machine("README: busybox, inittab", "tools", &["busybox", "pkill", "ip"], || {
         let machine = follow_for_busybox(0, "#!/bin/sh\n");
         eventually("init has started it", pid);
         machine.must("plugd", &["settle"]);
@@ -225,10 +207,7 @@ fn busybox_inittab() {
 
 #[test]
 fn busybox_rcs() {
-    if !have("README: busybox, rcS", "tools", &["busybox", "pkill", "ip"]) {
-        return;
-    }
-    ns::inside_a_machine(|| {
+    on_machine("README: busybox, rcS", "tools", &["busybox", "pkill", "ip"], || {
         let machine = follow_for_busybox(1, "#!/bin/sh\n");
         eventually("rcS has started it", pid);
         eventually("rcS has waited", || (count("add", SLOW) == 1).then_some(()));
@@ -238,10 +217,7 @@ fn busybox_rcs() {
 
 #[test]
 fn busybox_init_script() {
-    if !have("README: busybox, S10plugd", "tools", &["busybox", "pkill", "ip"]) {
-        return;
-    }
-    ns::inside_a_machine(|| {
+    on_machine("README: busybox, S10plugd", "tools", &["busybox", "pkill", "ip"], || {
         let start = "#!/bin/sh\nfor script in /etc/init.d/S*; do $script start; done\n: >/run/up\n";
         let _machine = follow_for_busybox(2, start);
         eventually("it has come up", || Path::new("/run/up").exists().then_some(()));
@@ -253,10 +229,7 @@ fn busybox_init_script() {
 /// It is enabled for the next time, too.
 #[test]
 fn dinit() {
-    if !have("README: dinit", "dinit", &["dinit", "dinitctl", "ip"]) {
-        return;
-    }
-    ns::inside_a_machine(|| {
+    on_machine("README: dinit", "dinit", &["dinit", "dinitctl", "ip"], || {
         let machine = machine();
         fs::create_dir("/etc/dinit.d/boot.d").unwrap();
         fs::write("/etc/dinit.d/boot", "type = internal\nwaits-for.d = boot.d\n").unwrap();

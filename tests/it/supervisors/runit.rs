@@ -2,10 +2,10 @@
 
 use std::fs;
 
-use crate::harness::{eventually, ns};
+use crate::harness::eventually;
 
 use super::{
-    ELSEWHERE, Machine, OPTIONS, copy, have, is_stopped, pid, set, wait_for_log,
+    ELSEWHERE, Machine, OPTIONS, copy, is_stopped, on_machine, pid, set, wait_for_log,
     works_and_is_respawned,
 };
 
@@ -38,18 +38,14 @@ fn a_service(name: &str, settings: &str) {
 
 #[test]
 fn a_service_by_rules() {
-    if !have("runit: a service by rules", "tools", &TOOLS) {
-        return;
-    }
-    ns::inside_a_machine(|| a_service("plugd", &format!("PLUGD_OPTIONS='{OPTIONS}'")));
+    on_machine("runit: a service by rules", "tools", &TOOLS, || {
+        a_service("plugd", &format!("PLUGD_OPTIONS='{OPTIONS}'"))
+    });
 }
 
 #[test]
 fn a_service_with_a_handler() {
-    if !have("runit: a service with a handler", "tools", &TOOLS) {
-        return;
-    }
-    ns::inside_a_machine(|| {
+    on_machine("runit: a service with a handler", "tools", &TOOLS, || {
         a_service("plugd-handler", "PLUGD_HANDLER=/run/hotplug");
         wait_for_log("reading from file descriptor 3");
     });
@@ -64,27 +60,22 @@ fn is_found_elsewhere(name: &str, settings: &str) {
 
 #[test]
 fn a_control_socket_elsewhere() {
-    if !have("runit: a control socket elsewhere", "tools", &TOOLS) {
-        return;
-    }
-    ns::inside_a_machine(|| is_found_elsewhere("plugd", &format!("PLUGD_OPTIONS='{OPTIONS}'")));
+    on_machine("runit: a control socket elsewhere", "tools", &TOOLS, || {
+        is_found_elsewhere("plugd", &format!("PLUGD_OPTIONS='{OPTIONS}'"))
+    });
 }
 
 #[test]
 fn a_control_socket_elsewhere_with_a_handler() {
-    if !have("runit: a handler's control socket", "tools", &TOOLS) {
-        return;
-    }
-    ns::inside_a_machine(|| is_found_elsewhere("plugd-handler", "PLUGD_HANDLER=/run/hotplug"));
+    on_machine("runit: a handler's control socket", "tools", &TOOLS, || {
+        is_found_elsewhere("plugd-handler", "PLUGD_HANDLER=/run/hotplug")
+    });
 }
 
 /// `sv start` must not say that all is well.
 #[test]
 fn a_start_that_fails_is_told() {
-    if !have("runit: a start that fails", "tools", &TOOLS) {
-        return;
-    }
-    ns::inside_a_machine(|| {
+    on_machine("runit: a start that fails", "tools", &TOOLS, || {
         let machine = start("plugd", "PLUGD_OPTIONS=--nonsense");
         assert_ne!(machine.run("sv", &["-w", "2", "start", SERVICE]).code, Some(0));
         wait_for_log("there is no option --nonsense");

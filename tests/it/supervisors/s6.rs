@@ -2,10 +2,10 @@
 
 use std::fs;
 
-use crate::harness::{eventually, inject, ns};
+use crate::harness::{eventually, inject};
 
 use super::{
-    Machine, OPTIONS, acts_on, copy, count, have, is_stopped, log, set, wait_for_log,
+    Machine, OPTIONS, acts_on, copy, count, is_stopped, log, on_machine, set, wait_for_log,
     works_and_is_respawned,
 };
 
@@ -31,10 +31,7 @@ fn wait(machine: &Machine, what: &str) {
 
 #[test]
 fn a_service_by_rules() {
-    if !have("s6: a service by rules", "tools", &TOOLS) {
-        return;
-    }
-    ns::inside_a_machine(|| {
+    on_machine("s6: a service by rules", "tools", &TOOLS, || {
         let machine = start("plugd", &format!("PLUGD_OPTIONS='{OPTIONS}'"));
         wait(&machine, "-U");
         works_and_is_respawned();
@@ -47,10 +44,7 @@ fn a_service_by_rules() {
 
 #[test]
 fn a_service_with_a_handler() {
-    if !have("s6: a service with a handler", "tools", &TOOLS) {
-        return;
-    }
-    ns::inside_a_machine(|| {
+    on_machine("s6: a service with a handler", "tools", &TOOLS, || {
         let settings = "PLUGD_HANDLER=/run/hotplug";
         let machine = start("plugd-handler", settings);
         wait(&machine, "-U");
@@ -67,10 +61,7 @@ fn a_service_with_a_handler() {
 /// is down; those that it knows are left alone.
 #[test]
 fn what_is_there_and_what_was_missed() {
-    if !have("s6: coldplug", "tools", &TOOLS) {
-        return;
-    }
-    ns::inside_a_machine(|| {
+    on_machine("s6: coldplug", "tools", &TOOLS, || {
         ["br1", "br2"].into_iter().for_each(inject::real_device);
         // The option is that of the service, if there is no conf.
         let machine = start("plugd", &format!("PLUGD_OPTIONS=\"$PLUGD_OPTIONS {OPTIONS}\""));
@@ -92,10 +83,7 @@ fn what_is_there_and_what_was_missed() {
 /// s6-supervise would try for ever, once a second.
 #[test]
 fn what_is_wrong_for_good_is_not_tried_again() {
-    if !have("s6: what is wrong for good", "tools", &TOOLS) {
-        return;
-    }
-    ns::inside_a_machine(|| {
+    on_machine("s6: what is wrong for good", "tools", &TOOLS, || {
         let machine = start("plugd", &format!("PLUGD_OPTIONS='{OPTIONS}'"));
         wait(&machine, "-U");
         acts_on("br1");
