@@ -4,26 +4,16 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::{Seek, Write};
-use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
 
 use tempfile::TempDir;
 
 use crate::harness::daemon::Plugd;
+use crate::harness::{NAMES, programs};
 use crate::listen::have;
 
 const DIRECTORY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/contrib/completions");
-
-/// The names that plugd is called by, other than its own.
-const NAMES: [&str; 7] = [
-    "plug-and-play-event-handler",
-    "netlink-datagram-socket-listen",
-    "daemon-control",
-    "ucw-daemon-control",
-    "mdevd",
-    "mdevd-netlink",
-    "mdevd-coldplug",
-];
 
 /// The commands that `plugd --help` tells of.
 pub(crate) fn commands() -> Vec<String> {
@@ -58,12 +48,7 @@ struct Shell {
 
 impl Shell {
     fn new(command: &'static [&'static str]) -> Self {
-        let programs = tempfile::tempdir().unwrap();
-        symlink(env!("CARGO_BIN_EXE_plugd"), programs.path().join("plugd")).unwrap();
-        for name in NAMES {
-            symlink("plugd", programs.path().join(name)).unwrap();
-        }
-        Self { programs, command }
+        Self { programs: programs(), command }
     }
 
     /// The lines that it prints for this script with these arguments.
@@ -112,7 +97,7 @@ impl Shell {
             "#,
             env!("CARGO_BIN_EXE_plugd")
         );
-        for name in NAMES.iter().chain(&["plugd"]) {
+        for name in NAMES {
             fs::remove_file(home.join(name)).unwrap();
         }
         fs::write(home.join("plugd"), stand_in).unwrap();
@@ -167,7 +152,7 @@ impl Shell {
         for command in &expected {
             assert_eq!(complete(&["plugd", command, "-"]), options(command), "{command}");
         }
-        for name in NAMES {
+        for name in &NAMES[1..] {
             let command = if name.starts_with("ucw") { "daemon-control" } else { name };
             assert_eq!(complete(&[name, "-"]), options(command), "{name}");
         }

@@ -7,21 +7,11 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::harness::daemon::Plugd;
-use crate::harness::ns;
+use crate::harness::{NAMES, ns};
 use crate::listen::have;
 
 const SOURCE: &str = env!("CARGO_MANIFEST_DIR");
 const BINARY: &str = env!("CARGO_BIN_EXE_plugd");
-const NAMES: [&str; 8] = [
-    "plugd",
-    "plug-and-play-event-handler",
-    "netlink-datagram-socket-listen",
-    "daemon-control",
-    "ucw-daemon-control",
-    "mdevd",
-    "mdevd-netlink",
-    "mdevd-coldplug",
-];
 
 /// Runs it where the source is, and returns what it printed.
 fn run(program: &str, args: &[&str]) -> String {

@@ -20,7 +20,7 @@ use tempfile::TempDir;
 
 use crate::harness::background::finish;
 use crate::harness::daemon::{Finished, Plugd};
-use crate::harness::{eventually, inject, ns, skip};
+use crate::harness::{eventually, inject, ns, programs, skip};
 
 const CONTRIB: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/contrib");
 /// What services are told to do; each event of the network is a line of /run/events.
@@ -79,22 +79,10 @@ struct Machine {
 
 impl Machine {
     fn new() -> Self {
-        let programs = tempfile::tempdir().unwrap();
-        symlink(env!("CARGO_BIN_EXE_plugd"), programs.path().join("plugd")).unwrap();
-        let names = [
-            "netlink-datagram-socket-listen",
-            "daemon-control",
-            "mdevd",
-            "mdevd-netlink",
-            "mdevd-coldplug",
-        ];
-        for name in names {
-            symlink("plugd", programs.path().join(name)).unwrap();
-        }
         fs::create_dir("/run/dev").unwrap();
         fs::write("/run/mdev.conf", RULES).unwrap();
         write_program("/run/hotplug", HANDLER);
-        Self { programs }
+        Self { programs: programs() }
     }
 
     fn path(&self) -> String {
