@@ -8,7 +8,6 @@ use std::time::Duration;
 
 use lexopt::Arg::{Long, Short};
 
-use crate::beneath::{Failed, Why};
 use crate::control::Address;
 use crate::control::client::{Connection, Failure};
 use crate::control::wire::{self, Outcome};
@@ -17,10 +16,9 @@ use crate::logging;
 use crate::sysfs::{Listing, Reader, Sysfs};
 use crate::uevent::{Header, Uevent};
 
-use rustix::io::Errno;
-
 use super::options::{self, SECONDS};
 use super::rules::open_sysfs;
+use super::trigger::Tally;
 use super::{Command, EXIT_NO, Request, complain, print, quoted};
 
 pub(super) const COMMAND: Command = Command {
@@ -156,7 +154,7 @@ fn trigger_all(
     listing: &Listing,
 ) -> Result<Result<(), String>, Fatal> {
     let batch = batch(options)?;
-    let (mut asked, mut refused, mut first) = (0_u64, 0, None);
+    let mut tally = Tally::default();
     // Since the daemon has settled; and those that are not asked for any more.
     let (mut at_once, mut left_out) = (0, 0_u64);
     let mut outcome = Ok(());
@@ -165,29 +163,14 @@ fn trigger_all(
             left_out += 1;
             return Ok(());
         }
-        match sys.trigger(path, options.action.as_bytes()) {
-            Ok(()) => {
-                asked += 1;
-                at_once += 1;
-            }
-            Err(Failed { why: Why::System(Errno::NOENT | Errno::NODEV), .. }) => {}
-            Err(failed) => {
-                log::debug!("{failed}");
-                refused += 1;
-                first.get_or_insert(failed);
-            }
-        }
+        at_once += u64::from(tally.trigger(sys, path, options.action.as_bytes()));
         if batch.is_some_and(|batch| at_once >= batch) {
             at_once = 0;
             outcome = settle(options)?;
         }
         Ok(())
     })?;
-    match first {
-        Some(failed) if asked == 0 => return Err(failed.into()),
-        Some(failed) => log::warn!("{refused} devices are left out; the first one: {failed}"),
-        None => {}
-    }
+    let asked = tally.finish()?;
     log::info!("had the kernel tell of {asked} devices");
     if outcome.is_ok() && options.wait {
         outcome = settle(options)?;

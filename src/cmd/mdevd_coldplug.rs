@@ -9,9 +9,8 @@ use std::time::{Duration, Instant};
 use lexopt::Arg::{Long, Short};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::fstat;
-use rustix::io::{Errno, retry_on_intr};
+use rustix::io::retry_on_intr;
 
-use crate::beneath::{Failed, Why};
 use crate::error::{Fatal, reason};
 use crate::logging;
 use crate::netlink::{DATAGRAM_MAX, KERNEL_GROUP, Received, Source};
@@ -22,6 +21,7 @@ use crate::units::Seconds;
 use super::mdevd::carries_stream;
 use super::options::{self, BYTES, GROUPS, SECONDS};
 use super::rules::open_sysfs;
+use super::trigger::Tally;
 use super::{Command, Request, run};
 
 pub(super) const COMMAND: Command = Command {
@@ -161,30 +161,16 @@ fn write_all(sys: &Path) -> Result<(), Fatal> {
 
 /// Has the kernel send an event for each device, and tells `after` its path
 /// after each.
-pub(super) fn trigger_all(sys: &Path, mut after: impl FnMut(&[u8])) -> Result<(), Fatal> {
+fn trigger_all(sys: &Path, mut after: impl FnMut(&[u8])) -> Result<(), Fatal> {
     let sys = open_sysfs(sys)?;
-    let (mut count, mut refused) = (0, 0);
-    let mut first: Option<Failed> = None;
+    let mut tally = Tally::default();
     each_device(&sys, |_, devpath| {
-        match sys.trigger(devpath, b"add") {
-            Ok(()) => {
-                count += 1;
-                after(devpath);
-            }
-            Err(Failed { why: Why::System(Errno::NOENT | Errno::NODEV), .. }) => {}
-            Err(failed) => {
-                log::debug!("{failed}");
-                refused += 1;
-                first.get_or_insert(failed);
-            }
+        if tally.trigger(&sys, devpath, b"add") {
+            after(devpath);
         }
         Ok(())
     })?;
-    match first {
-        Some(failed) if count == 0 => return Err(failed.into()),
-        Some(failed) => log::warn!("{refused} devices are left out; the first one: {failed}"),
-        None => {}
-    }
+    let count = tally.finish()?;
     log::info!("had the kernel send events for {count} devices");
     Ok(())
 }

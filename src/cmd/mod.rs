@@ -20,6 +20,7 @@ mod plug_and_play_event_handler;
 mod recovery_options;
 mod rules;
 mod run;
+mod trigger;
 
 use std::ffi::{OsStr, OsString};
 use std::io::{self, Write};

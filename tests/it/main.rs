@@ -7,6 +7,7 @@
 
 mod check;
 mod children;
+mod coldplug;
 mod command_line;
 mod completions;
 mod control;
