@@ -7,10 +7,8 @@
 //! execlineb.
 
 use std::collections::BTreeMap;
-use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
-use std::process::Command;
 
 use rustix::net::{RecvFlags, recv};
 use rustix::process::Signal;
@@ -34,16 +32,10 @@ fn place(name: &str) -> PathBuf {
     Path::new(PLACE).join(name)
 }
 
-fn mount(arguments: &[&OsStr]) {
-    let status = Command::new("mount").args(arguments).status().unwrap();
-    assert!(status.success(), "mount {arguments:?}: {status}");
-}
-
 /// Puts recorders and the accounts of the corpus where the real ones are.
 fn arrange(corpus: &Path) {
     fs::create_dir(PLACE).unwrap();
-    let [tmpfs, place_itself] = ["tmpfs", PLACE].map(OsStr::new);
-    mount(&["-t".as_ref(), tmpfs, "-o".as_ref(), "mode=755".as_ref(), tmpfs, place_itself]);
+    ns::mount(&["-t", "tmpfs", "-o", "mode=755", "tmpfs", PLACE]);
     for directory in ["bin", "sys", "dev", "conf"] {
         fs::create_dir(place(directory)).unwrap();
     }
@@ -59,7 +51,7 @@ fn arrange(corpus: &Path) {
         (corpus.join("accounts/passwd"), "/etc/passwd"),
         (corpus.join("accounts/group"), "/etc/group"),
     ] {
-        mount(&["--bind".as_ref(), ours.as_ref(), theirs.as_ref()]);
+        ns::mount(&["--bind".as_ref(), ours.as_path(), theirs.as_ref()]);
     }
 }
 

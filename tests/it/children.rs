@@ -2,7 +2,6 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
-use std::process::Command;
 use std::time::Instant;
 
 use rustix::net::SocketType;
@@ -103,8 +102,7 @@ fn a_child_that_ignores_sigterm_is_killed() {
 fn a_child_that_cannot_be_killed_does_not_keep_it_from_stopping() {
     ns::inside_as_root_with_mounts(|| {
         // A place where everybody may run programs, and become root by one.
-        let mount = Command::new("mount").args(["-t", "tmpfs", "tmpfs", "/mnt"]).status();
-        assert!(mount.unwrap().success());
+        ns::mount(&["-t", "tmpfs", "tmpfs", "/mnt"]);
         let (plugd, become_root) = ("/mnt/plugd", "/mnt/setpriv");
         fs::copy(env!("CARGO_BIN_EXE_plugd"), plugd).unwrap();
         fs::copy("/usr/bin/setpriv", become_root).unwrap();

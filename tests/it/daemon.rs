@@ -39,11 +39,6 @@ fn link(pid: i32, name: &str) -> PathBuf {
     fs::read_link(format!("/proc/{pid}/{name}")).unwrap()
 }
 
-fn mount(arguments: &[&str]) {
-    let mounted = Command::new("mount").args(arguments).status().unwrap();
-    assert!(mounted.success(), "mount {arguments:?}: {mounted}");
-}
-
 #[test]
 fn it_leaves_everything_behind() {
     let place = Place::new();
@@ -236,7 +231,7 @@ fn it_needs_no_dev_null() {
     ns::inside_as_root_with_mounts(|| {
         let place = Place::new();
         let (log, done) = (place.path("log"), place.path("done"));
-        mount(&["-t", "tmpfs", "tmpfs", "/dev"]);
+        ns::mount(&["-t", "tmpfs", "tmpfs", "/dev"]);
         let mut daemon = place.daemon(&["--log-file", log.to_str().unwrap()]);
         daemon.pop();
         let script = "read x; echo $? >$0; echo text";

@@ -7,6 +7,17 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use super::*;
 use crate::harness::inject::SetWhenDropped;
 
+/// Lets this process have 4096 files open; if it may not, says that the test is skipped.
+fn may_open_many(test: &str) -> bool {
+    let limit = getrlimit(Resource::Nofile);
+    if limit.maximum.is_some_and(|maximum| maximum < 4096) {
+        skip("root", test, "the limit of open files is too low");
+        return false;
+    }
+    setrlimit(Resource::Nofile, Rlimit { current: Some(4096), ..limit }).unwrap();
+    true
+}
+
 #[test]
 fn a_megabyte_without_a_newline_gets_an_error_line() {
     let host = Host::start(&[], HOLD);
@@ -26,12 +37,9 @@ fn a_megabyte_without_a_newline_gets_an_error_line() {
 #[test]
 fn a_thousand_hostile_clients_cost_little_memory() {
     const CLIENTS: usize = 1000;
-    let limit = getrlimit(Resource::Nofile);
-    if limit.maximum.is_some_and(|maximum| maximum < 4096) {
-        let why = "the limit of open files is too low";
-        return skip("root", "a_thousand_hostile_clients", why);
+    if !may_open_many("a_thousand_hostile_clients") {
+        return;
     }
-    setrlimit(Resource::Nofile, Rlimit { current: Some(4096), ..limit }).unwrap();
     let host = Host::start(&[], "echo $N >>$TMP/out");
     // With the code that serves them.
     assert!(host.ask("status --openmetrics\n").ends_with("# EOF\n"));
@@ -89,16 +97,13 @@ fn a_client_that_never_reads_costs_nobody_else_anything() {
 
 #[test]
 fn a_thousand_idle_clients_and_a_busy_daemon() {
-    let limit = getrlimit(Resource::Nofile);
-    let enough = limit.maximum.is_none_or(|maximum| maximum >= 4096);
-    if !enough {
-        return skip("root", "a_thousand_idle_clients", "the limit of open files is too low");
+    if !may_open_many("a_thousand_idle_clients") {
+        return;
     }
     // The daemon starts with the usual one, and gets by with it until it cannot.
     let host = Host::set_up(SocketType::SEQPACKET, |plugd| {
         plugd.prelude("ulimit -Sn 1024").sh("echo $(ulimit -Sn) >>$TMP/out")
     });
-    setrlimit(Resource::Nofile, Rlimit { current: Some(4096), ..limit }).unwrap();
     let mut clients: Vec<UnixStream> = (0..1200).map(|_| host.connect()).collect();
     let fds = || std::fs::read_dir(format!("/proc/{}/fd", host.daemon.pid())).unwrap().count();
     eventually("all are accepted", || (fds() >= 1200).then_some(()));
@@ -234,14 +239,11 @@ fn a_reload_tells_of_the_first_mistakes_only() {
 #[test]
 fn there_are_2048_clients_at_most() {
     const CLIENTS: usize = 2048;
-    let limit = getrlimit(Resource::Nofile);
-    if limit.maximum.is_some_and(|maximum| maximum < 4096) {
-        let why = "the limit of open files is too low";
-        return skip("root", "there_are_2048_clients_at_most", why);
-    }
     // Other tests need many too.
     ns::alone(|| {
-        setrlimit(Resource::Nofile, Rlimit { current: Some(4096), ..limit }).unwrap();
+        if !may_open_many("there_are_2048_clients_at_most") {
+            return;
+        }
         let host = Host::start(&[], HOLD);
         let sockets = || {
             let fds = std::fs::read_dir(format!("/proc/{}/fd", host.daemon.pid())).unwrap();

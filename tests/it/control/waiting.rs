@@ -5,14 +5,9 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use super::*;
 use crate::harness::inject::{NetlinkSocket, SetWhenDropped, real_device};
 
-fn mount(args: &[&str]) {
-    let status = Command::new("mount").args(args).stdin(Stdio::piped()).status().unwrap();
-    assert!(status.success(), "{args:?}");
-}
-
 /// But for the null that commands and daemons are started with.
 fn have_empty_dev() {
-    mount(&["-t", "tmpfs", "tmpfs", "/dev"]);
+    ns::mount(&["-t", "tmpfs", "tmpfs", "/dev"]);
     let (kind, mode) = (rustix::fs::FileType::RegularFile, 0o600.into());
     rustix::fs::mknodat(rustix::fs::CWD, "/dev/null", kind, mode, 0).unwrap();
 }
@@ -308,7 +303,7 @@ fn wait_sees_what_was_mounted_after_the_start() {
             }
         };
         assert_eq!(is_there("/class/net/lo"), Some(false));
-        mount(&["-t", "sysfs", "sysfs", sys.path().to_str().unwrap()]);
+        ns::mount(&["-t", "sysfs", "sysfs", sys.path().to_str().unwrap()]);
         assert_eq!(is_there("/class/net/lo"), Some(true));
 
         assert_eq!(is_there("/dev/late"), Some(false));
@@ -319,18 +314,18 @@ fn wait_sees_what_was_mounted_after_the_start() {
         std::fs::create_dir_all("/dev/disk/by id").unwrap();
         for directory in ["/dev/disk", "/dev/disk/by id"] {
             std::fs::create_dir_all(directory).unwrap();
-            mount(&["-t", "tmpfs", "tmpfs", directory]);
+            ns::mount(&["-t", "tmpfs", "tmpfs", directory]);
             std::fs::write(Path::new(directory).join("x"), "").unwrap();
             assert_eq!(is_there(&format!("{directory}/x")), Some(true));
             assert_eq!(is_there(&format!("{directory}/y")), Some(false));
         }
         // A single node, as in containers.
         std::fs::write("/dev/bound", "").unwrap();
-        mount(&["--bind", "/dev/late", "/dev/bound"]);
+        ns::mount(&["--bind", "/dev/late", "/dev/bound"]);
         assert_eq!(is_there("/dev/bound"), Some(true));
         // What might not answer is not asked.
         std::fs::create_dir("/dev/other").unwrap();
-        mount(&["--bind", "/proc", "/dev/other"]);
+        ns::mount(&["--bind", "/proc", "/dev/other"]);
         assert_eq!(is_there("/dev/other"), Some(true));
         assert_eq!(is_there("/dev/other/self"), None);
     });

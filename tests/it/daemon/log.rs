@@ -33,10 +33,10 @@ fn a_log_that_nobody_reads_is_refused() {
 fn own_dev(place: &Place) {
     let null = place.path("null");
     fs::write(&null, "").unwrap();
-    mount(&["--bind", "/dev/null", null.to_str().unwrap()]);
-    mount(&["-t", "tmpfs", "tmpfs", "/dev"]);
+    ns::mount(&["--bind", "/dev/null", null.to_str().unwrap()]);
+    ns::mount(&["-t", "tmpfs", "tmpfs", "/dev"]);
     fs::write("/dev/null", "").unwrap();
-    mount(&["--bind", null.to_str().unwrap(), "/dev/null"]);
+    ns::mount(&["--bind", null.to_str().unwrap(), "/dev/null"]);
 }
 
 fn receive(log: &UnixDatagram) -> String {

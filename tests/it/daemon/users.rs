@@ -13,7 +13,7 @@ fn users_and_groups() {
         fs::write(place.path("passwd"), "root:x:0:0::/:\nann:x:1001:1002::/:\n").unwrap();
         fs::write(place.path("group"), format!("root:x:0:\nann:x:1002:\n{members}")).unwrap();
         for file in ["passwd", "group"] {
-            mount(&["--bind", place.path(file).to_str().unwrap(), &format!("/etc/{file}")]);
+            ns::mount(&["--bind", place.path(file).to_str().unwrap(), &format!("/etc/{file}")]);
         }
         let forty: String = (2000..2040).map(|gid| format!(" {gid}")).collect();
         for (options, uid, gid, groups) in [
@@ -76,7 +76,7 @@ fn names_are_found_without_nss() {
         }
         fs::copy(&file, root.join("plugd")).unwrap();
         fs::write(root.join("dev/null"), "").unwrap();
-        mount(&["--bind", "/dev/null", root.join("dev/null").to_str().unwrap()]);
+        ns::mount(&["--bind", "/dev/null", root.join("dev/null").to_str().unwrap()]);
         fs::write(root.join("etc/passwd"), "ann:x:1001:1002::/:\n").unwrap();
         fs::write(root.join("etc/group"), "video:x:44:ann\n").unwrap();
         let inside = |words: &[&str]| {

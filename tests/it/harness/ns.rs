@@ -10,6 +10,8 @@
 //! ```
 
 use std::any::type_name;
+use std::ffi::OsStr;
+use std::fmt::Debug;
 use std::io::{Read, Seek, Write};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
@@ -100,6 +102,12 @@ pub(crate) fn inside_a_machine<F: FnOnce()>(test: F) {
 /// forked just then would keep a program file open for writing (ETXTBSY).
 pub(crate) fn alone<F: FnOnce()>(test: F) {
     again(&["env"], test);
+}
+
+/// Runs mount(8), in a world that has mounts of its own.
+pub(crate) fn mount<A: AsRef<OsStr> + Debug>(arguments: &[A]) {
+    let status = Command::new("mount").args(arguments).status().unwrap();
+    assert!(status.success(), "mount {arguments:?}: {status}");
 }
 
 /// The name that libtest knows the test by, found from its closure.

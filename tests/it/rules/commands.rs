@@ -7,7 +7,7 @@ use std::path::Path;
 use rustix::fs::FileType;
 use rustix::process::Signal;
 
-use super::{DEVICE, act_on, device, mknod, mount, tree};
+use super::{DEVICE, act_on, device, mknod, tree};
 use crate::harness::inject::{Injector, uevent};
 use crate::harness::ns;
 use crate::mdevd::World;
@@ -76,7 +76,7 @@ fn an_error_is_told_and_the_rest_is_done() {
         // No execlineb is found, and where it is looked for then is none.
         fs::create_dir(world.path("bin")).unwrap();
         if Path::new("/bin/execlineb").exists() {
-            mount(&["--bind", "/dev/null", "/bin/execlineb"]);
+            ns::mount(&["--bind", "/dev/null", "/bin/execlineb"]);
         }
         let daemon = world.plugd().env("PATH", world.path("bin")).start();
         act_on(&world, [device("add", "x"), device("add", "y")]);
@@ -270,7 +270,7 @@ fn memory_does_not_grow_with_events() {
             "-SUBSYSTEM=^m(e)*m$;.* 0:6 660\n(sd|hd)([a-z]+)([0-9]*) 0:6 660 >disks/%2/%3\n",
         );
         // A disk is slow.
-        mount(&["-t", "tmpfs", "tmpfs", world.path("dev").to_str().unwrap()]);
+        ns::mount(&["-t", "tmpfs", "tmpfs", world.path("dev").to_str().unwrap()]);
         let daemon = world.plugd().start();
         let (injector, inode) = (Injector::new(), daemon.netlink().1);
         let round = |round: usize| {

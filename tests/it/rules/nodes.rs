@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::fs::FileType;
 
-use super::{act_on, device, mknod, mount, tree};
+use super::{act_on, device, mknod, tree};
 use crate::harness::inject::Injector;
 use crate::harness::{ns, skip};
 use crate::mdevd::World;
@@ -124,7 +124,7 @@ fn what_a_kill_left_half_done_is_removed_at_the_next_start() {
         symlink("there", at("sub/.plugd.12.1")).unwrap();
         // What is mounted may not answer.
         fs::create_dir(at("mounted")).unwrap();
-        mount(&["-t", "tmpfs", "tmpfs", at("mounted").to_str().unwrap()]);
+        ns::mount(&["-t", "tmpfs", "tmpfs", at("mounted").to_str().unwrap()]);
         symlink("there", at("mounted/.plugd.12.1")).unwrap();
         // These plugd does not make.
         fs::write(at(".plugd.2.0"), "").unwrap();

@@ -1,7 +1,6 @@
 //! busybox: init, a piece for rcS, and an init script.
 
 use std::fs;
-use std::process::Command;
 
 use rustix::process::{Pid, Signal, kill_process};
 
@@ -60,8 +59,7 @@ fn a_piece_for_rcs_on_an_empty_dev() {
     }
     // Only the machine's root makes nodes.
     ns::inside_as_root_apart(|| {
-        let mount = Command::new("mount").args(["-t", "tmpfs", "tmpfs", "/run"]).status();
-        assert!(mount.unwrap().success());
+        ns::mount(&["-t", "tmpfs", "tmpfs", "/run"]);
         let machine = Machine::new();
         settings(&machine, &format!("PLUGD_OPTIONS='{OPTIONS}'"));
         for shell in [&["busybox", "sh"][..], &["dash"], &["bash", "--posix"]] {
