@@ -96,13 +96,7 @@ pub fn take_missed_signal(signal: c_int) -> bool {
 /// Those of sigprocmask(2) and sigaction(2).
 pub fn normalize_signals() -> io::Result<()> {
     do_not_ignore_children()?;
-    // SAFETY: sigset_t is plain data for which all zeros is a valid value.
-    let result = unsafe {
-        let mut none: libc::sigset_t = std::mem::zeroed();
-        libc::sigemptyset(&raw mut none);
-        libc::sigprocmask(libc::SIG_SETMASK, &raw const none, ptr::null_mut())
-    };
-    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    set_all_blocked(false)
 }
 
 /// Gives SIGCHLD its default disposition if it is ignored, as a careless parent
@@ -133,11 +127,19 @@ pub fn do_not_ignore_children() -> io::Result<()> {
 /// # Errors
 /// Those of sigprocmask(2).
 pub fn block_signals() -> io::Result<()> {
+    set_all_blocked(true)
+}
+
+/// Has all signals blocked that can be, or none.
+fn set_all_blocked(blocked: bool) -> io::Result<()> {
     // SAFETY: sigset_t is plain data for which all zeros is a valid value.
     let result = unsafe {
-        let mut all: libc::sigset_t = std::mem::zeroed();
-        libc::sigfillset(&raw mut all);
-        libc::sigprocmask(libc::SIG_SETMASK, &raw const all, ptr::null_mut())
+        let mut set: libc::sigset_t = std::mem::zeroed();
+        match blocked {
+            true => libc::sigfillset(&raw mut set),
+            false => libc::sigemptyset(&raw mut set),
+        };
+        libc::sigprocmask(libc::SIG_SETMASK, &raw const set, ptr::null_mut())
     };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
