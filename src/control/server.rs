@@ -5,10 +5,12 @@
 //! hold it up: what a client has to say and to hear is bounded, both have to
 //! be done in time, and many more clients than are useful may be there at once.
 //!
-//! One of them is a `client`; who becomes one is in `admission`.
+//! One of them is a `client`; how one becomes one is in `admission`, who must leave for
+//! another one in `precedence`.
 
 mod admission;
 mod client;
+mod precedence;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;

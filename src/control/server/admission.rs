@@ -1,6 +1,5 @@
-//! Who is accepted, and for whom there is room.
+//! Who is accepted.
 
-use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::time::Duration;
 
@@ -15,12 +14,9 @@ use crate::error::reason;
 use crate::machine::Time;
 
 use super::client::Client;
+use super::precedence::{CLIENTS_MAX, Present, has_room, who_leaves};
 use super::{Id, PER_TURN, STRANGERS_PER_TURN, Server};
 
-/// How many clients may be connected at once.
-const CLIENTS_MAX: usize = 2048;
-/// How many of them may be others than root and plugd's own user.
-const STRANGERS_MAX: usize = CLIENTS_MAX / 2;
 /// File descriptors that clients must leave to the daemon, for children above all.
 const DESCRIPTORS_KEPT: u64 = 32;
 /// When to try again to accept somebody.
@@ -78,45 +74,29 @@ impl Server {
         let _ = self.keep(stream, peer, registry, now);
     }
 
-    /// Whether there is room for one more: strangers must not keep out those
-    /// to whom plugd belongs, who says nothing must not keep out who does, nor one
-    /// stranger the others.
+    /// Whether there is room for one more, perhaps as another one leaves.
     fn make_room(&mut self, peer: &Peer) -> bool {
         let mut room = room();
         if self.clients.len() >= room && room < CLIENTS_MAX && self.open_files.is_none() {
             self.open_files = raise_open_files();
             room = self::room();
         }
-        let full = self.clients.len() >= room;
-        let share = self.strangers >= STRANGERS_MAX.min(room / 2);
-        if !full && (peer.privileged || !share) {
+        if has_room(room, self.clients.len(), self.strangers, peer) {
             return true;
         }
         // Who was not looked at yet may have said something.
         let silent =
             |client: &Client| client.asking.is_none() && client.output.is_empty() && !client.active;
-        let find = |privileged: bool| {
-            let mut clients = self.clients.iter();
-            clients.find(|(_, c)| c.peer.privileged == privileged && silent(c)).map(|(id, _)| *id)
+        let present = |(id, client): (&Id, &Client)| Present {
+            id: *id,
+            peer: client.peer,
+            silent: silent(client),
         };
-        let oldest = find(false).or_else(|| find(true).filter(|_| peer.privileged));
-        let oldest = oldest.or_else(|| self.first_of_crowd(peer.uid));
-        if let Some(id) = oldest {
+        let leaving = who_leaves(self.clients.iter().map(present), peer);
+        if let Some(id) = leaving {
             self.drop_client(id);
         }
-        oldest.is_some()
-    }
-
-    /// The oldest client of the stranger who has most of them, unless that is `uid`, or
-    /// would then have fewer.
-    fn first_of_crowd(&self, uid: u32) -> Option<Id> {
-        let mut users = BTreeMap::new();
-        for (id, client) in self.clients.iter().filter(|(_, client)| !client.peer.privileged) {
-            users.entry(client.peer.uid).or_insert((0_usize, *id)).0 += 1;
-        }
-        let own = users.get(&uid).map_or(0, |(count, _)| *count);
-        let most = users.into_values().max_by_key(|(count, _)| *count);
-        most.filter(|(count, _)| *count > own + 1).map(|(_, id)| id)
+        leaving.is_some()
     }
 
     pub(super) fn keep(
