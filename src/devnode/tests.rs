@@ -6,10 +6,14 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 
-use rustix::fs::{CWD, RenameFlags, open, renameat_with};
+use rustix::fs::{CWD, FileType, Mode, OFlags, RenameFlags, makedev, mknodat, open, renameat_with};
+use rustix::process::{geteuid, getpid};
 use tempfile::TempDir;
 
+use super::directories::{DIRECTORIES_MAX, DIRECTORY_MODE};
+use super::special::MODE_BITS;
 use crate::beneath::BadName;
+use crate::plan::Kind;
 use crate::testing;
 
 /// What any user may make, in the place of a device node.
@@ -256,7 +260,7 @@ fn a_node_that_was_removed_already_still_takes_its_directory_along() {
     fs::remove_file(world.at("a/b")).unwrap();
     assert_eq!(world.remove("a/b"), Ok(Removed::Absent));
     assert_eq!(world.tree(), [""; 0]);
-    assert!(world.dev.made.is_empty());
+    assert!(world.dev.made.by_path.is_empty());
 }
 
 #[test]
@@ -275,7 +279,7 @@ fn directories_that_were_removed_already_still_take_theirs_along() {
     fs::remove_file(world.at("other/a")).unwrap();
     assert_eq!(world.remove("other/a/x"), Ok(Removed::Absent));
     assert_eq!(world.tree(), [""; 0]);
-    assert!(world.dev.made.is_empty());
+    assert!(world.dev.made.by_path.is_empty());
 }
 
 /// An inode number may be given again, as ext4 does at once; and who changes our
@@ -290,15 +294,15 @@ fn a_directory_that_only_has_the_inode_number_of_ours_stays() {
         fs::set_permissions(world.at("a"), fs::Permissions::from_mode(DIRECTORY_MODE)).unwrap();
         change(&world.at("a"));
         let inode = fs::metadata(world.at("a")).unwrap().ino();
-        world.dev.made.get_mut(&b"a"[..]).unwrap().inode = inode;
+        world.dev.made.by_path.get_mut(&b"a"[..]).unwrap().inode = inode;
         assert_eq!(world.remove("a/x"), Ok(Removed::Absent));
-        assert!(world.dev.made.is_empty());
+        assert!(world.dev.made.by_path.is_empty());
         let stays = world.at("a").exists();
         let _ = fs::remove_dir(world.at("a"));
         stays
     };
     world.make("a/x", 0o600).unwrap();
-    if world.dev.made[&b"a"[..]].born.is_some() {
+    if world.dev.made.by_path[&b"a"[..]].born.is_some() {
         assert!(again(&mut world, &|_| {}));
     } else {
         assert!(!again(&mut world, &|_| {}), "nothing tells it apart");
@@ -317,20 +321,20 @@ fn a_directory_that_only_has_the_inode_number_of_ours_stays() {
 fn no_more_directories_are_remembered_than_allowed() {
     let mut world = World::new();
     world.make("a/b", 0o600).unwrap();
-    let identity = world.dev.made[&b"a"[..]];
+    let identity = world.dev.made.by_path[&b"a"[..]];
     // Of all these but one nothing is there any more.
     for number in 1..DIRECTORIES_MAX {
-        world.dev.made.insert(format!("gone{number}").as_bytes().into(), identity);
+        world.dev.made.by_path.insert(format!("gone{number}").as_bytes().into(), identity);
     }
     world.make("c/d", 0o600).unwrap();
-    let paths: Vec<_> = world.dev.made.keys().cloned().collect();
+    let paths: Vec<_> = world.dev.made.by_path.keys().cloned().collect();
     assert_eq!(paths, [b"a"[..].into(), b"c"[..].into()]);
     // And now they are.
     for number in 2..DIRECTORIES_MAX {
         world.make(&format!("there{number}/x"), 0o600).unwrap();
     }
     world.make("e/f", 0o600).unwrap();
-    assert_eq!(world.dev.made.len(), DIRECTORIES_MAX);
+    assert_eq!(world.dev.made.by_path.len(), DIRECTORIES_MAX);
     world.remove("e/f").unwrap();
     world.remove("a/b").unwrap();
     assert!(world.at("e").exists() && !world.at("a").exists());
