@@ -29,6 +29,15 @@ fn access(mode: u32) -> Access {
     }
 }
 
+/// Ends a thread however the test ends.
+struct SetWhenDropped<'a>(&'a AtomicBool);
+
+impl Drop for SetWhenDropped<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 struct World {
     tmp: TempDir,
     dev: DevRoot,
@@ -171,21 +180,34 @@ fn what_was_left_under_a_temporary_name_is_removed() {
     assert_eq!(world.tree()[7..], ["link", "open", "open/.plugd.1.0", "plugd.1.0"]);
 }
 
+/// Not as often as plugd may be started while another one makes a link: it gives up then.
 #[test]
 fn what_takes_a_temporary_name_away_is_no_obstacle() {
+    const STARTS: u32 = ATTEMPTS / 2;
     let mut world = World::new();
-    let stop = AtomicBool::new(false);
+    let (done, links) = (AtomicBool::new(false), AtomicU64::new(0));
     let dev = world.at("");
     thread::scope(|scope| {
+        let _end = SetWhenDropped(&done);
         scope.spawn(|| {
-            while !stop.load(Ordering::Relaxed) {
+            let (mut link, mut starts) = (0, 0);
+            while !done.load(Ordering::Relaxed) {
+                let now = links.load(Ordering::Relaxed);
+                if std::mem::replace(&mut link, now) != now {
+                    starts = 0;
+                }
+                if starts == STARTS {
+                    thread::yield_now();
+                    continue;
+                }
+                starts += 1;
                 DevRoot::open(&dev).unwrap();
             }
         });
         for target in ["x", "y"].iter().cycle().take(2000) {
-            assert!(world.link("link", target).is_ok());
+            world.link("link", target).unwrap();
+            links.fetch_add(1, Ordering::Relaxed);
         }
-        stop.store(true, Ordering::Relaxed);
     });
     assert_eq!(world.tree(), ["link"]);
 }
@@ -441,6 +463,7 @@ fn no_glance_finds_a_node_with_more_permissions_than_asked_for() {
     let (done, seen) = (AtomicBool::new(false), AtomicU64::new(0));
     let new_owner = access(0);
     thread::scope(|scope| {
+        let _end = SetWhenDropped(&done);
         scope.spawn(|| {
             while !done.load(Ordering::Relaxed) {
                 // stat(2) is no snapshot: only what two glances agree on was really there.
@@ -481,7 +504,6 @@ fn no_glance_finds_a_node_with_more_permissions_than_asked_for() {
             world.make("node", 0o660).unwrap();
             thread::yield_now();
         }
-        done.store(true, Ordering::Relaxed);
     });
     assert!(seen.load(Ordering::Relaxed) > 0);
 }
@@ -525,6 +547,7 @@ fn tampered_with(mut world: World) {
     let (done, swaps) = (AtomicBool::new(false), AtomicU64::new(0));
     let (mut well, mut ill) = (0, 0);
     thread::scope(|scope| {
+        let _end = SetWhenDropped(&done);
         scope.spawn(|| {
             while !done.load(Ordering::Relaxed) {
                 renameat_with(CWD, &d, CWD, &swap, RenameFlags::EXCHANGE).unwrap();
@@ -564,7 +587,6 @@ fn tampered_with(mut world: World) {
                 }
             }
         }
-        done.store(true, Ordering::Relaxed);
     });
     assert_eq!(look(), before);
     assert_eq!(fs::read_to_string(&victims[2]).unwrap(), "other");
@@ -626,6 +648,7 @@ fn the_name_is_never_free_while_a_node_is_replaced() {
         world.dev.make_node(&make(3)).unwrap();
         let (done, seen) = (AtomicBool::new(false), AtomicU64::new(0));
         thread::scope(|scope| {
+            let _end = SetWhenDropped(&done);
             scope.spawn(|| {
                 while !done.load(Ordering::Relaxed) {
                     let found = fs::metadata(&path).unwrap();
@@ -639,7 +662,6 @@ fn the_name_is_never_free_while_a_node_is_replaced() {
                 minor += 1;
                 assert_eq!(world.dev.make_node(&make(minor)), Ok(Made::Replaced));
             }
-            done.store(true, Ordering::Relaxed);
         });
     });
 }
