@@ -15,6 +15,9 @@ use super::format::{
 };
 use super::{Inventory, Known, Storage, Unusable, World, identity};
 
+/// The bytes of most records, at most.
+const COMMON_SIZE: usize = 144;
+
 impl<S: Storage> Inventory<S> {
     /// An empty one.
     pub fn new(mut storage: S, world: World) -> Self {
@@ -151,16 +154,34 @@ impl<S: Storage> Inventory<S> {
         self.enter(at);
     }
 
+    /// Makes room for so many more devices, as they commonly are: all that is known has
+    /// to be put somewhere else each time that there is too little.
+    pub fn reserve(&mut self, devices: usize) {
+        let size = devices * COMMON_SIZE;
+        if self.room() < size {
+            self.replace_region(HEADER + REGION_HEAD + self.alive + size);
+        }
+    }
+
     /// Sees to it that a record of that size fits in the region.
     fn make_room(&mut self, size: usize) {
+        if self.room() < size {
+            let needed = REGION_HEAD + self.alive + size;
+            self.replace_region(needed + needed / 2);
+        }
+    }
+
+    /// How many bytes of the region are not used.
+    fn room(&self) -> usize {
+        let number = |at| to_usize(get(self.storage.bytes(), self.region + at) & WORD_MAX);
+        number(AT_CAPACITY).saturating_sub(number(AT_USED))
+    }
+
+    /// Puts all that is known into a region of that many bytes, with the header.
+    fn replace_region(&mut self, size: usize) {
+        let new_capacity = size.next_multiple_of(4096).max(HEADER + REGION_MIN) - HEADER;
         let bytes = self.storage.bytes();
         let capacity = to_usize(get(bytes, self.region + AT_CAPACITY) & WORD_MAX);
-        if to_usize(get(bytes, self.region + AT_USED) & WORD_MAX) + size <= capacity {
-            return;
-        }
-        let needed = REGION_HEAD + self.alive + size;
-        let new_capacity =
-            (needed + needed / 2).next_multiple_of(4096).max(HEADER + REGION_MIN) - HEADER;
         let old = self.region;
         let new = if HEADER + new_capacity <= old { HEADER } else { old + capacity };
         if self.storage.bytes().len() < new + new_capacity {

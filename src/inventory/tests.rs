@@ -256,6 +256,22 @@ fn what_goes_unsettles_all_others_of_its_name() {
 }
 
 #[test]
+fn there_is_room_for_what_is_about_to_come() {
+    let mut inventory = empty();
+    act(&mut inventory, "add", "/devices/first", "MAJOR=7\0MINOR=1\0");
+    inventory.reserve(1000);
+    let size = inventory.storage().len();
+    assert!(size < 200 * 1000, "{size}");
+    for n in 0..1000 {
+        let path = format!("/devices/pci0000:00/0000:00:1f.2/ata1/host0/target0:0:0/{n:04}");
+        act(&mut inventory, "add", &path, &format!("MAJOR=8\0MINOR={n}\0DEVNAME=disk{n}\0"));
+    }
+    assert_eq!(inventory.storage().len(), size);
+    inventory.reserve(1);
+    assert_eq!((inventory.storage().len(), inventory.len()), (size, 1001));
+}
+
+#[test]
 fn memory_is_bounded() {
     const DEVICES: usize = 50_000;
     let mut inventory = empty();
