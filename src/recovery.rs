@@ -7,6 +7,7 @@
 
 use std::collections::HashSet;
 use std::fmt;
+use std::io::Write;
 use std::time::Duration;
 
 use crate::inventory::{Inventory, Storage, identity};
@@ -205,7 +206,8 @@ pub fn gone<S: Storage>(
 /// the SEQNUM of the last event of the kernel's own.
 pub fn mark(event: &mut Vec<u8>, cause: Cause, last: Option<u64>) {
     let last = last.unwrap_or(0);
-    event.extend_from_slice(format!("SEQNUM={last}\0PLUGD_REPLAY={cause}\0").as_bytes());
+    // To memory that never fails.
+    let _ = write!(event, "SEQNUM={last}\0PLUGD_REPLAY={cause}\0");
 }
 
 /// Writes the datagram of an event for a device that is known, in place of what

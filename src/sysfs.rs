@@ -5,29 +5,34 @@
 //! (drivers/base/core.c, uevent_show), the link `subsystem` its SUBSYSTEM. A
 //! directory with a `uevent` but without that link belongs to no bus and no
 //! class, and the kernel sends no event for it (dev_uevent_filter). Owns a
-//! descriptor of the root.
+//! descriptor of the root. [`Scan`] reads many devices.
 
-use std::ffi::CStr;
-use std::mem::MaybeUninit;
-use std::ops::Range;
+mod ahead;
+mod helper;
+mod scan;
+mod search;
+
 use std::os::fd::OwnedFd;
 use std::path::Path;
-use std::vec;
+use std::sync::Arc;
 
 use rustix::buffer::spare_capacity;
-use rustix::fs::{FileType, OFlags, RawDir, fstat, readlinkat_raw};
+use rustix::fs::{OFlags, fstat};
 use rustix::io::{Errno, read, retry_on_intr, write};
 
 use crate::beneath::{Beneath, Failed, Why, check, strip_root};
 use crate::uevent::CORE;
 
+pub use self::scan::Scan;
+pub use self::search::{Listing, Search};
+
 /// No file that is read here has more bytes; sysfs has at most a page.
 const FILE_MAX: usize = 64 * 1024;
 
-/// A sysfs.
-#[derive(Debug)]
+/// A sysfs; a copy is the same one.
+#[derive(Debug, Clone)]
 pub struct Sysfs {
-    below: Beneath,
+    below: Arc<Beneath>,
 }
 
 impl Sysfs {
@@ -36,7 +41,7 @@ impl Sysfs {
     /// # Errors
     /// Those of open(2).
     pub fn open(path: &Path) -> Result<Self, Errno> {
-        Ok(Self { below: Beneath::open_root(path)? })
+        Ok(Self { below: Arc::new(Beneath::open_root(path)?) })
     }
 
     /// Its files.
@@ -83,45 +88,19 @@ impl Sysfs {
     /// # Errors
     /// If there is neither a directory for buses nor one for classes.
     pub fn list(&self) -> Result<Listing, Failed> {
-        let mut search = self.search()?;
-        while search.go_on(self) {}
+        let mut search = Search::new(self)?;
+        while search.go_on() {}
         Ok(search.finish())
     }
 
-    /// Begins to find all devices.
-    ///
-    /// They are found by the links in /sys/bus and /sys/class, where every
-    /// device is that an event can come of: a third of the system calls that
-    /// it takes to walk through /sys/devices, most of whose directories are
-    /// no devices.
-    ///
-    /// # Errors
-    /// If there is neither a directory for buses nor one for classes.
-    pub fn search(&self) -> Result<Search, Failed> {
-        let mut search = Search::default();
-        let buses = search.subsystems(&self.below, b"bus", b"/devices");
-        let classes = search.subsystems(&self.below, b"class", b"");
-        if (buses, classes) == (Err(Errno::NOENT), Err(Errno::NOENT)) {
-            return Err(Failed::new("list devices in", b"/class", Errno::NOENT));
-        }
-        for (result, path) in [(buses, b"/bus".as_slice()), (classes, b"/class")] {
-            match result {
-                // There may be none of a kind.
-                Ok(()) | Err(Errno::NOENT) => {}
-                Err(error) => search.failed.push(Failed::new("list devices in", path, error)),
-            }
-        }
-        Ok(search)
-    }
-
-    /// Finds all devices, and begins to look at them.
+    /// Finds all devices, to look at them.
     ///
     /// # Errors
     /// As those of [`Sysfs::list`].
-    pub fn scan(&self) -> Result<Scan<'_>, Failed> {
-        let mut listing = self.list()?;
-        let failed = std::mem::take(&mut listing.failed).into_iter();
-        Ok(Scan { sys: self, listing, next: 0, failed, reader: Reader::default() })
+    pub fn scan(&self) -> Result<Scan, Failed> {
+        let mut scan = Scan::new(self.clone(), self.list()?);
+        scan.read_ahead();
+        Ok(scan)
     }
 
     /// Whether there is certainly nothing at the path of a device.
@@ -159,288 +138,6 @@ impl Sysfs {
         let mut text = Vec::new();
         self.read(devpath, "ifindex", &mut text).ok()?;
         std::str::from_utf8(&text).ok()?.trim_end().parse().ok()
-    }
-}
-
-/// All devices that there were, parents before their children; those made of
-/// other devices come last.
-#[derive(Debug)]
-pub struct Listing {
-    devices: Vec<Found>,
-    text: Vec<u8>,
-    /// What could not be listed.
-    pub failed: Vec<Failed>,
-}
-
-impl Listing {
-    /// How many devices.
-    pub fn len(&self) -> usize {
-        self.devices.len()
-    }
-
-    /// Whether there are none.
-    pub fn is_empty(&self) -> bool {
-        self.devices.is_empty()
-    }
-
-    /// The DEVPATH of one, by its index.
-    pub fn path(&self, index: usize) -> &[u8] {
-        &self.text[self.devices[index].path.clone()]
-    }
-
-    /// The name of its bus or class.
-    pub fn subsystem(&self, index: usize) -> &[u8] {
-        &self.text[self.devices[index].subsystem.clone()]
-    }
-}
-
-/// What is made of other devices, or of others beside it, is listed after them:
-/// arrays and mapped disks after disks, and the control node of a sound card,
-/// which tells that the card is complete, after its other nodes.
-fn rank(path: &[u8]) -> u8 {
-    const LATE: [&[u8]; 2] = [b"/devices/virtual/block/md", b"/devices/virtual/block/dm-"];
-    if LATE.iter().any(|late| path.starts_with(late)) {
-        return 1;
-    }
-    u8::from(path.split(|&b| b == b'/').any(|component| component.starts_with(b"controlC")))
-}
-
-/// A device that was found.
-#[derive(Debug)]
-struct Found {
-    /// When its turn is.
-    rank: u8,
-    /// Its DEVPATH.
-    path: Range<usize>,
-    /// The name of its bus or class.
-    subsystem: Range<usize>,
-}
-
-/// The devices found so far, and where more are looked for.
-#[derive(Debug, Default)]
-pub struct Search {
-    devices: Vec<Found>,
-    text: Vec<u8>,
-    failed: Vec<Failed>,
-    /// The buses and classes whose devices are still to be found: where they are, and
-    /// the name.
-    left: Vec<(Vec<u8>, Range<usize>)>,
-    /// The directory of the last of these, once that was begun with.
-    directory: Option<OwnedFd>,
-}
-
-/// For a directory that is listed.
-const DIRECTORY: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY);
-
-impl Search {
-    /// Finds some more devices, less than a hundred. Returns whether there may be others.
-    pub fn go_on(&mut self, sys: &Sysfs) -> bool {
-        let Some((path, subsystem)) = self.left.pop() else { return false };
-        let directory = match self.directory.take() {
-            Some(directory) => Ok(directory),
-            None => sys.below.open(&path, DIRECTORY),
-        };
-        let more = directory.and_then(|directory| {
-            let more = self.links(&directory, &subsystem)?;
-            Ok(more.then_some(directory))
-        });
-        match more {
-            Ok(Some(directory)) => {
-                self.directory = Some(directory);
-                self.left.push((path, subsystem));
-            }
-            // Gone, or none.
-            Ok(None) | Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => {}
-            Err(error) => {
-                let path = [b"/", &path[..]].concat();
-                self.failed.push(Failed::new("list devices in", &path, error));
-            }
-        }
-        !self.left.is_empty()
-    }
-
-    /// The devices found.
-    pub fn finish(self) -> Listing {
-        let Self { mut devices, text, failed, .. } = self;
-        // Of a device found twice the bus comes first.
-        devices.sort_unstable_by(|a, b| {
-            (a.rank, &text[a.path.clone()], a.subsystem.start).cmp(&(
-                b.rank,
-                &text[b.path.clone()],
-                b.subsystem.start,
-            ))
-        });
-        devices.dedup_by(|b, a| text[a.path.clone()] == text[b.path.clone()]);
-        Listing { devices, text, failed }
-    }
-
-    /// Goes through the buses or the classes.
-    fn subsystems(&mut self, sys: &Beneath, kind: &[u8], devices: &[u8]) -> Result<(), Errno> {
-        let all = sys.open(kind, DIRECTORY)?;
-        let mut buffer = Vec::with_capacity(8 * 1024);
-        let mut entries = RawDir::new(&all, buffer.spare_capacity_mut());
-        while let Some(entry) = entries.next() {
-            let entry = entry?;
-            let name = entry.file_name().to_bytes();
-            if name.starts_with(b".") {
-                continue;
-            }
-            let start = self.text.len();
-            self.text.extend_from_slice(name);
-            let path = [kind, b"/", name, devices].concat();
-            self.left.push((path, start..self.text.len()));
-        }
-        Ok(())
-    }
-
-    /// Goes through some devices of one of them. Returns whether there may be more.
-    fn links(&mut self, directory: &OwnedFd, subsystem: &Range<usize>) -> Result<bool, Errno> {
-        let mut buffer = [MaybeUninit::uninit(); 2 * 1024];
-        let mut entries = RawDir::new(directory, &mut buffer);
-        while let Some(entry) = entries.next() {
-            let entry = entry?;
-            if matches!(entry.file_type(), FileType::Symlink | FileType::Unknown) {
-                self.link(directory, entry.file_name(), subsystem)?;
-            }
-            if entries.is_buffer_empty() {
-                return Ok(true);
-            }
-        }
-        Ok(false)
-    }
-
-    fn link(
-        &mut self,
-        directory: &OwnedFd,
-        name: &CStr,
-        subsystem: &Range<usize>,
-    ) -> Result<(), Errno> {
-        let mut link = [MaybeUninit::uninit(); LINK_MAX];
-        let target = match readlinkat_raw(directory, name, &mut link) {
-            Ok((target, _)) => &*target,
-            // It has gone, or is no link.
-            Err(Errno::NOENT | Errno::INVAL) => return Ok(()),
-            Err(error) => return Err(error),
-        };
-        let mut device = target;
-        while let Some(rest) = device.strip_prefix(b"../") {
-            device = rest;
-        }
-        if device.starts_with(b"devices/") && check(device).is_ok() && target.len() < LINK_MAX {
-            let start = self.text.len();
-            self.text.push(b'/');
-            self.text.extend_from_slice(device);
-            let path = start..self.text.len();
-            let rank = rank(&self.text[path.clone()]);
-            self.devices.push(Found { rank, path, subsystem: subsystem.clone() });
-        }
-        Ok(())
-    }
-}
-
-/// Longer than the path of any device: it would not fit into an event.
-const LINK_MAX: usize = 4096;
-
-/// A walk through all devices, in the order of their [`Listing`].
-#[derive(Debug)]
-pub struct Scan<'a> {
-    sys: &'a Sysfs,
-    listing: Listing,
-    next: usize,
-    failed: vec::IntoIter<Failed>,
-    reader: Reader,
-}
-
-impl Scan<'_> {
-    /// The next device, as the datagram of the `add` event that the kernel
-    /// would send for it now, but for its SEQNUM. One that has gone meanwhile
-    /// is passed over.
-    ///
-    /// # Errors
-    /// If a directory or a file cannot be read. That is no reason not to go on.
-    #[allow(clippy::should_implement_trait, reason = "it lends what it returns")]
-    pub fn next(&mut self) -> Option<Result<&[u8], Failed>> {
-        if let Some(failed) = self.failed.next() {
-            return Some(Err(failed));
-        }
-        while self.next < self.listing.len() {
-            let index = self.next;
-            self.next += 1;
-            match self.reader.read(self.sys, &self.listing, index, "add") {
-                Err(error) => return Some(Err(error)),
-                Ok(false) => {}
-                Ok(true) => return Some(Ok(&self.reader.event)),
-            }
-        }
-        None
-    }
-}
-
-/// Reads devices back as events.
-#[derive(Debug)]
-pub struct Reader {
-    /// What is in a file `uevent`; before that, its path.
-    variables: Vec<u8>,
-    /// The datagram of the event, without a SEQNUM.
-    pub event: Vec<u8>,
-    /// The inode number of the file `uevent` that it was read from.
-    pub incarnation: u64,
-}
-
-impl Default for Reader {
-    fn default() -> Self {
-        let (variables, event) = (Vec::with_capacity(8192), Vec::with_capacity(4096));
-        Self { variables, event, incarnation: 0 }
-    }
-}
-
-impl Reader {
-    /// Reads a device as the event that the kernel would send for it now, with
-    /// this action. Returns whether it is there.
-    ///
-    /// # Errors
-    /// If its file cannot be read.
-    pub fn read(
-        &mut self,
-        sys: &Sysfs,
-        listing: &Listing,
-        index: usize,
-        action: &str,
-    ) -> Result<bool, Failed> {
-        let path = listing.path(index);
-        match self.make_event(&sys.below, path, listing.subsystem(index), action.as_bytes()) {
-            Ok(()) => Ok(true),
-            Err(Errno::NOENT | Errno::NODEV) => Ok(false),
-            Err(error) => Err(Failed::new("read device", path, error)),
-        }
-    }
-
-    fn make_event(
-        &mut self,
-        sys: &Beneath,
-        path: &[u8],
-        subsystem: &[u8],
-        action: &[u8],
-    ) -> Result<(), Errno> {
-        self.variables.clear();
-        self.variables.extend_from_slice(path);
-        self.variables.extend_from_slice(b"/uevent");
-        let file = sys.open(&self.variables[1..], OFlags::RDONLY)?;
-        self.incarnation = fstat(&file)?.st_ino;
-        self.variables.clear();
-        append_file(&file, &mut self.variables)?;
-        if self.variables.contains(&0) {
-            return Err(Errno::BADMSG);
-        }
-        self.event.clear();
-        for part in [action, b"@", path, b"\0ACTION=", action, b"\0DEVPATH=", path] {
-            self.event.extend_from_slice(part);
-        }
-        for part in [b"\0SUBSYSTEM=", subsystem, b"\0"] {
-            self.event.extend_from_slice(part);
-        }
-        append_variables(&self.variables, subsystem, &mut self.event);
-        Ok(())
     }
 }
 
@@ -496,6 +193,39 @@ fn append_variables(text: &[u8], subsystem: &[u8], event: &mut Vec<u8>) {
         event.extend_from_slice(line);
         event.push(0);
     }
+}
+
+/// Reads a device as the event that the kernel would send for it now, without a SEQNUM,
+/// with this action; appends that to `event`. Returns the inode number of the file that
+/// it was read from; none if there is no such device. `variables` is scratch.
+fn read_device(
+    sys: &Sysfs,
+    (path, subsystem): (&[u8], &[u8]),
+    action: &[u8],
+    variables: &mut Vec<u8>,
+    event: &mut Vec<u8>,
+) -> Result<Option<u64>, Failed> {
+    variables.clear();
+    variables.extend_from_slice(path);
+    variables.extend_from_slice(b"/uevent");
+    let read = sys.below.open(&variables[1..], OFlags::RDONLY).and_then(|file| {
+        variables.clear();
+        append_file(&file, variables)?;
+        if variables.contains(&0) { Err(Errno::BADMSG) } else { Ok(fstat(&file)?.st_ino) }
+    });
+    let incarnation = match read {
+        Ok(incarnation) => incarnation,
+        Err(Errno::NOENT | Errno::NODEV) => return Ok(None),
+        Err(error) => return Err(Failed::new("read device", path, error)),
+    };
+    for part in [action, b"@", path, b"\0ACTION=", action, b"\0DEVPATH=", path] {
+        event.extend_from_slice(part);
+    }
+    for part in [b"\0SUBSYSTEM=", subsystem, b"\0"] {
+        event.extend_from_slice(part);
+    }
+    append_variables(variables, subsystem, event);
+    Ok(Some(incarnation))
 }
 
 /// Appends what a file holds, or nothing if it fails.

@@ -4,6 +4,7 @@
 use std::ffi::OsString;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use lexopt::Arg::{Long, Short};
@@ -13,7 +14,7 @@ use crate::control::client::{Connection, Failure};
 use crate::control::wire::{self, Outcome};
 use crate::error::Fatal;
 use crate::logging;
-use crate::sysfs::{Listing, Reader, Sysfs};
+use crate::sysfs::{Scan, Sysfs};
 use crate::uevent::{Header, Uevent};
 
 use super::options::{self, SECONDS};
@@ -127,13 +128,14 @@ fn main(mut parser: lexopt::Parser, log_name: &'static str) -> Result<Request, F
     }
     logging::start(log_name, verbosity);
     let sys = open_sysfs(&options.sys)?;
-    let mut listing = sys.list()?;
-    std::mem::take(&mut listing.failed).iter().for_each(|failed| log::warn!("{failed}"));
+    let listing = sys.list()?;
+    listing.failed.iter().for_each(|failed| log::warn!("{failed}"));
+    let scan = Scan::new(sys.clone(), listing);
     if options.dry_run {
-        each_wanted(&options, &sys, &listing, print_path)?;
+        each_wanted(&options, scan, print_path)?;
         return Ok(Request::Done);
     }
-    match trigger_all(&options, &sys, &listing)? {
+    match trigger_all(&options, &sys, scan)? {
         Ok(()) => Ok(Request::Done),
         Err(why) => {
             complain(&format!("{log_name}: coldplug: {}\n", why.trim_end()));
@@ -148,17 +150,13 @@ fn print_path(path: &[u8]) -> Result<(), Fatal> {
 }
 
 /// Has the kernel tell of all that is wanted. The inner error is plugd's refusal.
-fn trigger_all(
-    options: &Options,
-    sys: &Sysfs,
-    listing: &Listing,
-) -> Result<Result<(), String>, Fatal> {
+fn trigger_all(options: &Options, sys: &Sysfs, scan: Scan) -> Result<Result<(), String>, Fatal> {
     let batch = batch(options)?;
     let mut tally = Tally::default();
     // Since the daemon has settled; and those that are not asked for any more.
     let (mut at_once, mut left_out) = (0, 0_u64);
     let mut outcome = Ok(());
-    each_wanted(options, sys, listing, |path| {
+    each_wanted(options, scan, |path| {
         if outcome.is_err() {
             left_out += 1;
             return Ok(());
@@ -227,11 +225,11 @@ fn settle(options: &Options) -> Result<Result<(), String>, Fatal> {
 /// Calls `act` with the path of each device that is wanted.
 fn each_wanted(
     options: &Options,
-    sys: &Sysfs,
-    listing: &Listing,
+    mut scan: Scan,
     mut act: impl FnMut(&[u8]) -> Result<(), Fatal>,
 ) -> Result<(), Fatal> {
-    let mut reader = Reader::default();
+    let listing = Arc::clone(scan.listing());
+    let mut datagram = Vec::new();
     for index in 0..listing.len() {
         let subsystem = listing.subsystem(index);
         let listed = options.subsystems.iter().any(|name| name.as_bytes() == subsystem);
@@ -239,15 +237,15 @@ fn each_wanted(
             continue;
         }
         if !options.properties.is_empty() {
-            match reader.read(sys, listing, index, options.action) {
-                Ok(true) => {}
-                Ok(false) => continue,
+            match scan.read(index, options.action, &mut datagram) {
+                Ok(Some(_)) => {}
+                Ok(None) => continue,
                 Err(failed) => {
                     log::warn!("{failed}");
                     continue;
                 }
             }
-            let event = Uevent::parse(&reader.event, Header::Required);
+            let event = Uevent::parse(&datagram, Header::Required);
             let has = |event: &Uevent<'_>, property: &Vec<u8>| {
                 event.fields().any(|field| field.whole().to_bytes() == *property)
             };

@@ -531,7 +531,7 @@ impl Daemon {
                 Recovered::Again
             }
             Phase::Finding(mut finding) => {
-                if finding.search.go_on(&finding.sys) {
+                if finding.search.go_on() {
                     self.recovery.phase = Phase::Finding(finding);
                 } else {
                     self.have_found(*finding);

@@ -53,7 +53,7 @@ impl Tree {
     }
 }
 
-fn all(mut scan: Scan<'_>) -> Vec<Result<String, String>> {
+fn all(mut scan: Scan) -> Vec<Result<String, String>> {
     let mut found = Vec::new();
     while let Some(event) = scan.next() {
         found.push(
@@ -113,14 +113,90 @@ fn many_devices_are_found_some_at_a_time() {
         tree.link(listed_in, &format!("x{n}"), &format!("../../devices/x{n}"));
     }
     let (sys, mut found) = (tree.sys(), vec![0]);
-    let mut search = sys.search().unwrap();
-    while search.go_on(&sys) {
-        found.push(search.devices.len());
+    let mut search = Search::new(&sys).unwrap();
+    while search.go_on() {
+        found.push(search.found_here());
     }
-    found.push(search.devices.len());
     assert!(found.windows(2).all(|pair| pair[1] - pair[0] < 100), "{found:?}");
     assert_eq!(search.finish().len(), 1000);
     assert_eq!(sys.list().unwrap().len(), 1000);
+}
+
+/// A tree of many devices, of which some are not there, or not to be read; and its scan.
+fn large() -> (Tree, Scan) {
+    let tree = Tree::new();
+    for n in 0..300 {
+        let text = if n % 7 == 0 { "A=\0" } else { "A=before" };
+        tree.device(&format!("devices/{n:03}"), "class/c", text.as_bytes());
+        if n % 11 == 0 {
+            fs::remove_dir_all(tree.at(&format!("devices/{n:03}"))).unwrap();
+        }
+    }
+    let scan = Scan::new(tree.sys(), tree.sys().list().unwrap());
+    (tree, scan)
+}
+
+/// What is read of these devices.
+fn read(scan: &mut Scan, indices: impl Iterator<Item = usize>) -> Vec<String> {
+    let mut event = Vec::new();
+    let mut read = |index| {
+        let read = scan.read(index, "add", &mut event).map_err(|failed| failed.to_string());
+        format!("{read:?} {}", event.escape_ascii())
+    };
+    indices.map(&mut read).collect()
+}
+
+#[test]
+fn what_is_read_ahead_is_what_is_read_one_by_one() {
+    let (_tree, mut scan) = large();
+    for step in [1, 3, 70] {
+        let one_by_one = read(&mut scan, (0..300).step_by(step));
+        scan.read_ahead();
+        assert_eq!(read(&mut scan, (0..300).step_by(step)), one_by_one);
+        scan.read_no_more_ahead();
+    }
+    let told = read(&mut scan, 76..79);
+    assert!(told[0].contains("SUBSYSTEM=c") && told[0].contains("A=before"), "{told:?}");
+    assert_eq!(told[1], "Ok(None) ");
+    assert!(told[2].contains("A=before"), "{told:?}");
+    let cannot = "Err(\"cannot read device /devices/007: Bad message\") ";
+    assert_eq!(read(&mut scan, 7..8), [cannot]);
+}
+
+#[test]
+fn what_is_asked_for_late_or_once_more_is_read_again() {
+    let (tree, mut scan) = large();
+    scan.read_ahead();
+    let path = |n| tree.at(&format!("devices/{n:03}/uevent"));
+    assert!(read(&mut scan, 1..2)[0].contains("A=before"));
+    fs::write(path(1), "A=after").unwrap();
+    assert!(read(&mut scan, 1..2)[0].contains("A=after"));
+    if let Some(ahead) = &mut scan.ahead {
+        ahead.fresh_for = std::time::Duration::ZERO;
+    }
+    for n in [2, 3, 100, 298] {
+        fs::write(path(n), "A=after").unwrap();
+        assert!(read(&mut scan, n..n + 1)[0].contains("A=after"), "{n}");
+    }
+}
+
+#[test]
+fn one_processor_reads_one_by_one() {
+    use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
+    let (_tree, mut scan) = large();
+    let all = sched_getaffinity(None).unwrap();
+    scan.read_ahead();
+    assert_eq!(scan.ahead.is_some(), all.count() > 1);
+    let expected = read(&mut scan, 0..300);
+    let mut one = CpuSet::new();
+    one.set((0..CpuSet::MAX_CPU).find(|&cpu| all.is_set(cpu)).unwrap());
+    // Of this thread, which libtest does not use for another test.
+    sched_setaffinity(None, &one).unwrap();
+    scan.read_ahead();
+    assert!(scan.ahead.is_none());
+    assert_eq!(read(&mut scan, 0..300), expected);
+    assert_eq!(scan.sys().list().unwrap().len(), 300);
+    sched_setaffinity(None, &all).unwrap();
 }
 
 #[test]

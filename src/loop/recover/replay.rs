@@ -3,6 +3,7 @@
 //! in turns with the events that come.
 
 use std::collections::HashSet;
+use std::sync::Arc;
 
 use rustix::io::Errno;
 use rustix::net::netdevice::index_to_name;
@@ -14,7 +15,7 @@ use crate::machine::Time;
 use crate::netlink::LEAST_COST;
 use crate::recovery::{self, Cause};
 use crate::sys;
-use crate::sysfs::{Listing, Reader, Search, Sysfs};
+use crate::sysfs::{Scan, Search, Sysfs};
 use crate::uevent::{Header, Uevent};
 
 use super::{AT_ONCE, DOUBT, Daemon, Phase, Recovered};
@@ -25,7 +26,7 @@ pub(super) struct Finding {
     pub(super) cause: Cause,
     /// To have the kernel tell of them.
     triggers: bool,
-    pub(super) sys: Sysfs,
+    sys: Sysfs,
     pub(super) search: Search,
     /// The last event before.
     last: Option<u64>,
@@ -36,11 +37,13 @@ pub(super) struct Finding {
 #[derive(Debug)]
 pub(super) struct Replay {
     pub(super) cause: Cause,
-    sys: Sysfs,
-    listing: Listing,
+    scan: Scan,
     /// Indices of the listing, in the order of paths.
     by_path: Vec<u32>,
-    reader: Reader,
+    /// The datagram of the event that is next.
+    event: Vec<u8>,
+    /// The identity that it tells.
+    told: Vec<u8>,
     /// The last event before the scan.
     last: Option<u64>,
     pub(super) stage: Stage,
@@ -91,7 +94,7 @@ impl Daemon {
         let begun = Sysfs::open(root)
             .map_err(|error| Failed::new("open", root.as_os_str().as_encoded_bytes(), error))
             // Whatever happens from here on has a greater number.
-            .and_then(|sys| Ok((sys.last_event(), sys.search()?, sys)));
+            .and_then(|sys| Ok((sys.last_event(), Search::new(&sys)?, sys)));
         match begun {
             Ok((last, search, sys)) => {
                 self.recovery.unreadable = false;
@@ -128,6 +131,8 @@ impl Daemon {
             };
         }
         self.recovery.inventory.set_progress(Progress::Unknown);
+        let known = self.recovery.inventory.len();
+        self.recovery.inventory.reserve(listing.len().saturating_sub(known));
         self.recovery.overtaken = true;
         // As long as this goes on; and for a while longer.
         self.recovery.in_doubt = Time::MAX;
@@ -137,10 +142,10 @@ impl Daemon {
         by_path.sort_by(|&a, &b| listing.path(a as usize).cmp(listing.path(b as usize)));
         self.recovery.phase = Phase::Replaying(Box::new(Replay {
             cause,
-            sys,
-            listing,
+            scan: Scan::new(sys, listing),
             by_path,
-            reader: Reader::default(),
+            event: Vec::with_capacity(4096),
+            told: Vec::new(),
             last,
             stage: Stage::Compare(0),
             changed: HashSet::new(),
@@ -208,7 +213,7 @@ impl Daemon {
         };
         let mut outcome = Recovered::Again;
         if made {
-            let event = &mut replay.reader.event;
+            let event = &mut replay.event;
             recovery::mark(event, replay.cause, replay.last);
             match buffer.get_mut(..event.len()) {
                 Some(space) => {
@@ -235,19 +240,23 @@ impl Daemon {
     /// that are gone.
     fn compare(&mut self, replay: &mut Replay, next: usize) {
         let known = &self.recovery.inventory;
-        let end = if known.is_empty() { replay.listing.len() } else { next + AT_ONCE };
-        let end = end.min(replay.listing.len());
-        let (mut told, mut unread) = (Vec::new(), Vec::new());
+        let listing = Arc::clone(replay.scan.listing());
+        let next = if known.is_empty() { listing.len() } else { next };
+        let end = (next + AT_ONCE).min(listing.len());
+        if next == 0 && known.len() > listing.len() / 2 {
+            replay.scan.read_ahead();
+        }
+        let mut unread = Vec::new();
         for index in next..end {
-            let path = replay.listing.path(index);
+            let path = listing.path(index);
             let Some(held) = known.get(path).filter(|_| !is_below(path, &replay.foreign)) else {
                 continue;
             };
-            match replay.reader.read(&replay.sys, &replay.listing, index, "add") {
-                Ok(true) => {}
+            let incarnation = match replay.scan.read(index, "add", &mut replay.event) {
+                Ok(Some(incarnation)) => incarnation,
                 // Its `remove` is queued; or was lost, and that is queued of one that came
                 // after it.
-                Ok(false) => {
+                Ok(None) => {
                     replay.lingering.push(path.to_vec());
                     continue;
                 }
@@ -256,25 +265,28 @@ impl Daemon {
                     unread.push(path.to_vec());
                     continue;
                 }
-            }
-            let Some(event) = parse(&replay.reader.event) else { continue };
-            identity::write(&event, &mut told);
-            if recovery::interface(&told).is_some_and(|it| !self.has_interface(it)) {
+            };
+            let Some(event) = parse(&replay.event) else { continue };
+            identity::write(&event, &mut replay.told);
+            let told = &replay.told;
+            if recovery::interface(told).is_some_and(|it| !self.has_interface(it)) {
                 replay.foreign.insert(path.to_vec());
                 continue;
             }
-            let other_one = ![0, replay.reader.incarnation].contains(&held.incarnation);
-            if held.identity != told || other_one {
+            let other_one = ![0, incarnation].contains(&held.incarnation);
+            if held.identity != *told || other_one {
                 replay.changed.insert(path.to_vec());
             }
         }
         unread.iter().for_each(|path| self.recovery.inventory.unsettle(path));
         replay.stage = Stage::Compare(end);
-        if end < replay.listing.len() {
+        if end < listing.len() {
             return;
         }
+        replay.scan.read_no_more_ahead();
         let known = &self.recovery.inventory;
-        let Replay { listing, by_path, sys, changed, gone, unlisted, lingering, .. } = replay;
+        let Replay { scan, by_path, changed, gone, unlisted, lingering, .. } = replay;
+        let sys = scan.sys();
         let listed = |path: &[u8]| {
             by_path.binary_search_by(|&index| listing.path(index as usize).cmp(path)).is_ok()
         };
@@ -344,7 +356,7 @@ impl Daemon {
             return false;
         };
         let Some(known) = self.recovery.inventory.get(&path) else { return false };
-        recovery::write_event(&mut replay.reader.event, "remove", &path, known.identity);
+        recovery::write_event(&mut replay.event, "remove", &path, known.identity);
         true
     }
 
@@ -354,15 +366,19 @@ impl Daemon {
             return false;
         };
         let Some(known) = self.recovery.inventory.get(&path) else { return false };
-        recovery::write_event(&mut replay.reader.event, "add", &path, known.identity);
+        recovery::write_event(&mut replay.event, "add", &path, known.identity);
         true
     }
 
     fn next_addition(&mut self, replay: &mut Replay, next: usize) -> bool {
-        let end = (next + AT_ONCE).min(replay.listing.len());
+        let listing = Arc::clone(replay.scan.listing());
+        let end = (next + AT_ONCE).min(listing.len());
+        if next == 0 && self.recovery.inventory.len() < listing.len() / 2 {
+            replay.scan.read_ahead();
+        }
         for index in next..end {
             replay.stage = Stage::Add(index + 1);
-            let path = replay.listing.path(index);
+            let path = listing.path(index);
             if is_below(path, &replay.foreign) {
                 continue;
             }
@@ -371,26 +387,27 @@ impl Daemon {
             // Nobody knows whether it is the same one all the time.
             let doubtful = missed || replay.cause == Cause::Restart;
             if held.is_some_and(|held| held.settled && !(doubtful && held.incarnation == 0)) {
-                if missed && self.recovery.changes.include(replay.listing.subsystem(index)) {
+                if missed && self.recovery.changes.include(listing.subsystem(index)) {
                     replay.kept.push(index);
                 }
                 continue;
             }
-            if self.read_device(replay, index, "add") {
-                let obstacle = parse(&replay.reader.event)
+            if let Some(incarnation) = self.read_device(replay, index, "add") {
+                let obstacle = parse(&replay.event)
                     .and_then(|event| self.recovery.inventory.first_to_go(&event));
                 if let Some(known) = obstacle {
                     // It has become another one since it was looked at.
-                    let event = &mut replay.reader.event;
+                    let event = &mut replay.event;
                     recovery::write_event(event, "remove", known.path, known.identity);
                     replay.stage = Stage::Add(index);
                     return true;
                 }
-                self.recovery.incarnation = replay.reader.incarnation;
+                self.recovery.incarnation = incarnation;
                 return true;
             }
         }
-        if end == replay.listing.len() {
+        if end == listing.len() {
+            replay.scan.read_no_more_ahead();
             self.recovery.trust = Trust::Scanned { last: replay.last };
             replay.left = self.queue().0 / LEAST_COST + 1;
             replay.stage = Stage::Change(0);
@@ -399,48 +416,44 @@ impl Daemon {
         false
     }
 
-    /// Reads a device as an event, if it is there and one of ours.
-    fn read_device(&self, replay: &mut Replay, index: usize, action: &str) -> bool {
-        match replay.reader.read(&replay.sys, &replay.listing, index, action) {
-            Ok(true) => {}
-            Ok(false) => return false,
+    /// Reads a device as an event, if it is there and one of ours. Returns which
+    /// incarnation it is.
+    fn read_device(&self, replay: &mut Replay, index: usize, action: &str) -> Option<u64> {
+        let incarnation = match replay.scan.read(index, action, &mut replay.event) {
+            Ok(incarnation) => incarnation?,
             Err(failed) => {
                 log::warn!("{failed}");
-                return false;
+                return None;
             }
-        }
-        let Some(event) = parse(&replay.reader.event) else { return false };
-        let mut told = Vec::new();
-        identity::write(&event, &mut told);
-        let ours = recovery::interface(&told).is_none_or(|it| self.has_interface(it));
+        };
+        let event = parse(&replay.event)?;
+        identity::write(&event, &mut replay.told);
+        let ours = recovery::interface(&replay.told).is_none_or(|it| self.has_interface(it));
         if !ours {
-            replay.foreign.insert(replay.listing.path(index).to_vec());
+            replay.foreign.insert(replay.scan.listing().path(index).to_vec());
         }
-        ours
+        ours.then_some(incarnation)
     }
 
     fn next_change(&mut self, replay: &mut Replay, next: usize) -> bool {
         replay.stage = Stage::Change(next + 1);
         let index = replay.kept[next];
-        let known = self.recovery.inventory.get(replay.listing.path(index));
+        let listing = Arc::clone(replay.scan.listing());
+        let known = self.recovery.inventory.get(listing.path(index));
         let Some(incarnation) = known.filter(|k| k.settled).map(|k| k.incarnation) else {
             return false;
         };
         // An event has come meanwhile that tells of this one, or of one before.
         let doubtful = incarnation == 0;
-        if !self.read_device(replay, index, if doubtful { "add" } else { "change" }) {
-            return false;
-        }
-        let Some(event) = parse(&replay.reader.event) else { return false };
-        let mut told = Vec::new();
-        identity::write(&event, &mut told);
+        let action = if doubtful { "add" } else { "change" };
+        let Some(found) = self.read_device(replay, index, action) else { return false };
         // If it is another one by now, an event has come that tells so, or waits.
-        let known = self.recovery.inventory.get(replay.listing.path(index));
-        if known.is_none_or(|known| known.identity != told) {
+        let known = self.recovery.inventory.get(listing.path(index));
+        if known.is_none_or(|known| known.identity != replay.told) {
             return false;
         }
-        self.recovery.incarnation = replay.reader.incarnation;
-        doubtful || incarnation == replay.reader.incarnation
+        self.recovery.incarnation = found;
+        doubtful || incarnation == found
     }
 
     fn verify(&mut self, replay: &mut Replay, next: usize) -> bool {
@@ -450,11 +463,11 @@ impl Daemon {
             // Children before their parents.
             let path = &*replay.lingering[count - 1 - position];
             if let Some(known) = self.recovery.inventory.get(path)
-                && self.is_missing(&replay.sys, path, known.identity)
+                && self.is_missing(replay.scan.sys(), path, known.identity)
             {
                 if replay.suspect.take() == Some(position) {
                     // Nothing has come that tells of it.
-                    recovery::write_event(&mut replay.reader.event, "remove", path, known.identity);
+                    recovery::write_event(&mut replay.event, "remove", path, known.identity);
                     return true;
                 }
                 replay.suspect = Some(position);
@@ -470,6 +483,7 @@ impl Daemon {
     fn end_replay(&mut self, mut replay: Box<Replay>) {
         let now = self.now();
         self.recovery.in_doubt = now + DOUBT;
+        let is_the_end = replay.in_doubt.is_none();
         let in_doubt = *replay.in_doubt.get_or_insert_with(|| {
             let ([removed, added, changed], took) =
                 (replay.tally, now.saturating_sub(replay.began));
@@ -477,16 +491,18 @@ impl Daemon {
             let text = format!(
                 "{}: {} devices; {added} added, {removed} removed, {changed} changed, in {} ms",
                 replay.cause,
-                replay.listing.len(),
+                replay.scan.listing().len(),
                 took.as_millis()
             );
             log::info!("{text}");
             self.recovery.text = text;
-            // As after the start: most of what this took is not needed any more.
-            let _ = sys::forget_code();
             now + DOUBT
         });
         self.end_recovery(replay.number, replay.last);
+        if is_the_end {
+            // As after the start: most of what this took is not needed any more.
+            let _ = sys::forget_code();
+        }
         if matches!(self.recovery.phase, Phase::Quiet)
             && !replay.lingering.is_empty()
             && now < in_doubt
