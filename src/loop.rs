@@ -252,6 +252,11 @@ impl Daemon {
         })
     }
 
+    /// Whether it begins by finding out what is there.
+    pub fn begins_by_comparing(&self) -> bool {
+        !self.recovery.is_quiet()
+    }
+
     /// Tells whoever started plugd that it is ready.
     ///
     /// # Errors

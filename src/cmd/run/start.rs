@@ -110,8 +110,11 @@ pub(in crate::cmd) fn serve(
     or_without(resumed, closed)?;
     daemon.announce().map_err(|e| Fatal::system("tell that plugd is ready", e))?;
     started.ready()?;
-    // The start is most of the program. That this is so much better is no promise.
-    let _ = sys::forget_code();
+    // The start is most of the program. That this is so much better is no promise. (After
+    // a comparison it is done anyway.)
+    if !daemon.begins_by_comparing() {
+        let _ = sys::forget_code();
+    }
     let counters = daemon.run(engine).map_err(|e| Fatal::system("wait for what happens", e))?;
     log::info!("stopped: {counters}");
     Ok(counters)
