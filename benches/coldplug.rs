@@ -76,9 +76,9 @@ fn scan() -> Outcome<()> {
         (0..listing.len()).map(|index| [&listing.path(index)[1..], b"/uevent"].concat()).collect();
     let root = open("/sys", OFlags::PATH | OFlags::DIRECTORY, Mode::empty())?;
     let count = files.len();
-    let (mut scans, mut floors) = (Vec::new(), Vec::new());
+    let (mut scans, mut floors) = (Costs::default(), Costs::default());
     for _ in 0..SCANS {
-        let began = own_time();
+        let began = Moment::now();
         let mut buffer = [0; 4096];
         for file in &files {
             // It may have gone.
@@ -86,26 +86,41 @@ fn scan() -> Outcome<()> {
                 let _ = read(&file, &mut buffer);
             }
         }
-        floors.push(microseconds(own_time() - began, count));
-        let began = own_time();
+        began.charge(&mut floors, count);
+        let began = Moment::now();
         let sysfs = Sysfs::open(Path::new("/sys"))?;
         let mut scan = sysfs.scan()?;
         while let Some(event) = scan.next() {
             std::hint::black_box(event)?;
         }
-        scans.push(microseconds(own_time() - began, count));
+        began.charge(&mut scans, count);
     }
-    println!("\nA scan alone, processor time per device, {SCANS} rounds in turns, {count} devices");
-    report("scan", "us", &mut scans);
-    report("open, read, close", "us", &mut floors);
-    verdict(spread(&mut scans).1, SCAN_MICROSECONDS, "us per device");
+    println!("\nA scan alone, per device, {SCANS} rounds in turns, {count} devices");
+    report("scan, wall", "us", &mut scans.wall);
+    report("scan, processor", "us", &mut scans.processor);
+    report("open, read, close", "us", &mut floors.wall);
+    verdict(spread(&mut scans.wall).1, SCAN_MICROSECONDS, "us per device");
     Ok(())
 }
 
-/// The processor time that this thread has used.
-fn own_time() -> Duration {
-    let time = clock_gettime(ClockId::ThreadCPUTime);
-    Duration::try_from(time).unwrap()
+/// When something began, by the clock and by the processor time of this process.
+struct Moment {
+    wall: Instant,
+    processor: Duration,
+}
+
+impl Moment {
+    fn now() -> Self {
+        let processor = clock_gettime(ClockId::ProcessCPUTime);
+        Self { wall: Instant::now(), processor: Duration::try_from(processor).unwrap() }
+    }
+
+    /// Notes what one of `count` has cost since, in microseconds.
+    fn charge(&self, costs: &mut Costs, count: usize) {
+        let now = Self::now();
+        costs.wall.push(microseconds(now.wall - self.wall, count));
+        costs.processor.push(microseconds(now.processor - self.processor, count));
+    }
 }
 
 /// Who acts on the devices.
@@ -115,7 +130,7 @@ enum Who {
     Mdevd,
 }
 
-/// What a round has cost, in milliseconds.
+/// What rounds have cost, in milliseconds, or microseconds a device.
 #[derive(Debug, Default)]
 struct Costs {
     processor: Vec<f64>,

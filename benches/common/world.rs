@@ -7,6 +7,9 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use nix::time::clock_getcpuclockid;
+use nix::unistd::Pid;
+
 use crate::common::Outcome;
 
 /// Least, median and most.
@@ -35,12 +38,10 @@ pub(crate) fn tree(root: &Path) -> Outcome<BTreeMap<PathBuf, String>> {
     Ok(files)
 }
 
-/// The processor time that a process has used, exact if it sleeps, or has ended
-/// and nobody has waited for it (proc_pid_schedstat(5)).
+/// The processor time that all threads of a process have used, also of one that has
+/// ended, as long as nobody has waited for it.
 pub(crate) fn time(pid: u32) -> Outcome<Duration> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/schedstat"))?;
-    let nanoseconds = stat.split(' ').next().unwrap_or_default().parse()?;
-    Ok(Duration::from_nanos(nanoseconds))
+    Ok(clock_getcpuclockid(Pid::from_raw(pid.try_into()?))?.now()?.into())
 }
 
 /// Whether it does something, and not sleep.
