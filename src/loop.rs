@@ -447,7 +447,7 @@ impl Daemon {
     /// Tells those who wait for it.
     fn note_acted_on(&mut self, source: Option<usize>, event: &Uevent<'_>, now: Time) {
         if source.is_some_and(|source| self.sources[source].is_kernels) {
-            self.recovery.note_progress(event, now);
+            self.recovery.note_progress(event);
         }
         self.requests.acted_on(source, event, now);
         self.answer_requests();

@@ -507,7 +507,8 @@ fn a_node_and_a_name_belong_to_one_device() {
 fn how_far_it_came_is_known() {
     let mut inventory = empty();
     assert_eq!(inventory.progress(), Progress::Unknown);
-    for progress in [Progress::Through(7), Progress::Left, Progress::Unknown] {
+    for progress in [Progress::Through(7), Progress::Left(7), Progress::Left(0), Progress::Unknown]
+    {
         inventory.set_progress(progress);
         let again = Inventory::load(inventory.storage.clone(), WORLD);
         assert_eq!(again.map_err(|(why, _)| why).unwrap().progress(), progress);
@@ -523,7 +524,7 @@ fn a_bit_that_was_flipped_is_told_or_changes_nothing() {
     }
     act(&mut inventory, "remove", &path(2), "MAJOR=7\0MINOR=2\0");
     inventory.begin(&event(&datagram("remove", &path(3), "MAJOR=7\0MINOR=3\0")), true);
-    for progress in [Progress::Unknown, Progress::Through(7), Progress::Left] {
+    for progress in [Progress::Unknown, Progress::Through(7), Progress::Left(7)] {
         inventory.set_progress(progress);
         let bytes = &inventory.storage;
         for bit in 0..bytes.len() * 8 {

@@ -92,8 +92,8 @@ pub(super) struct Recovery {
     /// The queue was not empty since the last scan, which may have overtaken what
     /// waits.
     overtaken: bool,
-    /// How far the daemon before this one had come.
-    before: Progress,
+    /// How far the daemon before this one had come, until devices are compared.
+    before: Option<Progress>,
     /// Until then, what moves may have been about to when it was listed.
     in_doubt: Time,
     /// Which events were acted on.
@@ -181,11 +181,11 @@ impl Recovery {
             again: false,
             changes_missed: false,
             overtaken: false,
-            before,
+            before: Some(before),
             in_doubt: Time::ZERO,
             sequence: match before {
-                Progress::Through(number) => Sequence::after(number),
-                Progress::Unknown | Progress::Left => Sequence::default(),
+                Progress::Through(number) | Progress::Left(number) => Sequence::after(number),
+                Progress::Unknown => Sequence::after(0),
             },
             congested: false,
             unreadable: false,
@@ -321,18 +321,14 @@ impl Recovery {
         self.overtaken && event.number().zip(last).is_none_or(|(number, last)| number <= last)
     }
 
-    /// Notes that an event from the kernel was read, and acted on if need be, at the
-    /// time `now`.
-    pub(super) fn note_progress(&mut self, event: &Uevent<'_>, now: Time) {
+    /// Notes that an event from the kernel was read, and acted on if need be.
+    pub(super) fn note_progress(&mut self, event: &Uevent<'_>) {
         if !self.has_file() {
             return;
         }
         let Some(number) = event.number() else { return };
-        self.sequence.came(number);
+        self.sequence.acted_on(number);
         self.tell_progress();
-        if self.sequence.has_gap() {
-            self.fresh.due.get_or_insert(now + FRESH_FOR);
-        }
     }
 
     fn tell_progress(&mut self) {
@@ -614,9 +610,8 @@ impl Daemon {
         })
     }
 
-    /// Finds out whether that is all. Its `number`, and the SEQNUM of the `last` event
-    /// before it.
-    fn end_recovery(&mut self, number: u64, last: Option<u64>) {
+    /// Finds out whether that is all; `number` is its own.
+    fn end_recovery(&mut self, number: u64) {
         let (now, (_, drops)) = (self.now(), self.queue());
         let recovery = &mut self.recovery;
         let all = !recovery.again && drops == recovery.baseline;
@@ -630,7 +625,6 @@ impl Daemon {
         } else {
             recovery.phase = Phase::Quiet;
             recovery.changes_missed = false;
-            recovery.sequence.skip_to(last.unwrap_or(0));
             recovery.tell_progress();
         }
         let mut late = std::mem::take(&mut recovery.late_clients);
@@ -664,6 +658,7 @@ impl Daemon {
                 break;
             }
         }
-        self.recovery.inventory.set_progress(Progress::Left);
+        let through = self.recovery.sequence.through();
+        self.recovery.inventory.set_progress(Progress::Left(through));
     }
 }

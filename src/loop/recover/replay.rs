@@ -117,15 +117,15 @@ impl Daemon {
         let Finding { cause, triggers, sys, search, last, began } = finding;
         let listing = search.finish();
         listing.failed.iter().for_each(|failed| log::warn!("{failed}"));
+        let recovery = &mut self.recovery;
+        if let Some(before) = recovery.before.take().filter(|_| cause == Cause::Restart) {
+            recovery.changes_missed |= recovery::has_missed_changes(before, last);
+        }
+        // Nothing is spared then.
+        let acts_on_all = recovery.changes_missed || recovery.inventory.is_empty();
+        recovery.sequence.compare(last, acts_on_all);
         if triggers {
             return self.begin_triggering(sys, listing, began);
-        }
-        if cause == Cause::Restart {
-            self.recovery.changes_missed |= match self.recovery.before {
-                Progress::Left => false,
-                Progress::Through(number) => last != Some(number),
-                Progress::Unknown => true,
-            };
         }
         self.recovery.inventory.set_progress(Progress::Unknown);
         self.recovery.overtaken = true;
@@ -486,7 +486,7 @@ impl Daemon {
             let _ = sys::forget_code();
             now + DOUBT
         });
-        self.end_recovery(replay.number, replay.last);
+        self.end_recovery(replay.number);
         if matches!(self.recovery.phase, Phase::Quiet)
             && !replay.lingering.is_empty()
             && now < in_doubt

@@ -221,6 +221,33 @@ fn a_change_that_was_lost_is_made_up_for_after_a_restart() {
     });
 }
 
+/// The kernel has given it a number, by the time that devices are compared, but has not
+/// yet sent it.
+#[test]
+fn a_change_that_was_on_its_way_is_made_up_for_after_a_kill() {
+    ns::inside(|| {
+        let mut world = World::numbered(1);
+        world.add("/devices/lone", 1);
+        let state = world.at("state");
+        let options = ["--state", state.to_str().unwrap()];
+        let mut daemon = world.plugd(&options).start();
+        World::settle("plugd");
+        daemon.signal(Signal::TERM);
+        daemon.wait_exit();
+        world.silent = true;
+        world.change("/devices/lone");
+        for restarted in [false, true] {
+            let mut daemon = world.plugd(&options).start();
+            World::settle("plugd");
+            let changes = if restarted { &["change /devices/lone"][..] } else { &[] };
+            assert_eq!(replayed(&hear(&world), "restart"), changes);
+            daemon.signal(Signal::KILL);
+            daemon.wait_exit();
+        }
+        hear(&world).check(&world, "in the end");
+    });
+}
+
 #[test]
 fn a_change_that_is_lost_before_the_first_scan_is_made_up_for() {
     ns::inside(|| {
