@@ -13,8 +13,9 @@ use std::time::Duration;
 
 use crate::inventory::{Inventory, Progress, Storage, identity};
 use crate::machine::Time;
+use crate::uevent::REPLAY;
 
-/// Why devices are compared. The text is in PLUGD_REPLAY, in the environment of
+/// Why devices are compared. The text is in [`REPLAY`], in the environment of
 /// whatever acts on what comes of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Cause {
@@ -217,7 +218,10 @@ pub fn gone<S: Storage>(
 /// the SEQNUM of the last event of the kernel's own.
 pub fn mark(event: &mut Vec<u8>, cause: Cause, last: Option<u64>) {
     let last = last.unwrap_or(0);
-    event.extend_from_slice(format!("SEQNUM={last}\0PLUGD_REPLAY={cause}\0").as_bytes());
+    let number = format!("SEQNUM={last}\0");
+    for part in [number.as_bytes(), REPLAY, b"=", cause.name().as_bytes(), b"\0"] {
+        event.extend_from_slice(part);
+    }
 }
 
 /// Writes the datagram of an event for a device that is known, in place of what
