@@ -8,6 +8,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use plugd::sys;
 use rustix::process::Signal;
 use tempfile::TempDir;
 
@@ -419,6 +420,35 @@ fn asked_at_the_start_the_kernel_tells_no_more_at_once_than_fits() {
                 [0; 2]
             );
         }
+    });
+}
+
+/// Who listens has heard of them; what is not the same is found by reading.
+#[test]
+fn after_a_restart_the_kernel_is_asked_only_if_there_is_no_state() {
+    ns::inside_a_machine(|| {
+        let mut machine = Machine::new(11);
+        let sys = only_interfaces(&machine);
+        inject::real_device("br7");
+        let state = machine.at("state");
+        let mut start = |state: &str| {
+            let listener = inject::socket(plugd::netlink::KERNEL_GROUP);
+            let before = machine.heard;
+            let options = ["--coldplug=kernel", "--state", state, "--sys", &sys];
+            let mut daemon = machine.with_handler(&options);
+            World::settle("plugd");
+            machine.hear();
+            daemon.signal(Signal::TERM);
+            daemon.wait_exit();
+            let heard = machine.heard.iter().zip(before).map(|(now, before)| now - before);
+            (heard.sum::<usize>(), sys::socket_memory(&listener).unwrap().queued > 0)
+        };
+        let state = state.to_str().unwrap();
+        assert_eq!(start(state), (2, true), "lo and the bridge");
+        assert_eq!(start(state), (0, false));
+        inject::real_device("br8");
+        assert_eq!(start(state), (1, false));
+        assert_eq!(start("none"), (3, true));
     });
 }
 
