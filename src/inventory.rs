@@ -365,7 +365,10 @@ impl<S: Storage> Inventory<S> {
         if let Some(at) = held {
             let bytes = self.storage.bytes();
             let known = identity_at(bytes, at);
-            incarnation = get(bytes, at + AT_INCARNATION);
+            // What else was begun for it is not done by that.
+            if bytes[at + AT_STATE] == SETTLED {
+                incarnation = get(bytes, at + AT_INCARNATION);
+            }
             // The number of an interface tells for sure; its name may have changed before.
             let interface = |identity| identity::number(identity, b"IFINDEX");
             let is_same = interface(known).is_some() && interface(known) == interface(&identity);
