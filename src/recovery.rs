@@ -245,6 +245,12 @@ pub fn interface(identity: &[u8]) -> Option<(&[u8], u32)> {
     Some((identity::value(identity, b"INTERFACE")?, u32::try_from(index).ok()?))
 }
 
+/// Whether a network interface that is `known` has another name by now.
+pub fn is_renamed(known: &[u8], told: &[u8]) -> bool {
+    let renamed = interface(known).zip(interface(told));
+    renamed.is_some_and(|(known, told)| known.1 == told.1 && known.0 != told.0)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -533,5 +539,12 @@ mod tests {
         assert_eq!(interface(identity), Some((&b"lo"[..], 1)));
         assert_eq!(interface(b"SUBSYSTEM=queues\0INTERFACE=lo\0IFINDEX=1\0"), None);
         assert_eq!(interface(b"SUBSYSTEM=net\0"), None);
+        let others: [&[u8]; 4] = [
+            identity,
+            b"SUBSYSTEM=net\0INTERFACE=lo\0IFINDEX=2\0",
+            b"SUBSYSTEM=net\0INTERFACE=other\0IFINDEX=2\0",
+            b"SUBSYSTEM=net\0INTERFACE=other\0IFINDEX=1\0",
+        ];
+        assert_eq!(others.map(|other| is_renamed(identity, other)), [false, false, false, true]);
     }
 }

@@ -30,7 +30,7 @@ use crate::sysfs::Sysfs;
 use crate::uevent::Uevent;
 
 use self::fresh::{FRESH_FOR, Fresh};
-use self::replay::{Finding, Replay, Stage};
+use self::replay::{Finding, Moves, Replay, Stage};
 use self::trigger::Triggering;
 use super::Daemon;
 
@@ -96,6 +96,7 @@ pub(super) struct Recovery {
     before: Option<Progress>,
     /// Until then, what moves may have been about to when it was listed.
     in_doubt: Time,
+    moves: Moves,
     /// Which events were acted on.
     sequence: Sequence,
     /// The queue was not empty since events were lost: the kernel may have dropped
@@ -183,6 +184,7 @@ impl Recovery {
             overtaken: false,
             before: Some(before),
             in_doubt: Time::ZERO,
+            moves: Moves::new(),
             sequence: match before {
                 Progress::Through(number) | Progress::Left(number) => Sequence::after(number),
                 Progress::Unknown => Sequence::after(0),
@@ -300,6 +302,7 @@ impl Recovery {
     /// comparison. Returns whether another device has to be acted on once more that
     /// no comparison under way will find.
     pub(super) fn begin(&mut self, event: &Uevent<'_>, replayed: bool) -> bool {
+        self.moves.note(event);
         let unsettles = self.inventory.begin(event, self.trust != Trust::Lossy);
         // It may tell of the one that was there before the one that a scan found.
         if !replayed
@@ -615,6 +618,7 @@ impl Daemon {
         let (now, (_, drops)) = (self.now(), self.queue());
         let recovery = &mut self.recovery;
         let all = !recovery.again && drops == recovery.baseline;
+        recovery.moves = Moves::new();
         recovery.pace.ended(now, all);
         if !all {
             recovery.trust = Trust::Lossy;

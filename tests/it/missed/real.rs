@@ -7,11 +7,14 @@ use std::io::Write;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread;
 
 use plugd::sys;
 use rustix::process::Signal;
 use tempfile::TempDir;
 
+use crate::control::SetWhenDropped;
 use crate::harness::daemon::{Daemon, Plugd};
 use crate::harness::inject::{self, Injector};
 use crate::harness::{eventually, ns, skip};
@@ -61,6 +64,10 @@ impl Machine {
 
     /// A plugd with rules that are only printed, to a file.
     fn with_rules(&self, options: &[&str]) -> Daemon {
+        self.rules(options).start()
+    }
+
+    fn rules(&self, options: &[&str]) -> Plugd {
         let acted = fs::File::options().append(true).open(self.at("acted")).unwrap();
         Plugd::new()
             .args(["run", "-q", "--dry-run", "--output-fd", "9"])
@@ -68,7 +75,6 @@ impl Machine {
             .args([self.at("rules")])
             .args(options)
             .fd(acted, 9)
-            .start()
     }
 
     /// A plugd with a program that appends its environment to the same file.
@@ -376,6 +382,72 @@ fn an_interface_that_is_renamed_just_after_the_start_is_not_taken_down() {
         assert_eq!(machine.heard, [2, 0, 1], "lo and the bridge come, nothing goes");
         // Nothing was lost: that the move is doubted is no reason to tell of all.
         assert_eq!(metric("plugd_events_replayed_total{action=\"change\"}"), 0);
+    });
+}
+
+/// What waits when devices are compared tells that it is the same one.
+#[test]
+fn an_interface_that_was_renamed_before_it_is_looked_for_moves() {
+    ns::inside_a_machine(|| {
+        let mut machine = Machine::new(12);
+        let state = machine.at("state");
+        let options = ["--state", state.to_str().unwrap()];
+        inject::real_device("br7");
+        let mut daemon = machine.with_rules(&options);
+        World::settle("plugd");
+        daemon.signal(Signal::TERM);
+        daemon.wait_exit();
+        let socket = inject::socket(plugd::netlink::KERNEL_GROUP);
+        ip(&["link set br7 name br8".to_owned()]);
+        let mut daemon = machine.rules(&options).args(["--fd", "3"]).fd(socket, 3).start();
+        World::settle("plugd");
+        machine.check(false, "after that");
+        assert_eq!(machine.heard, [2, 0, 1], "lo and the bridge come, nothing goes");
+        daemon.signal(Signal::TERM);
+        daemon.wait_exit();
+        // Where nobody has heard of it, nothing is waited for.
+        ip(&["link set br8 name br9".to_owned()]);
+        let _daemon = machine.with_rules(&options);
+        World::settle("plugd");
+        machine.check(false, "after the restart");
+        assert_eq!(machine.heard, [3, 1, 1]);
+    });
+}
+
+#[test]
+fn an_interface_that_is_renamed_all_the_time_is_never_taken_down() {
+    ns::inside_a_machine(|| {
+        let mut machine = Machine::new(13);
+        inject::real_device("br7");
+        let daemon = machine.with_rules(&["--coldplug", "--state", "none"]);
+        World::settle("plugd");
+        let (end, renames) = (AtomicBool::new(false), AtomicU64::new(0));
+        thread::scope(|scope| {
+            let _end = SetWhenDropped(&end);
+            scope.spawn(|| {
+                let names = ["br7", "br8"];
+                for (from, to) in names.into_iter().zip(["br8", "br7"]).cycle() {
+                    if end.load(Ordering::Relaxed) {
+                        break;
+                    }
+                    ip(&[format!("link set {from} name {to}")]);
+                    renames.fetch_add(1, Ordering::Relaxed);
+                    // Not while it is compared each time.
+                    metric("plugd_scans_total");
+                }
+            });
+            let few = |scans: &u64| *scans < 10 || renames.load(Ordering::Relaxed) < 30;
+            for scans in (0..).take_while(few) {
+                daemon.signal(Signal::ALARM);
+                eventually("it is compared", || {
+                    (metric("plugd_scans_total") > scans).then_some(())
+                });
+            }
+        });
+        World::settle("plugd");
+        machine.check(false, "in the end");
+        let [_, removed, moved] = machine.heard;
+        assert!(removed == 0 || metric("plugd_kernel_drops_total") > 0, "{removed} of {moved}");
     });
 }
 
