@@ -7,7 +7,7 @@
 use std::ffi::{CStr, CString, OsString};
 use std::os::unix::ffi::OsStringExt;
 
-use crate::uevent::Uevent;
+use crate::uevent::{REPLAY, Uevent};
 
 /// Where programs are looked for if PATH is not set; with it a child runs then,
 /// as the kernel's own hotplug helper does (lib/kobject_uevent.c).
@@ -143,12 +143,14 @@ impl<'a> Key<'a> {
 
 impl Base {
     /// Takes the variables given, without those that hand sockets and the like
-    /// to plugd itself; HOME and PATH are filled in where they are not set.
+    /// to plugd itself, and without [`REPLAY`]; HOME and PATH are filled in where they are
+    /// not set.
     pub fn new(variables: impl IntoIterator<Item = (OsString, OsString)>) -> Self {
         let mut base = Self { variables: Vec::new() };
         for (key, value) in variables {
             let (key, value) = (key.into_vec(), value.into_vec());
-            if !matches_any(&HANDOVER, &key) {
+            // Who starts plugd may be its own program for such an event.
+            if !matches_any(&HANDOVER, &key) && key != REPLAY {
                 base.set_if_unset(&key, &value);
             }
         }
@@ -268,6 +270,7 @@ mod tests {
             ("LISTEN_FDNAMES", "x"),
             ("NOTIFY_SOCKET", "/x"),
             ("UPSTART_FDS", "3"),
+            ("PLUGD_REPLAY", "coldplug"),
             ("LISTENER", "kept"),
         ]);
         let (variables, _) = environment(&base, b"Z=1\0");

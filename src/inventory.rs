@@ -23,8 +23,8 @@ use hashbrown::HashTable;
 use crate::uevent::Uevent;
 
 use format::{
-    AT_INCARNATION, AT_PROGRESS, AT_STATE, BEGUN, LEFT, SETTLED, UNDONE, UNKNOWN, UNSEEN, get,
-    get_checked, identity_at, name_at, offset, path_at, put, put_checked, same,
+    AT_INCARNATION, AT_PROGRESS, AT_STATE, BEGUN, LEFT, NUMBER_MAX, SETTLED, UNDONE, UNKNOWN,
+    UNSEEN, get, get_checked, identity_at, name_at, offset, path_at, put, put_checked, same,
 };
 pub use format::{begins_like_one, hash};
 use identity::Tracked;
@@ -107,14 +107,15 @@ pub struct Known<'a> {
 }
 
 /// Whether every event was acted on before the inventory was left.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Progress {
     /// Perhaps not.
     Unknown,
     /// All up to the one with this SEQNUM.
     Through(u64),
-    /// All, until it was left on purpose.
-    Left,
+    /// All that came, until it was left on purpose; and of those that have been sent, all
+    /// up to the one with this SEQNUM.
+    Left(u64),
 }
 
 /// The inventory.
@@ -142,7 +143,7 @@ impl<S: Storage> Inventory<S> {
     pub fn progress(&self) -> Progress {
         match get_checked(self.storage.bytes(), AT_PROGRESS) {
             None | Some(UNKNOWN) => Progress::Unknown,
-            Some(LEFT) => Progress::Left,
+            Some(word) if word & LEFT != 0 => Progress::Left(word & NUMBER_MAX),
             Some(number) => Progress::Through(number),
         }
     }
@@ -151,8 +152,10 @@ impl<S: Storage> Inventory<S> {
     pub fn set_progress(&mut self, progress: Progress) {
         let word = match progress {
             Progress::Unknown => UNKNOWN,
+            // No kernel has sent so many.
+            Progress::Through(number) | Progress::Left(number) if number > NUMBER_MAX => UNKNOWN,
             Progress::Through(number) => number,
-            Progress::Left => LEFT,
+            Progress::Left(number) => LEFT | number,
         };
         compiler_fence(Ordering::SeqCst);
         put_checked(self.storage.bytes_mut(), AT_PROGRESS, word);
@@ -362,7 +365,10 @@ impl<S: Storage> Inventory<S> {
         if let Some(at) = held {
             let bytes = self.storage.bytes();
             let known = identity_at(bytes, at);
-            incarnation = get(bytes, at + AT_INCARNATION);
+            // What else was begun for it is not done by that.
+            if bytes[at + AT_STATE] == SETTLED {
+                incarnation = get(bytes, at + AT_INCARNATION);
+            }
             // The number of an interface tells for sure; its name may have changed before.
             let interface = |identity| identity::number(identity, b"IFINDEX");
             let is_same = interface(known).is_some() && interface(known) == interface(&identity);

@@ -42,7 +42,7 @@ use crate::settle::Requests;
 use crate::signals::{Manner, Signals};
 use crate::status;
 use crate::sys::Spawner;
-use crate::uevent::{Header, Uevent};
+use crate::uevent::{self, Header, Uevent};
 
 use self::deeds::Deed;
 use self::recover::{Recovered, Recovery};
@@ -296,9 +296,9 @@ impl Daemon {
         }
         let (mut buffer, mut first) = (vec![0; DATAGRAM_MAX], Vec::new());
         loop {
-            let (source, datagram) = match self.read(&mut buffer)? {
-                Next::Datagram(source, length) => (Some(source), &buffer[..length]),
-                Next::Replay(length) => (None, &buffer[..length]),
+            let (source, mut length) = match self.read(&mut buffer)? {
+                Next::Datagram(source, length) => (Some(source), length),
+                Next::Replay(length) => (None, length),
                 Next::Reload => {
                     self.reload_now(engine);
                     continue;
@@ -307,7 +307,16 @@ impl Daemon {
             };
             let header =
                 source.map_or(Header::Required, |source| self.sources[source].source.header());
-            let event = match Uevent::parse(datagram, header) {
+            let event = match Uevent::parse(&buffer[..length], header) {
+                Ok(event) if source.is_some() && event.replay().is_some() => {
+                    self.warn_of_replay(&event);
+                    length = uevent::remove(&mut buffer[..length], uevent::REPLAY);
+                    Uevent::parse(&buffer[..length], header)
+                }
+                result => result,
+            };
+            let datagram = &buffer[..length];
+            let event = match event {
                 Ok(event) => event,
                 Err(malformed) => {
                     self.drop_malformed(malformed);
@@ -452,7 +461,7 @@ impl Daemon {
     /// Tells those who wait for it.
     fn note_acted_on(&mut self, source: Option<usize>, event: &Uevent<'_>, now: Time) {
         if source.is_some_and(|source| self.sources[source].is_kernels) {
-            self.recovery.note_progress(event, now);
+            self.recovery.note_progress(event);
         }
         self.requests.acted_on(source, event, now);
         self.answer_requests();

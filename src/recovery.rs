@@ -8,12 +8,15 @@
 use std::collections::HashSet;
 use std::fmt;
 use std::io::Write;
+use std::iter;
+use std::ops::Range;
 use std::time::Duration;
 
-use crate::inventory::{Inventory, Storage, identity};
+use crate::inventory::{Inventory, Progress, Storage, identity};
 use crate::machine::Time;
+use crate::uevent::REPLAY;
 
-/// Why devices are compared. The text is in PLUGD_REPLAY, in the environment of
+/// Why devices are compared. The text is in [`REPLAY`], in the environment of
 /// whatever acts on what comes of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Cause {
@@ -122,62 +125,72 @@ impl Default for Pace {
     }
 }
 
-/// How far the kernel's events have come, by their SEQNUM.
+/// Which of the kernel's events were acted on, by their SEQNUM.
 ///
 /// One that is missing has gone to another network namespace; or it will come: since
 /// Linux 6.10 events are numbered before they queue up to be sent
-/// (kobject_uevent_env in lib/kobject_uevent.c), so that one may overtake another.
-#[derive(Debug, Default)]
+/// (kobject_uevent_env in lib/kobject_uevent.c), so that one may overtake another, and
+/// nothing tells for how long. So whatever is missing is waited for until it comes, or
+/// all devices are acted on once more: after a kill they may be for nothing, but no
+/// event is forgotten that was on its way.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Sequence {
-    /// All up to this one have come, or never will.
-    through: u64,
-    /// Which of those after it have come, the next one lowest.
-    ahead: u64,
+    /// Without gaps, and in their order. All of the first run were acted on, or are made
+    /// up for; of the others, those before them are missing.
+    runs: Vec<Range<u64>>,
 }
 
 impl Sequence {
-    /// All up to this one have come.
-    pub fn after(through: u64) -> Self {
-        Self { through, ahead: 0 }
+    /// More of them are not remembered: what comes after them is as if it were missing.
+    const RUNS_MAX: usize = 64;
+
+    /// All up to this one were acted on; after 0, nothing is known.
+    pub fn after(number: u64) -> Self {
+        Self { runs: iter::once(0..number.saturating_add(1)).collect() }
     }
 
-    /// All up to this one have come, or never will.
+    /// All up to this one were acted on, or are made up for.
     pub fn through(&self) -> u64 {
-        self.through
+        self.runs[0].end - 1
     }
 
-    /// Whether some are missing before one that has come.
-    pub fn has_gap(&self) -> bool {
-        self.ahead != 0
-    }
-
-    /// The one with this number came. What is missing when so many others have come is
-    /// not waited for any more.
-    pub fn came(&mut self, number: u64) {
-        let last = u64::from(u64::BITS);
-        self.skip_to(number.saturating_sub(last));
-        if number > self.through {
-            self.ahead |= 1 << (number - self.through - 1);
+    /// The one with this number was acted on.
+    pub fn acted_on(&mut self, number: u64) {
+        let Some(next) = number.checked_add(1) else { return };
+        let at = self.runs.partition_point(|run| run.end < number);
+        let may_add = self.runs.len() < Self::RUNS_MAX;
+        match &mut self.runs[at..] {
+            [run, ..] if run.contains(&number) => {}
+            [run, after, ..] if run.end == number && after.start == next => {
+                run.end = after.end;
+                self.runs.remove(at + 1);
+            }
+            [run, ..] if run.end == number => run.end = next,
+            [run, ..] if run.start == next => run.start = number,
+            _ if may_add => self.runs.insert(at, number..next),
+            _ => {}
         }
-        self.skip_to(self.through);
     }
 
-    /// Those up to this one that are missing will not come.
-    pub fn skip_to(&mut self, number: u64) {
-        let count = number.saturating_sub(self.through);
-        self.advance(count);
-        self.advance(self.ahead.trailing_ones().into());
+    /// Devices are about to be compared; the SEQNUM of the `last` event is from before
+    /// any of them is looked at. If all are acted on, whatever has happened by then is
+    /// made up for, once that is done.
+    pub fn compare(&mut self, last: Option<u64>, acts_on_all: bool) {
+        if acts_on_all {
+            *self = Self::after(last.unwrap_or(0));
+        }
     }
+}
 
-    /// What is missing will not come.
-    pub fn close(&mut self) {
-        self.advance((u64::BITS - self.ahead.leading_zeros()).into());
-    }
-
-    fn advance(&mut self, count: u64) {
-        self.through += count;
-        let shifted = u32::try_from(count).ok().and_then(|count| self.ahead.checked_shr(count));
-        self.ahead = shifted.unwrap_or(0);
+/// Whether events that were not acted on may have told of changes, at the start of a
+/// daemon: by how far the one `before` it had come, and the SEQNUM of the `last` event
+/// by now.
+pub fn has_missed_changes(before: Progress, last: Option<u64>) -> bool {
+    match before {
+        // What happened after that is nothing that somebody would have heard of.
+        Progress::Left(_) => false,
+        Progress::Through(number) => last != Some(number),
+        Progress::Unknown => true,
     }
 }
 
@@ -207,7 +220,10 @@ pub fn gone<S: Storage>(
 pub fn mark(event: &mut Vec<u8>, cause: Cause, last: Option<u64>) {
     let last = last.unwrap_or(0);
     // To memory that never fails.
-    let _ = write!(event, "SEQNUM={last}\0PLUGD_REPLAY={cause}\0");
+    let _ = write!(event, "SEQNUM={last}\0");
+    for part in [REPLAY, b"=", cause.name().as_bytes(), b"\0"] {
+        event.extend_from_slice(part);
+    }
 }
 
 /// Writes the datagram of an event for a device that is known, in place of what
@@ -229,6 +245,12 @@ pub fn interface(identity: &[u8]) -> Option<(&[u8], u32)> {
     }
     let index = identity::number(identity, b"IFINDEX")?;
     Some((identity::value(identity, b"INTERFACE")?, u32::try_from(index).ok()?))
+}
+
+/// Whether a network interface that is `known` has another name by now.
+pub fn is_renamed(known: &[u8], told: &[u8]) -> bool {
+    let renamed = interface(known).zip(interface(told));
+    renamed.is_some_and(|(known, told)| known.1 == told.1 && known.0 != told.0)
 }
 
 #[cfg(test)]
@@ -283,30 +305,208 @@ mod tests {
     fn what_comes_late_is_waited_for() {
         let mut events = Sequence::after(100);
         let mut come = |numbers: &[u64]| {
-            numbers.iter().for_each(|number| events.came(*number));
-            (events.through(), events.has_gap())
+            numbers.iter().for_each(|number| events.acted_on(*number));
+            events.through()
         };
-        assert_eq!(come(&[101, 102]), (102, false));
-        assert_eq!(come(&[104, 105, 107]), (102, true), "103 may come");
-        assert_eq!(come(&[103]), (105, true));
-        assert_eq!(come(&[106, 90, 107]), (107, false));
-        // Too many others have come since.
-        assert_eq!(come(&[109]), (107, true));
-        assert_eq!(come(&(110..171).collect::<Vec<_>>()), (107, true));
-        assert_eq!(come(&[171]), (107, true));
-        assert_eq!(come(&[172]), (172, false));
-        assert_eq!(come(&[1000]), (936, true));
-        events.close();
-        assert_eq!((events.through(), events.has_gap()), (1000, false));
-        events.came(1003);
-        events.came(1004);
-        events.skip_to(1002);
-        assert_eq!((events.through(), events.has_gap()), (1004, false));
-        events.skip_to(90);
-        assert_eq!(events.through(), 1004);
-        events.skip_to(u64::MAX);
-        events.came(u64::MAX);
-        assert_eq!((events.through(), events.has_gap()), (u64::MAX, false));
+        assert_eq!(come(&[101, 102]), 102);
+        assert_eq!(come(&[104, 105, 107]), 102, "103 may come");
+        assert_eq!(come(&[103]), 105);
+        assert_eq!(come(&[106, 90, 107]), 107);
+        assert_eq!(come(&(109..10_000).rev().collect::<Vec<_>>()), 107, "108 still may");
+        assert_eq!(come(&[10_001, u64::MAX, 108]), 9_999);
+        // What cannot be remembered is missing.
+        let gaps: Vec<u64> = (10_000..20_000).step_by(2).skip(1).collect();
+        assert_eq!(come(&gaps), 9_999);
+        assert_eq!(come(&(10_000..20_000).collect::<Vec<_>>()), 19_999);
+        events.compare(Some(30_000), false);
+        assert_eq!(events.through(), 19_999);
+        events.compare(Some(30_000), true);
+        assert_eq!(events.through(), 30_000);
+        events.compare(None, true);
+        assert_eq!(events.through(), 0);
+    }
+
+    /// Where an event is.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+    enum Way {
+        /// It has not happened.
+        Ahead,
+        /// It has, and has a number; but it is not yet sent.
+        Numbered,
+        Queued,
+        /// Nobody had it.
+        Lost,
+        /// It was acted on, or the device was acted on after it has happened, or it goes
+        /// to another network namespace, or it is of a time when plugd was stopped.
+        Done,
+    }
+
+    /// All that there is: the kernel, which numbers events in their order and sends them
+    /// in any, and a plugd, as `loop::recover` has it.
+    #[derive(Debug, Clone, PartialEq, Eq, Hash)]
+    struct Model {
+        events: [Way; 4],
+        /// What is in the state file.
+        progress: Progress,
+        sequence: Sequence,
+        runs: bool,
+        /// The number of the last event, and whether all devices are acted on.
+        comparison: Option<(u64, bool)>,
+        /// What the one before had left, until the first comparison.
+        before: Option<Progress>,
+        /// The kernel has dropped an event.
+        overrun: bool,
+        /// How often something may still happen.
+        kills: u8,
+        stops: u8,
+        rescans: u8,
+        drops: u8,
+    }
+
+    impl Model {
+        fn last(&self) -> u64 {
+            self.events.iter().filter(|way| **way != Way::Ahead).count() as u64
+        }
+
+        /// With something done to it, if that can be.
+        fn with(&self, change: impl FnOnce(&mut Self) -> Option<()>) -> Option<Self> {
+            let mut next = self.clone();
+            change(&mut next).map(|()| next)
+        }
+
+        fn end(&mut self, lost: &[Way], becomes: Way) {
+            self.runs = false;
+            self.comparison = None;
+            let lost = self.events.iter_mut().filter(|way| lost.contains(way));
+            lost.for_each(|way| *way = becomes);
+        }
+
+        fn tell(&mut self) {
+            if self.comparison.is_none() && self.before.is_none() && !self.overrun {
+                self.progress = Progress::Through(self.sequence.through());
+            }
+        }
+
+        /// Whatever can happen next.
+        fn next(&self) -> Vec<Self> {
+            let mut next = Vec::new();
+            next.extend(self.with(|it| {
+                let event = it.events.iter_mut().find(|way| **way == Way::Ahead)?;
+                *event = Way::Numbered;
+                Some(())
+            }));
+            next.extend(self.with(|it| {
+                let event = it.events.iter_mut().find(|way| **way == Way::Ahead)?;
+                *event = Way::Done;
+                Some(())
+            }));
+            for (index, number) in (0..self.events.len()).zip(1..) {
+                next.extend(self.with(|it| {
+                    let sent = if it.runs { Way::Queued } else { Way::Lost };
+                    (it.events[index] == Way::Numbered).then(|| it.events[index] = sent)
+                }));
+                next.extend(self.with(|it| {
+                    it.drops = it.drops.checked_sub(1)?;
+                    it.overrun = true;
+                    (it.runs && it.events[index] == Way::Numbered)
+                        .then(|| it.events[index] = Way::Lost)
+                }));
+                // It is acted on. Which of those that wait does not matter.
+                next.extend(self.with(|it| {
+                    let reads = it.runs && it.comparison.is_none();
+                    (reads && it.events[index] == Way::Queued).then(|| {
+                        it.events[index] = Way::Done;
+                        it.sequence.acted_on(number);
+                        it.tell();
+                    })
+                }));
+            }
+            next.extend(self.with(|it| {
+                it.kills = it.kills.checked_sub(1)?;
+                it.runs.then(|| it.end(&[Way::Queued], Way::Lost))
+            }));
+            // What has happened until the next start is not made up for.
+            next.extend(self.with(|it| {
+                it.stops = it.stops.checked_sub(1)?;
+                let settled = it.comparison.is_none() && it.before.is_none() && !it.overrun;
+                (it.runs && settled && !it.events.contains(&Way::Queued)).then(|| {
+                    it.progress = Progress::Left(it.sequence.through());
+                    it.end(&[], Way::Done);
+                })
+            }));
+            next.extend(self.with(|it| {
+                (!it.runs).then(|| {
+                    if let Progress::Left(_) = it.progress {
+                        it.end(&[Way::Numbered, Way::Lost], Way::Done);
+                    }
+                    it.runs = true;
+                    it.overrun = false;
+                    it.before = Some(it.progress);
+                    it.sequence = Sequence::after(match it.progress {
+                        Progress::Through(number) | Progress::Left(number) => number,
+                        Progress::Unknown => 0,
+                    });
+                    it.progress = Progress::Unknown;
+                })
+            }));
+            next.extend(self.with(|it| {
+                if it.before.is_none() && !it.overrun {
+                    it.rescans = it.rescans.checked_sub(1)?;
+                }
+                (it.runs && it.comparison.is_none()).then(|| {
+                    let last = it.last();
+                    let missed = |before| has_missed_changes(before, Some(last));
+                    let acts_on_all = it.before.take().is_some_and(missed) || it.overrun;
+                    it.sequence.compare(Some(last), acts_on_all);
+                    it.comparison = Some((last, acts_on_all));
+                    it.progress = Progress::Unknown;
+                    it.overrun = false;
+                })
+            }));
+            next.extend(self.with(|it| {
+                let (last, acts_on_all) = it.comparison?;
+                it.comparison = None;
+                if acts_on_all {
+                    // That some are still to come does not matter any more.
+                    it.events[..usize::try_from(last).unwrap()].fill(Way::Done);
+                }
+                it.tell();
+                Some(())
+            }));
+            next
+        }
+    }
+
+    #[test]
+    fn killed_at_any_moment_no_change_is_forgotten_that_is_on_its_way() {
+        let first = Model {
+            events: [Way::Ahead; 4],
+            progress: Progress::Unknown,
+            sequence: Sequence::after(0),
+            runs: false,
+            comparison: None,
+            before: None,
+            overrun: false,
+            kills: 2,
+            stops: 1,
+            rescans: 1,
+            drops: 1,
+        };
+        let (mut known, mut left) = (HashSet::from([first.clone()]), vec![first]);
+        let (mut spared, mut repeated) = (0, 0);
+        while let Some(state) = left.pop() {
+            let made_up = state.comparison.is_none() && state.before.is_none() && !state.overrun;
+            let forgotten = state.runs && made_up && state.events.contains(&Way::Lost);
+            assert!(!forgotten, "{state:#?}");
+            if state.kills < 2 && state.comparison.is_some_and(|(last, _)| last > 0) {
+                let acts_on_all = state.comparison.is_some_and(|(_, all)| all);
+                *if acts_on_all { &mut repeated } else { &mut spared } += 1;
+            }
+            let next = state.next().into_iter();
+            left.extend(next.filter(|state| known.insert(state.clone())));
+        }
+        assert!(known.len() > 100_000, "{}", known.len());
+        assert!(spared > 0 && repeated > 0, "{spared} {repeated}");
     }
 
     #[test]
@@ -341,5 +541,12 @@ mod tests {
         assert_eq!(interface(identity), Some((&b"lo"[..], 1)));
         assert_eq!(interface(b"SUBSYSTEM=queues\0INTERFACE=lo\0IFINDEX=1\0"), None);
         assert_eq!(interface(b"SUBSYSTEM=net\0"), None);
+        let others: [&[u8]; 4] = [
+            identity,
+            b"SUBSYSTEM=net\0INTERFACE=lo\0IFINDEX=2\0",
+            b"SUBSYSTEM=net\0INTERFACE=other\0IFINDEX=2\0",
+            b"SUBSYSTEM=net\0INTERFACE=other\0IFINDEX=1\0",
+        ];
+        assert_eq!(others.map(|other| is_renamed(identity, other)), [false, false, false, true]);
     }
 }

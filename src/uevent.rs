@@ -61,11 +61,18 @@ struct Noted<'a> {
     old_path: Option<&'a [u8]>,
     subsystem: Option<&'a [u8]>,
     number: Option<&'a [u8]>,
+    replay: Option<&'a [u8]>,
 }
 
 impl<'a> Noted<'a> {
-    const NOTHING: Self =
-        Self { action: None, path: None, old_path: None, subsystem: None, number: None };
+    const NOTHING: Self = Self {
+        action: None,
+        path: None,
+        old_path: None,
+        subsystem: None,
+        number: None,
+        replay: None,
+    };
 
     fn note(&mut self, field: Field<'a>) {
         let slot = match field.key() {
@@ -74,6 +81,7 @@ impl<'a> Noted<'a> {
             b"DEVPATH_OLD" => &mut self.old_path,
             b"SUBSYSTEM" => &mut self.subsystem,
             b"SEQNUM" => &mut self.number,
+            REPLAY => &mut self.replay,
             _ => return,
         };
         *slot = Some(field.value_bytes());
@@ -184,6 +192,11 @@ impl<'a> Uevent<'a> {
         std::str::from_utf8(self.noted.number?).ok()?.parse().ok()
     }
 
+    /// Its last [`REPLAY`].
+    pub fn replay(&self) -> Option<&'a [u8]> {
+        self.noted.replay
+    }
+
     /// The `KEY=VALUE` fields, in their order; a key may occur more than once.
     pub fn fields(&self) -> impl Iterator<Item = Field<'a>> + use<'a> {
         self.strings().filter_map(Field::new)
@@ -207,6 +220,24 @@ impl<'a> Uevent<'a> {
             CStr::from_bytes_with_nul(value).ok()
         })
     }
+}
+
+/// The variable that tells of an event that it is replayed, and why: plugd says so of those
+/// that it makes itself, and nobody of any other.
+pub const REPLAY: &[u8] = b"PLUGD_REPLAY";
+
+/// Takes all fields with this key out of a datagram, in place. Returns how long it is then.
+pub fn remove(datagram: &mut [u8], key: &[u8]) -> usize {
+    let (mut from, mut to) = (0, 0);
+    while let Some(length) = position(&datagram[from..], 0).map(|end| end + 1) {
+        let field = &datagram[from..from + length];
+        if !field.strip_prefix(key).is_some_and(|rest| rest.starts_with(b"=")) {
+            datagram.copy_within(from..from + length, to);
+            to += length;
+        }
+        from += length;
+    }
+    to
 }
 
 /// Variables that the kernel's driver core has first in an event, if at all
@@ -319,6 +350,25 @@ mod tests {
     }
 
     #[test]
+    fn fields_are_taken_out() {
+        let cases: [(&[u8], &[u8]); 5] = [
+            (b"add@/x\0A=1\0K=2\0KK=3\0K=\0B=K=4\0", b"add@/x\0A=1\0KK=3\0B=K=4\0"),
+            (b"K=1\0K=2\0", b""),
+            (b"A=1\0", b"A=1\0"),
+            (b"add@/x\0K\0K", b"add@/x\0K\0"),
+            (b"", b""),
+        ];
+        for (datagram, expected) in cases {
+            let mut left = datagram.to_vec();
+            let length = remove(&mut left, b"K");
+            assert_eq!(
+                left[..length].escape_ascii().to_string(),
+                expected.escape_ascii().to_string()
+            );
+        }
+    }
+
+    #[test]
     fn a_header_may_be_optional() {
         let bare = b"ACTION=add\0DEVPATH=/devices/x@1\0";
         assert_eq!(Uevent::parse(bare, Header::Required), Err(Malformed::NoHeader));
@@ -380,10 +430,12 @@ mod tests {
 
         #[test]
         fn what_is_noted_is_what_is_found(
-            fields in prop::collection::vec((0usize..7, "[+a0-9=]{0,3}"), 0..20),
+            fields in prop::collection::vec((0usize..8, "[+a0-9=]{0,3}"), 0..20),
         ) {
-            let keys =
-                ["ACTION", "DEVPATH", "DEVPATH_OLD", "SUBSYSTEM", "SEQNUM", "SEQNUM_", ""];
+            let keys = [
+                "ACTION", "DEVPATH", "DEVPATH_OLD", "SUBSYSTEM", "SEQNUM", "PLUGD_REPLAY",
+                "SEQNUM_", "",
+            ];
             let fields = fields.iter().map(|(key, value)| format!("{}={value}\0", keys[*key]));
             let datagram = format!("a@/x\0{}", fields.collect::<String>()).into_bytes();
             let event = Uevent::parse(&datagram, Header::Required).unwrap();
@@ -392,6 +444,7 @@ mod tests {
             prop_assert_eq!(noted, ["ACTION", "DEVPATH", "DEVPATH_OLD", "SUBSYSTEM"].map(last));
             let number = event.last(b"SEQNUM").and_then(|n| n.to_str().ok()?.parse().ok());
             prop_assert_eq!(event.number(), number);
+            prop_assert_eq!(event.replay(), last("PLUGD_REPLAY"));
         }
 
         #[test]

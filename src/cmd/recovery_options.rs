@@ -17,6 +17,12 @@ use crate::sys;
 /// The directory of state files that nobody chose.
 const DIRECTORY: &str = "/run/plugd";
 
+/// What their names end in.
+const SUFFIX: &str = ".state";
+
+/// No name of a file is longer, in bytes (limits.h).
+const NAME_MAX: usize = 255;
+
 /// What [`Changes::parse`] reads.
 pub(super) const CHANGES: &str = "yes, no, or names of subsystems with commas between them";
 
@@ -135,18 +141,23 @@ impl RecoveryOptions {
 
 /// A file for each daemon, as it has a control socket of its own. A path, which begins
 /// with `/`, has `!` for each of them, as sysfs has in names; an abstract name has none.
+/// What is too long for the name of a file when it is written so that it can be read is in
+/// hexadecimal digits, which always fit, after what the other way never begins with.
 fn default_path(control: Option<&Address>) -> PathBuf {
-    let (name, slash) = match control {
-        None => (b"plugd".to_vec(), "\\x2f"),
-        Some(Address::Abstract(name)) => (name.clone(), "\\x2f"),
+    let (name, kind, slash) = match control {
+        None => (b"plugd".to_vec(), "\\a", "\\x2f"),
+        Some(Address::Abstract(name)) => (name.clone(), "\\a", "\\x2f"),
         Some(Address::Path(path)) => {
             let path = absolute(path).unwrap_or_else(|_| path.clone());
-            (path.into_os_string().into_vec(), "!")
+            (path.into_os_string().into_vec(), "\\p", "!")
         }
     };
-    let name: String = name.escape_ascii().map(char::from).collect();
-    let name = name.replace('!', "\\x21").replace('/', slash);
-    Path::new(DIRECTORY).join(name + ".state")
+    let text: String = name.escape_ascii().map(char::from).collect();
+    let mut text = text.replace('!', "\\x21").replace('/', slash);
+    if text.len() + SUFFIX.len() > NAME_MAX {
+        text = name.iter().fold(kind.to_owned(), |text, byte| format!("{text}{byte:02x}"));
+    }
+    Path::new(DIRECTORY).join(text + SUFFIX)
 }
 
 /// What the plugd before this one knew.
@@ -195,7 +206,18 @@ mod tests {
             "@a\\x2fb",
             "@a\nb",
         ];
-        let names: std::collections::HashSet<_> = controls.into_iter().map(name).collect();
+        // As long as they can be, and so long that it just fits, or just does not.
+        let long = ["é", "ß", "\n"].map(|c| c.repeat(107 / c.len()));
+        let long = long.iter().flat_map(|name| [format!("@{name}"), format!("/{name}")]);
+        let long = long.map(|control| control.chars().take(107).collect::<String>());
+        let long = long.chain((60..=64).map(|count| format!("@{}", "\x01".repeat(count))));
+        let controls: Vec<String> =
+            controls.into_iter().map(ToOwned::to_owned).chain(long).collect();
+        let names = controls.iter().map(|control| name(control));
+        let names: std::collections::HashSet<_> = names.collect();
         assert_eq!(names.len(), controls.len(), "{names:?}");
+        assert!(names.iter().all(|name| name.len() <= NAME_MAX), "{names:?}");
+        assert!(names.contains(&format!("{}.state", "\\x01".repeat(62))));
+        assert!(names.contains(&format!("\\a{}.state", "01".repeat(63))));
     }
 }

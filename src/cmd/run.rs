@@ -51,7 +51,8 @@ What about devices that are there already, or that were missed:
       --coldplug                  at the start, act on all devices that are there;
                                   after a restart, on those that are not the same
       --coldplug=kernel           have the kernel tell of them instead of reading
-                                  /sys, for programs beside plugd that listen
+                                  /sys, for programs beside plugd that listen; not
+                                  after a restart, unless with --state none
       --state FILE                keep there what is known of devices, for the next
                                   start; or none [/run/plugd/NAME.state with
                                   --coldplug, NAME as in --control, ! for /]

@@ -9,7 +9,7 @@
 use super::identity;
 
 pub(super) const MAGIC: &[u8; 8] = b"plugdinv";
-pub(super) const VERSION: u64 = 3;
+pub(super) const VERSION: u64 = 4;
 
 /// Offsets in the header, in bytes.
 pub(super) const AT_VERSION: usize = 8;
@@ -19,9 +19,11 @@ pub(super) const AT_BOOT: usize = 32;
 pub(super) const AT_PROGRESS: usize = 72;
 pub(super) const HEADER: usize = 80;
 
-/// Stand for the other kinds of progress where a SEQNUM would be.
+/// Stands for the kind of progress that has no SEQNUM.
 pub(super) const UNKNOWN: u64 = 0;
-pub(super) const LEFT: u64 = WORD_MAX;
+/// What tells that the inventory was left, beside a SEQNUM; and the greatest of these.
+pub(super) const LEFT: u64 = 1 << (CHECK_AT - 1);
+pub(super) const NUMBER_MAX: u64 = LEFT - 1;
 
 /// Greatest number in a word with a check: see [`put_checked`].
 pub(super) const WORD_MAX: u64 = (1 << CHECK_AT) - 1;

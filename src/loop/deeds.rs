@@ -10,7 +10,7 @@ use crate::error::reason;
 use crate::machine::{Action, Input, Reason, Time};
 use crate::plan::{Step, Steps};
 use crate::recovery::Cause;
-use crate::uevent::{Uevent, short};
+use crate::uevent::{self, Uevent, short};
 
 use super::{Daemon, Watch, register};
 
@@ -167,6 +167,16 @@ impl Daemon {
             log::warn!("cannot run {program}: {error}; {event} waits for another attempt");
         } else {
             log::error!("cannot run {program}: {error}; {event} is not handled");
+        }
+    }
+
+    /// Somebody else says of an event that it is replayed.
+    pub(super) fn warn_of_replay(&mut self, event: &Uevent<'_>) {
+        self.withheld += 1;
+        let [_, limiter] = &mut self.limiters.withheld;
+        if limiter.allows(self.started.elapsed()) {
+            let (name, count) = (uevent::REPLAY.escape_ascii(), self.withheld);
+            log::warn!("{event}: not passed on: {name}, which is plugd's to set ({count} so far)");
         }
     }
 

@@ -30,7 +30,7 @@ use crate::sysfs::Sysfs;
 use crate::uevent::Uevent;
 
 use self::fresh::{FRESH_FOR, Fresh};
-use self::replay::{Finding, Replay, Stage};
+use self::replay::{Finding, Moves, Replay, Stage};
 use self::trigger::Triggering;
 use super::Daemon;
 
@@ -92,10 +92,11 @@ pub(super) struct Recovery {
     /// The queue was not empty since the last scan, which may have overtaken what
     /// waits.
     overtaken: bool,
-    /// How far the daemon before this one had come.
-    before: Progress,
+    /// How far the daemon before this one had come, until devices are compared.
+    before: Option<Progress>,
     /// Until then, what moves may have been about to when it was listed.
     in_doubt: Time,
+    moves: Moves,
     /// Which events were acted on.
     sequence: Sequence,
     /// The queue was not empty since events were lost: the kernel may have dropped
@@ -181,11 +182,12 @@ impl Recovery {
             again: false,
             changes_missed: false,
             overtaken: false,
-            before,
+            before: Some(before),
             in_doubt: Time::ZERO,
+            moves: Moves::new(),
             sequence: match before {
-                Progress::Through(number) => Sequence::after(number),
-                Progress::Unknown | Progress::Left => Sequence::default(),
+                Progress::Through(number) | Progress::Left(number) => Sequence::after(number),
+                Progress::Unknown => Sequence::after(0),
             },
             congested: false,
             unreadable: false,
@@ -300,6 +302,7 @@ impl Recovery {
     /// comparison. Returns whether another device has to be acted on once more that
     /// no comparison under way will find.
     pub(super) fn begin(&mut self, event: &Uevent<'_>, replayed: bool) -> bool {
+        self.moves.note(event);
         let unsettles = self.inventory.begin(event, self.trust != Trust::Lossy);
         // It may tell of the one that was there before the one that a scan found.
         if !replayed
@@ -321,18 +324,14 @@ impl Recovery {
         self.overtaken && event.number().zip(last).is_none_or(|(number, last)| number <= last)
     }
 
-    /// Notes that an event from the kernel was read, and acted on if need be, at the
-    /// time `now`.
-    pub(super) fn note_progress(&mut self, event: &Uevent<'_>, now: Time) {
+    /// Notes that an event from the kernel was read, and acted on if need be.
+    pub(super) fn note_progress(&mut self, event: &Uevent<'_>) {
         if !self.has_file() {
             return;
         }
         let Some(number) = event.number() else { return };
-        self.sequence.came(number);
+        self.sequence.acted_on(number);
         self.tell_progress();
-        if self.sequence.has_gap() {
-            self.fresh.due.get_or_insert(now + FRESH_FOR);
-        }
     }
 
     fn tell_progress(&mut self) {
@@ -614,12 +613,12 @@ impl Daemon {
         })
     }
 
-    /// Finds out whether that is all. Its `number`, and the SEQNUM of the `last` event
-    /// before it.
-    fn end_recovery(&mut self, number: u64, last: Option<u64>) {
+    /// Finds out whether that is all; `number` is its own.
+    fn end_recovery(&mut self, number: u64) {
         let (now, (_, drops)) = (self.now(), self.queue());
         let recovery = &mut self.recovery;
         let all = !recovery.again && drops == recovery.baseline;
+        recovery.moves = Moves::new();
         recovery.pace.ended(now, all);
         if !all {
             recovery.trust = Trust::Lossy;
@@ -630,7 +629,6 @@ impl Daemon {
         } else {
             recovery.phase = Phase::Quiet;
             recovery.changes_missed = false;
-            recovery.sequence.skip_to(last.unwrap_or(0));
             recovery.tell_progress();
         }
         let mut late = std::mem::take(&mut recovery.late_clients);
@@ -664,6 +662,7 @@ impl Daemon {
                 break;
             }
         }
-        self.recovery.inventory.set_progress(Progress::Left);
+        let through = self.recovery.sequence.through();
+        self.recovery.inventory.set_progress(Progress::Left(through));
     }
 }

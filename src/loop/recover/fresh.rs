@@ -37,9 +37,6 @@ impl Recovery {
     /// What was looked up is right: nothing has come since. Returns whether there may be
     /// more to look up.
     pub(super) fn note_fresh(&mut self) -> bool {
-        // Nor is anything under way any more.
-        self.sequence.close();
-        self.tell_progress();
         let found = std::mem::take(&mut self.fresh).found;
         for (path, incarnation) in &found {
             self.inventory.set_incarnation(path, *incarnation);

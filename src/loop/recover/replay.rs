@@ -12,7 +12,7 @@ use crate::beneath::Failed;
 use crate::inventory::identity;
 use crate::inventory::{Progress, Trust};
 use crate::machine::Time;
-use crate::netlink::LEAST_COST;
+use crate::netlink::{LEAST_COST, Source};
 use crate::recovery::{self, Cause};
 use crate::sys;
 use crate::sysfs::{Scan, Search, Sysfs};
@@ -49,6 +49,8 @@ pub(super) struct Replay {
     pub(super) stage: Stage,
     /// Devices that are others now.
     changed: HashSet<Vec<u8>>,
+    /// There are interfaces that have other names than they are known by.
+    renamed: bool,
     /// Those that are to be removed, the first last.
     gone: Vec<Vec<u8>>,
     /// Those whose addition was begun, and that no scan finds.
@@ -71,6 +73,48 @@ pub(super) struct Replay {
     number: u64,
     /// Until when what was found is in doubt, once all is done.
     in_doubt: Option<Time>,
+}
+
+/// What is to be seen of a network interface.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Sight {
+    Here,
+    /// It has another name.
+    Renamed,
+    Gone,
+}
+
+/// Whether the comparison under way may begin anew to hear first of interfaces that are
+/// being renamed.
+#[derive(Debug)]
+pub(super) struct Moves {
+    /// How often it has.
+    waited: u32,
+    /// One has come since. If not, it was lost.
+    came: bool,
+}
+
+impl Moves {
+    /// Somebody may rename them all the time.
+    const WAITED_MAX: u32 = 32;
+
+    /// Nothing was waited for.
+    pub(super) fn new() -> Self {
+        Self { waited: 0, came: true }
+    }
+
+    pub(super) fn note(&mut self, event: &Uevent<'_>) {
+        self.came |= event.action() == Some(b"move");
+    }
+
+    /// Waits for them once more, if that may help.
+    fn wait(&mut self) -> bool {
+        let waits = self.came && self.waited < Self::WAITED_MAX;
+        if waits {
+            *self = Self { waited: self.waited + 1, came: false };
+        }
+        waits
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -120,22 +164,19 @@ impl Daemon {
         let Finding { cause, triggers, sys, search, last, began } = finding;
         let listing = search.finish();
         listing.failed.iter().for_each(|failed| log::warn!("{failed}"));
+        let recovery = &mut self.recovery;
+        if let Some(before) = recovery.before.take().filter(|_| cause == Cause::Restart) {
+            recovery.changes_missed |= recovery::has_missed_changes(before, last);
+        }
+        // Nothing is spared then.
+        let acts_on_all = recovery.changes_missed || recovery.inventory.is_empty();
+        recovery.sequence.compare(last, acts_on_all);
         if triggers {
             return self.begin_triggering(sys, listing, began);
-        }
-        if cause == Cause::Restart {
-            self.recovery.changes_missed |= match self.recovery.before {
-                Progress::Left => false,
-                Progress::Through(number) => last != Some(number),
-                Progress::Unknown => true,
-            };
         }
         self.recovery.inventory.set_progress(Progress::Unknown);
         let known = self.recovery.inventory.len();
         self.recovery.inventory.reserve(listing.len().saturating_sub(known));
-        self.recovery.overtaken = true;
-        // As long as this goes on; and for a while longer.
-        self.recovery.in_doubt = Time::MAX;
         let mut by_path: Vec<u32> =
             (0..listing.len()).filter_map(|index| index.try_into().ok()).collect();
         // They are, but for a few at the end.
@@ -149,6 +190,7 @@ impl Daemon {
             last,
             stage: Stage::Compare(0),
             changed: HashSet::new(),
+            renamed: false,
             gone: Vec::new(),
             unlisted: Vec::new(),
             suspect: None,
@@ -174,6 +216,18 @@ impl Daemon {
         let made = match stage {
             Stage::Compare(next) => {
                 self.compare(&mut replay, next);
+                if replay.stage == Stage::Remove {
+                    // That they have moved is queued, or was lost.
+                    if replay.renamed && self.recovery.moves.wait() {
+                        let left = self.queue().0 / LEAST_COST + 1;
+                        self.recovery.phase = Phase::Draining { cause: replay.cause, left };
+                        self.mark_sources_ready();
+                        return Recovered::Again;
+                    }
+                    self.recovery.overtaken = true;
+                    // As long as this goes on; and for a while longer.
+                    self.recovery.in_doubt = Time::MAX;
+                }
                 false
             }
             Stage::Remove => self.next_removal(&mut replay),
@@ -275,6 +329,10 @@ impl Daemon {
             }
             let other_one = ![0, incarnation].contains(&held.incarnation);
             if held.identity != *told || other_one {
+                if recovery::is_renamed(held.identity, told) {
+                    replay.renamed = true;
+                    self.await_interfaces();
+                }
                 replay.changed.insert(path.to_vec());
             }
         }
@@ -290,12 +348,15 @@ impl Daemon {
         let listed = |path: &[u8]| {
             by_path.binary_search_by(|&index| listing.path(index as usize).cmp(path)).is_ok()
         };
+        let renamed = &mut replay.renamed;
         *gone = recovery::gone(known, changed, |path, identity| {
-            let is_interface = recovery::interface(identity).is_some();
-            if !is_interface && listed(path) {
-                return true;
-            }
-            let is_there = !self.is_missing(sys, path, identity);
+            let is_there = match recovery::interface(identity).map(|it| self.sight(it)) {
+                None => listed(path) || !self.is_missing(sys, path, identity),
+                Some(sight) => {
+                    *renamed |= sight == Sight::Renamed;
+                    sight == Sight::Here
+                }
+            };
             if is_there && !listed(path) {
                 lingering.push(path.to_vec());
             }
@@ -319,24 +380,44 @@ impl Daemon {
     }
 
     /// Whether this network interface is where events come from.
-    fn has_interface(&self, (name, index): (&[u8], u32)) -> bool {
-        let mut sources = self.sources.iter().filter(|watched| watched.is_kernels);
-        let found = sources.next().map(|watched| {
-            let found = index_to_name(&watched.source, index);
-            if !matches!(found, Err(Errno::NODEV | Errno::NXIO)) {
-                return found;
-            }
+    fn has_interface(&self, interface: (&[u8], u32)) -> bool {
+        self.sight(interface) == Sight::Here
+    }
+
+    /// What is to be seen of a network interface where events come from.
+    fn sight(&self, (name, index): (&[u8], u32)) -> Sight {
+        let Some(source) = self.first_of_kernel() else { return Sight::Here };
+        let look = || match index_to_name(source, index) {
+            Ok(found) if found.as_bytes() == name => Sight::Here,
+            Ok(_) => Sight::Renamed,
+            Err(Errno::NODEV | Errno::NXIO) => Sight::Gone,
+            // Not to be found out: /sys is to be believed.
+            Err(_) => Sight::Here,
+        };
+        match look() {
             // The kernel tells of an interface before it can be found by its number
             // (register_netdevice in net/core/dev.c).
-            sys::await_interfaces(&watched.source);
-            index_to_name(&watched.source, index)
-        });
-        match found {
-            Some(Ok(found)) => found.as_bytes() == name,
-            Some(Err(Errno::NODEV | Errno::NXIO)) => false,
-            // Not to be found out: /sys is to be believed.
-            Some(Err(_)) | None => true,
+            Sight::Gone => {
+                self.await_interfaces();
+                look()
+            }
+            Sight::Renamed => {
+                self.await_interfaces();
+                Sight::Renamed
+            }
+            Sight::Here => Sight::Here,
         }
+    }
+
+    /// Waits until what the kernel tells of interfaces is queued: of a new name that is
+    /// after it can be seen (dev_change_name in net/core/dev.c).
+    fn await_interfaces(&self) {
+        self.first_of_kernel().into_iter().for_each(sys::await_interfaces);
+    }
+
+    fn first_of_kernel(&self) -> Option<&Source> {
+        let mut sources = self.sources.iter().filter(|watched| watched.is_kernels);
+        sources.next().map(|watched| &watched.source)
     }
 
     /// Whether this is something below a network interface that is there, but not in
@@ -393,6 +474,13 @@ impl Daemon {
                 continue;
             }
             if let Some(incarnation) = self.read_device(replay, index, "add") {
+                let known = self.recovery.inventory.get(path);
+                if known.is_some_and(|known| recovery::is_renamed(known.identity, &replay.told)) {
+                    // Its `move` is on its way, and acted on before this is done anew.
+                    self.recovery.inventory.unsettle(path);
+                    self.recovery.again = true;
+                    continue;
+                }
                 let obstacle = parse(&replay.event)
                     .and_then(|event| self.recovery.inventory.first_to_go(&event));
                 if let Some(known) = obstacle {
@@ -462,9 +550,13 @@ impl Daemon {
             replay.stage = Stage::Verify(position);
             // Children before their parents.
             let path = &*replay.lingering[count - 1 - position];
-            if let Some(known) = self.recovery.inventory.get(path)
-                && self.is_missing(replay.scan.sys(), path, known.identity)
-            {
+            let Some(known) = self.recovery.inventory.get(path) else { continue };
+            let interface = recovery::interface(known.identity);
+            if interface.is_some_and(|it| self.sight(it) == Sight::Renamed) {
+                self.recovery.again = true;
+                return false;
+            }
+            if self.is_missing(replay.scan.sys(), path, known.identity) {
                 if replay.suspect.take() == Some(position) {
                     // Nothing has come that tells of it.
                     recovery::write_event(&mut replay.event, "remove", path, known.identity);
@@ -498,7 +590,7 @@ impl Daemon {
             self.recovery.text = text;
             now + DOUBT
         });
-        self.end_recovery(replay.number, replay.last);
+        self.end_recovery(replay.number);
         if is_the_end {
             // As after the start: most of what this took is not needed any more.
             let _ = sys::forget_code();

@@ -114,7 +114,7 @@ impl Daemon {
         } else if gone > 0 && self.queue().1 == self.recovery.baseline {
             log::info!("{gone} devices are not where they were found any more");
         } else {
-            return self.end_recovery(number, None);
+            return self.end_recovery(number);
         }
         // Those are found by reading.
         self.find(Cause::Coldplug, false);

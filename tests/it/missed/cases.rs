@@ -221,6 +221,33 @@ fn a_change_that_was_lost_is_made_up_for_after_a_restart() {
     });
 }
 
+/// The kernel has given it a number, by the time that devices are compared, but has not
+/// yet sent it.
+#[test]
+fn a_change_that_was_on_its_way_is_made_up_for_after_a_kill() {
+    ns::inside(|| {
+        let mut world = World::numbered(1);
+        world.add("/devices/lone", 1);
+        let state = world.at("state");
+        let options = ["--state", state.to_str().unwrap()];
+        let mut daemon = world.plugd(&options).start();
+        World::settle("plugd");
+        daemon.signal(Signal::TERM);
+        daemon.wait_exit();
+        world.silent = true;
+        world.change("/devices/lone");
+        for restarted in [false, true] {
+            let mut daemon = world.plugd(&options).start();
+            World::settle("plugd");
+            let changes = if restarted { &["change /devices/lone"][..] } else { &[] };
+            assert_eq!(replayed(&hear(&world), "restart"), changes);
+            daemon.signal(Signal::KILL);
+            daemon.wait_exit();
+        }
+        hear(&world).check(&world, "in the end");
+    });
+}
+
 #[test]
 fn a_change_that_is_lost_before_the_first_scan_is_made_up_for() {
     ns::inside(|| {
@@ -1099,6 +1126,53 @@ fn a_program_for_every_event_serves_as_well() {
         let lines = daemon.lines("out");
         let removed: Vec<_> = lines.iter().filter(|line| line.starts_with("remove")).collect();
         assert_eq!(removed, ["remove /devices/hub/a overrun 3", "remove /devices/hub overrun 2"]);
+    });
+}
+
+#[test]
+fn nobody_else_says_that_an_event_is_replayed() {
+    ns::inside(|| {
+        const SCRIPT: &str = "echo $DEVPATH ${PLUGD_REPLAY-none} >>$TMP/out; \
+                              [ $DEVPATH != /devices/x ] || read x <$TMP/go";
+        for rules in [false, true] {
+            let world = world();
+            let conf = world.at("rules");
+            let forged = "$PLUGD_REPLAY=forged 0:0 660 ! *echo >>$TMP/out";
+            fs::write(&conf, format!("{forged}\n.* 0:0 660 ! *{SCRIPT}\n")).unwrap();
+            let acted = fs::File::options().append(true).open(world.at("acted")).unwrap();
+            let plugd = Plugd::new()
+                .args(["run", "--coldplug", "--state", "none", "--output-fd", "9"])
+                .args(["--conf".as_ref(), conf.as_os_str()])
+                .args(["--sys".as_ref(), world.at("sys").as_os_str()])
+                // As that of a program for a replayed event is.
+                .env("PLUGD_REPLAY", "forged")
+                .fd(acted, 9);
+            let daemon = if rules { plugd } else { plugd.sh(SCRIPT) }.start();
+            daemon.fifo("go");
+            World::settle("plugd");
+            let injector = inject::Injector::new();
+            for path in ["/devices/x", "/devices/y"] {
+                let fields = ["PLUGD_REPLAY=forged", "SUBSYSTEM=c", "PLUGD_REPLAY=overrun"];
+                injector.event("add", path, &fields);
+            }
+            let count = |lines: &[String]| lines.iter().filter(|it| it.ends_with("plug")).count();
+            let lines = daemon.wait_for_lines("out", 5);
+            assert_eq!((count(&lines), &*lines[4]), (4, "/devices/x none"), "{lines:?}");
+            // One that is in hand and one that waits.
+            assert_eq!(Plugd::new().args(["update"]).finish().code, Some(0));
+            daemon.wait_for_log("updated from version");
+            daemon.release("go");
+            let lines = daemon.wait_for_lines("out", 6);
+            assert_eq!(lines[5..], ["/devices/y none"], "{rules}");
+            World::settle("plugd");
+            let acted = fs::read(world.at("acted")).unwrap();
+            let says =
+                |text: &str| acted.windows(text.len()).filter(|it| *it == text.as_bytes()).count();
+            assert_eq!(says("DEVPATH=/devices/"), 6);
+            assert_eq!(says("PLUGD_REPLAY="), 4);
+            assert_eq!(says("PLUGD_REPLAY=coldplug"), 4);
+            daemon.wait_for_log("not passed on: PLUGD_REPLAY, which is plugd's to set (1 so far)");
+        }
     });
 }
 

@@ -7,12 +7,15 @@ use std::io::Write;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread;
 
+use plugd::sys;
 use rustix::process::Signal;
 use tempfile::TempDir;
 
 use crate::harness::daemon::{Daemon, Plugd};
-use crate::harness::inject::{self, Injector};
+use crate::harness::inject::{self, Injector, SetWhenDropped};
 use crate::harness::{eventually, ns, skip};
 
 use super::soak::seeds;
@@ -60,6 +63,10 @@ impl Machine {
 
     /// A plugd with rules that are only printed, to a file.
     fn with_rules(&self, options: &[&str]) -> Daemon {
+        self.rules(options).start()
+    }
+
+    fn rules(&self, options: &[&str]) -> Plugd {
         let acted = fs::File::options().append(true).open(self.at("acted")).unwrap();
         Plugd::new()
             .args(["run", "-q", "--dry-run", "--output-fd", "9"])
@@ -67,7 +74,6 @@ impl Machine {
             .args([self.at("rules")])
             .args(options)
             .fd(acted, 9)
-            .start()
     }
 
     /// A plugd with a program that appends its environment to the same file.
@@ -378,6 +384,72 @@ fn an_interface_that_is_renamed_just_after_the_start_is_not_taken_down() {
     });
 }
 
+/// What waits when devices are compared tells that it is the same one.
+#[test]
+fn an_interface_that_was_renamed_before_it_is_looked_for_moves() {
+    ns::inside_a_machine(|| {
+        let mut machine = Machine::new(12);
+        let state = machine.at("state");
+        let options = ["--state", state.to_str().unwrap()];
+        inject::real_device("br7");
+        let mut daemon = machine.with_rules(&options);
+        World::settle("plugd");
+        daemon.signal(Signal::TERM);
+        daemon.wait_exit();
+        let socket = inject::socket(plugd::netlink::KERNEL_GROUP);
+        ip(&["link set br7 name br8".to_owned()]);
+        let mut daemon = machine.rules(&options).args(["--fd", "3"]).fd(socket, 3).start();
+        World::settle("plugd");
+        machine.check(false, "after that");
+        assert_eq!(machine.heard, [2, 0, 1], "lo and the bridge come, nothing goes");
+        daemon.signal(Signal::TERM);
+        daemon.wait_exit();
+        // Where nobody has heard of it, nothing is waited for.
+        ip(&["link set br8 name br9".to_owned()]);
+        let _daemon = machine.with_rules(&options);
+        World::settle("plugd");
+        machine.check(false, "after the restart");
+        assert_eq!(machine.heard, [3, 1, 1]);
+    });
+}
+
+#[test]
+fn an_interface_that_is_renamed_all_the_time_is_never_taken_down() {
+    ns::inside_a_machine(|| {
+        let mut machine = Machine::new(13);
+        inject::real_device("br7");
+        let daemon = machine.with_rules(&["--coldplug", "--state", "none"]);
+        World::settle("plugd");
+        let (end, renames) = (AtomicBool::new(false), AtomicU64::new(0));
+        thread::scope(|scope| {
+            let _end = SetWhenDropped(&end);
+            scope.spawn(|| {
+                let names = ["br7", "br8"];
+                for (from, to) in names.into_iter().zip(["br8", "br7"]).cycle() {
+                    if end.load(Ordering::Relaxed) {
+                        break;
+                    }
+                    ip(&[format!("link set {from} name {to}")]);
+                    renames.fetch_add(1, Ordering::Relaxed);
+                    // Not while it is compared each time.
+                    metric("plugd_scans_total");
+                }
+            });
+            let few = |scans: &u64| *scans < 10 || renames.load(Ordering::Relaxed) < 30;
+            for scans in (0..).take_while(few) {
+                daemon.signal(Signal::ALARM);
+                eventually("it is compared", || {
+                    (metric("plugd_scans_total") > scans).then_some(())
+                });
+            }
+        });
+        World::settle("plugd");
+        machine.check(false, "in the end");
+        let [_, removed, moved] = machine.heard;
+        assert!(removed == 0 || metric("plugd_kernel_drops_total") > 0, "{removed} of {moved}");
+    });
+}
+
 /// A sysfs of which nothing is to be seen but network interfaces: the kernel lets
 /// this namespace's root ask for events of these alone.
 fn only_interfaces(machine: &Machine) -> String {
@@ -419,6 +491,35 @@ fn asked_at_the_start_the_kernel_tells_no_more_at_once_than_fits() {
                 [0; 2]
             );
         }
+    });
+}
+
+/// Who listens has heard of them; what is not the same is found by reading.
+#[test]
+fn after_a_restart_the_kernel_is_asked_only_if_there_is_no_state() {
+    ns::inside_a_machine(|| {
+        let mut machine = Machine::new(11);
+        let sys = only_interfaces(&machine);
+        inject::real_device("br7");
+        let state = machine.at("state");
+        let mut start = |state: &str| {
+            let listener = inject::socket(plugd::netlink::KERNEL_GROUP);
+            let before = machine.heard;
+            let options = ["--coldplug=kernel", "--state", state, "--sys", &sys];
+            let mut daemon = machine.with_handler(&options);
+            World::settle("plugd");
+            machine.hear();
+            daemon.signal(Signal::TERM);
+            daemon.wait_exit();
+            let heard = machine.heard.iter().zip(before).map(|(now, before)| now - before);
+            (heard.sum::<usize>(), sys::socket_memory(&listener).unwrap().queued > 0)
+        };
+        let state = state.to_str().unwrap();
+        assert_eq!(start(state), (2, true), "lo and the bridge");
+        assert_eq!(start(state), (0, false));
+        inject::real_device("br8");
+        assert_eq!(start(state), (1, false));
+        assert_eq!(start("none"), (3, true));
     });
 }
 
