@@ -89,6 +89,7 @@ impl Sysfs {
     /// If there is neither a directory for buses nor one for classes.
     pub fn list(&self) -> Result<Listing, Failed> {
         let mut search = Search::new(self)?;
+        search.get_help();
         while search.go_on() {}
         Ok(search.finish())
     }

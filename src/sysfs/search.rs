@@ -2,9 +2,8 @@
 //! that an event can come of: a third of the system calls that it takes to walk through
 //! /sys/devices, most of whose directories are no devices.
 //!
-//! Owns a thread as long as there is something to find, if there is another processor
-//! for it. Whoever has nothing to do takes the next directory, and lays it back after a
-//! hundred devices.
+//! May own a thread as long as there is something to find. Whoever has nothing to do
+//! takes the next directory, and lays it back after a hundred devices.
 
 use std::ffi::CStr;
 use std::mem::MaybeUninit;
@@ -165,13 +164,19 @@ impl Search {
         }
         let shared =
             Arc::new(Shared { sys: sys.clone(), work: Mutex::new(work), changed: Condvar::new() });
-        let other = Arc::clone(&shared);
-        let helper = helper::start(move || {
+        Ok(Self { shared, helper: None, found })
+    }
+
+    /// From now on another thread helps, if there is another processor for it. It is done
+    /// a third sooner then, but takes a third more processor time: both look at the same
+    /// directories on their way.
+    pub(super) fn get_help(&mut self) {
+        let other = Arc::clone(&self.shared);
+        self.helper = helper::start(move || {
             let mut found = Finds::default();
             while other.go_on(&mut found) {}
             other.lock().found = found;
         });
-        Ok(Self { shared, helper, found })
     }
 
     /// Finds some more devices, less than a hundred. Returns whether there may be others.
