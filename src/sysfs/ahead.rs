@@ -17,7 +17,7 @@ const PIECE: usize = 8;
 
 /// How many pieces are read ahead at most. It may be long until they are asked for, and
 /// they take up memory.
-const PIECES: usize = 8;
+const PIECES: usize = 16;
 
 /// For so few devices a thread is too dear.
 const FEW: usize = 4 * PIECE;
