@@ -203,7 +203,7 @@ fn reap(pidfd: BorrowedFd<'_>) -> io::Result<()> {
 extern "C" fn in_child(errand: *mut c_void) -> c_int {
     // SAFETY: `errand` is what spawn passed, alive until this process has left
     // its memory; every call is async-signal-safe, and the mutable access is
-    // the only one, for the parent waits.
+    // the only one, for the thread that has called spawn waits.
     unsafe {
         let errand = &mut *errand.cast::<Errand>();
         libc::setpgid(0, 0);
