@@ -6,7 +6,8 @@
 //! programs, mdevd with mdevd-coldplug. Each has the devices of this machine, the
 //! rules of `benches/rules.conf`, a /dev and a network namespace of its own, and is
 //! charged the processor time of all its processes, from their start until all
-//! was acted on. That of mdevd-coldplug is more the more sockets on this machine
+//! was acted on; once on all processors, where mdevd and mdevd-coldplug have one each,
+//! and once on one. That of mdevd-coldplug is more the more sockets on this machine
 //! listen to uevents, in any namespace: it has the kernel send an event for each
 //! device, to all of them.
 //!
@@ -41,6 +42,7 @@ use plugd::uevent::{Header, Uevent};
 use rustix::fs::{Mode, OFlags, open, openat};
 use rustix::io::read;
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, waitid};
+use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use rustix::time::{ClockId, clock_gettime};
 
 use common::{Outcome, listener, queued, verdict};
@@ -64,7 +66,14 @@ fn main() -> ExitCode {
 fn measure(plugd: PathBuf) -> Outcome<()> {
     println!("{}", plugd.display());
     scan()?;
-    Bench::prepare(plugd)?.coldplug()
+    let bench = Bench::prepare(plugd)?;
+    let processors = sched_getaffinity(None)?;
+    bench.coldplug(&format!("{} processors", processors.count()))?;
+    bench.coverage()?;
+    let mut one = CpuSet::new();
+    one.set((0..CpuSet::MAX_CPU).find(|&number| processors.is_set(number)).unwrap());
+    sched_setaffinity(None, &one)?;
+    bench.coldplug("1 processor")
 }
 
 /// The time that it takes to find all devices and read them back as events, beside
@@ -167,7 +176,7 @@ impl Bench {
         self.dir.path().join("dev")
     }
 
-    fn coldplug(&self) -> Outcome<()> {
+    fn coldplug(&self, processors: &str) -> Outcome<()> {
         let mut all = vec![(Who::Plugd, Costs::default())];
         all.extend(self.mdevd.as_ref().map(|_| (Who::Mdevd, Costs::default())));
         let (mut ratios, mut trees) = (Costs::default(), Vec::new());
@@ -189,13 +198,12 @@ impl Bench {
                 ratios.wall.push(ours.1 / hers.1);
             }
         }
-        println!("\nColdplug with 70 rules, {ROUNDS} rounds in turns");
+        println!("\nColdplug with 70 rules on {processors}, {ROUNDS} rounds in turns");
         for (who, costs) in &mut all {
             let who = format!("{who:?}").to_lowercase();
             report(&format!("{who}, processor"), "ms", &mut costs.processor);
             report(&format!("{who}, wall"), "ms", &mut costs.wall);
         }
-        self.coverage()?;
         if let [ours, hers] = &trees[..] {
             let differ = ours.iter().filter(|node| hers.get(node.0) != Some(node.1)).count();
             let missing = hers.keys().filter(|path| !ours.contains_key(*path)).count();
@@ -250,7 +258,7 @@ impl Bench {
         mount(&self.dev())?;
         let log = File::create(self.log(who))?;
         let conf = self.dir.path().join("mdev.conf");
-        let daemon = match (who, &self.mdevd) {
+        let mut command = match (who, &self.mdevd) {
             (Who::Mdevd, Some([mdevd, _])) => {
                 let mut mdevd = Command::new(mdevd);
                 mdevd.args(["-v", "0", "-b", "134217728", "-f"]).arg(conf).arg("-d");
@@ -263,12 +271,10 @@ impl Bench {
                 plugd.arg(conf).arg("--dev");
                 plugd
             }
-        }
-        .arg(self.dev())
-        .stdin(Stdio::null())
-        .stderr(log)
-        .spawn();
-        let (began, mut daemon) = (Instant::now(), daemon?);
+        };
+        command.arg(self.dev()).stdin(Stdio::null()).stderr(log);
+        let began = Instant::now();
+        let mut daemon = command.spawn()?;
         let more = match (who, &self.mdevd) {
             (Who::Mdevd, Some([_, coldplug])) => run_mdevd_coldplug(&mut daemon, coldplug)?,
             _ => await_settled(&mut daemon)?,
