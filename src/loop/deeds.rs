@@ -141,6 +141,7 @@ impl Daemon {
         if self.adopts_orphans && !self.update.is_probing() {
             child::reap_orphans();
         }
+        self.recovery.read_alone();
         let environment = run.environment();
         match Child::spawn(&mut self.spawner, &run, &environment) {
             Ok(child) => {

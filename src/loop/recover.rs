@@ -240,6 +240,15 @@ impl Recovery {
         }
     }
 
+    /// A program is about to be started. Where there is a limit of processes, a thread
+    /// that waits until what it has read is asked for has the place of one; and next to a
+    /// program, reading takes no time.
+    pub(super) fn read_alone(&mut self) {
+        if let Phase::Replaying(replay) = &mut self.phase {
+            replay.read_alone();
+        }
+    }
+
     /// When to go on, at the latest.
     pub(super) fn deadline(&self) -> Option<Time> {
         match &self.phase {

@@ -117,6 +117,13 @@ impl Moves {
     }
 }
 
+impl Replay {
+    /// From now on nobody else reads.
+    pub(super) fn read_alone(&mut self) {
+        self.scan.read_no_more_ahead();
+    }
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Stage {
     /// Who is at the paths that are known?

@@ -90,6 +90,30 @@ fn what_the_kernel_does_not_tell_of_when_asked_is_read() {
     });
 }
 
+/// Where there is a limit of processes, a thread of plugd's would be one that the
+/// programs do not get.
+#[test]
+fn a_program_finds_no_second_thread_of_plugd() {
+    ns::inside(|| {
+        const COUNT: &str = "\
+            threads() { set -- /proc/$PPID/task/*; echo $#; }
+            # One that has ended may take a moment to go.
+            [ $(threads) = 1 ] || sleep 0.2
+            threads >>$TMP/out";
+        let mut world = world();
+        for n in 0..100 {
+            world.add(&format!("/devices/many{n:02}"), 100 + n);
+        }
+        let daemon = Plugd::new()
+            .args(["run", "--coldplug", "--state", "none"])
+            .args(["--sys".as_ref(), world.at("sys").as_os_str()])
+            .args(["--", "sh", "-c", COUNT])
+            .start();
+        World::settle("plugd");
+        assert_eq!(daemon.lines("out"), vec!["1"; 104]);
+    });
+}
+
 #[test]
 fn without_coldplug_nothing_is_acted_on_at_the_start() {
     ns::inside(|| {
