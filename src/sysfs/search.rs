@@ -205,7 +205,9 @@ impl Search {
         failed.extend(others.failed);
         devices.sort_unstable_by(|a, b| {
             let key = |found: &Found| (found.rank, &text[found.path.clone()], found.kind);
-            key(a).cmp(&key(b))
+            // Who has found it must not decide what it is.
+            let subsystem = |found: &Found| &text[found.subsystem.clone()];
+            key(a).cmp(&key(b)).then_with(|| subsystem(a).cmp(subsystem(b)))
         });
         devices.dedup_by(|b, a| text[a.path.clone()] == text[b.path.clone()]);
         Listing { devices, text, failed }

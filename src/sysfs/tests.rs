@@ -104,6 +104,24 @@ fn parents_come_before_their_children_and_each_device_once() {
     assert!(found[3].as_ref().unwrap().contains("SUBSYSTEM=x"));
 }
 
+/// Else it would be taken for another one at the next scan.
+#[test]
+fn a_device_of_two_classes_is_of_the_same_one_each_time() {
+    for classes in [["a", "z"], ["z", "a"]] {
+        let tree = Tree::new();
+        for class in classes {
+            for n in 0..100 {
+                tree.device(&format!("devices/{n:02}"), &format!("class/{class}"), b"");
+            }
+        }
+        for _ in 0..20 {
+            let listing = tree.sys().list().unwrap();
+            assert_eq!(listing.len(), 100);
+            assert!((0..100).all(|index| listing.subsystem(index) == b"a"), "{classes:?}");
+        }
+    }
+}
+
 /// Very many devices are not found in one go, for which all else would have to wait.
 #[test]
 fn many_devices_are_found_some_at_a_time() {
