@@ -114,7 +114,10 @@ impl Daemon {
         } else if gone > 0 && self.queue().1 == self.recovery.baseline {
             log::info!("{gone} devices are not where they were found any more");
         } else {
-            return self.end_recovery(number);
+            self.end_recovery(number);
+            // As after a comparison.
+            let _ = sys::forget_code();
+            return;
         }
         // Those are found by reading.
         self.find(Cause::Coldplug, false);
