@@ -249,9 +249,15 @@ impl Control {
                 continue;
             }
             return match (process, doubt) {
+                // It is just ending: its files are closed first. One that has ended, and
+                // that nobody has waited for, has no doubt on it: only root may see that
+                // it has no files.
+                (Ok(process), doubt)
+                    if ends_within(&process, doubt.map_or(Duration::ZERO, |_| INTERVAL)) =>
+                {
+                    Ok((state, None))
+                }
                 (Ok(process), None) => Ok((state, Some(process))),
-                // It is just ending: its files are closed first.
-                (Ok(process), _) if ends_within(&process, INTERVAL) => Ok((state, None)),
                 (Ok(_), Some(why)) => Err(cannot_signal(state, io::Error::other(why))),
                 // Whoever holds the lock is somebody else, and not to be found.
                 (Err(Errno::SRCH), _) => Ok((state, None)),
