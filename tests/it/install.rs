@@ -18,6 +18,8 @@ fn run(program: &str, args: &[&str]) -> String {
     let mut command = Command::new(program);
     // A program with all its symbols takes long to compress.
     command.args(args).current_dir(SOURCE).env("DPKG_DEB_COMPRESSOR_TYPE", "none");
+    // Where dpkg looks for programs that it wants; not everybody has that in PATH.
+    command.env("PATH", std::env::var("PATH").unwrap() + ":/usr/sbin:/sbin");
     let run = command.output().unwrap();
     assert!(run.status.success(), "{program} {args:?}: {run:?}");
     String::from_utf8(run.stdout).unwrap()
@@ -189,9 +191,10 @@ fn a_debian_package() {
     }
     ns::inside(|| {
         let place = tempfile::tempdir().unwrap();
-        let directory = place.path().to_str().unwrap();
-        run("contrib/debian/build", &[BINARY, directory]);
-        let package = fs::read_dir(place.path()).unwrap().next().unwrap().unwrap().path();
+        // It is made if it is not there, as target/ in a fresh clone.
+        let directory = place.path().join("target");
+        run("contrib/debian/build", &[BINARY, directory.to_str().unwrap()]);
+        let package = fs::read_dir(directory).unwrap().next().unwrap().unwrap().path();
         let package = package.to_str().unwrap();
         assert!(package.contains(concat!("/plugd_", env!("CARGO_PKG_VERSION"), "_")), "{package}");
         // A machine on which nothing is installed yet.
