@@ -6,6 +6,7 @@ use std::os::unix::fs::symlink;
 use std::path::PathBuf;
 
 use proptest::prelude::*;
+use rustix::fs::{CWD, Mode, mkfifoat};
 use tempfile::TempDir;
 
 use crate::beneath::BadName;
@@ -195,6 +196,67 @@ fn what_is_asked_for_late_or_once_more_is_read_again() {
     for n in [2, 3, 100, 298] {
         fs::write(path(n), "A=after").unwrap();
         assert!(read(&mut scan, n..n + 1)[0].contains("A=after"), "{n}");
+    }
+}
+
+/// From as many as it takes for a thread, and pieces of all sizes, asked for slowly and
+/// quickly, to the end or not.
+#[test]
+fn any_number_of_devices_is_read_ahead() {
+    let tree = Tree::new();
+    for count in 1..=150 {
+        let name = format!("{:03}", count - 1);
+        tree.device(&format!("devices/{name}"), "class/c", format!("A={count}").as_bytes());
+        // Where something begins, or ends.
+        if !matches!(count, 1 | 31..=34 | 39..=41 | 63..=65 | 71..=73 | 135..=137 | 150) {
+            continue;
+        }
+        let mut scan = tree.sys().scan().unwrap();
+        let one_by_one = read(&mut Scan::new(tree.sys(), tree.sys().list().unwrap()), 0..count);
+        for step in [1, 7, 8, 9, 65] {
+            for end in [count, count / 2] {
+                scan.read_ahead();
+                if let Some(ahead) = &mut scan.ahead {
+                    ahead.fresh_for = std::time::Duration::MAX;
+                }
+                let indices = (0..end).step_by(step);
+                for index in indices {
+                    assert_eq!(read(&mut scan, index..=index), one_by_one[index..=index]);
+                    if index % 35 == 34 {
+                        // All that may be is read meanwhile.
+                        std::thread::sleep(std::time::Duration::from_millis(2));
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Who asks for it reads what comes after it, and then waits as well.
+#[test]
+fn what_takes_long_to_read_is_waited_for() {
+    for slow in [0, 20, 40, 99] {
+        let tree = Tree::new();
+        for n in 0..100 {
+            tree.device(&format!("devices/{n:02}"), "class/c", b"A=quick");
+        }
+        let path = tree.at(&format!("devices/{slow:02}/uevent"));
+        fs::remove_file(&path).unwrap();
+        mkfifoat(CWD, &path, Mode::RWXU).unwrap();
+        let mut scan = Scan::new(tree.sys(), tree.sys().list().unwrap());
+        scan.read_ahead();
+        if let Some(ahead) = &mut scan.ahead {
+            ahead.fresh_for = std::time::Duration::MAX;
+        }
+        let writer = std::thread::spawn(move || {
+            std::thread::sleep(std::time::Duration::from_millis(20));
+            fs::write(path, "A=slow").unwrap();
+        });
+        for (n, told) in read(&mut scan, 0..100).into_iter().enumerate() {
+            let how = if n == slow { "A=slow" } else { "A=quick" };
+            assert!(told.contains(&format!("/devices/{n:02}")) && told.contains(how), "{told}");
+        }
+        writer.join().unwrap();
     }
 }
 
