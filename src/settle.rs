@@ -290,6 +290,15 @@ impl<I: Copy + PartialEq> Requests<I> {
         }
     }
 
+    /// An event is acted on that may be of another device than is known: those who wait
+    /// for it wait for the next comparison, too, and not for one that has begun.
+    pub fn doubted(&mut self) {
+        for request in self.requests.iter_mut().filter(|request| !request.unsettled.is_empty()) {
+            request.loss = Loss::Possible;
+            request.finder = None;
+        }
+    }
+
     /// The comparison of this number begins, counted from 1. `gapless`: nothing was
     /// dropped since the events came that are queued.
     pub fn begun(&mut self, number: u64, gapless: bool) {

@@ -312,16 +312,26 @@ impl Recovery {
     /// no comparison under way will find.
     pub(super) fn begin(&mut self, event: &Uevent<'_>, replayed: bool) -> bool {
         self.moves.note(event);
+        let tracked = Tracked::of(event).filter(|tracked| tracked.action != b"remove");
+        // Which incarnation whoever acts on it takes along is known.
+        let is_known = |path: &[u8]| self.inventory.get(path).is_some();
+        let takes_along = tracked.and_then(|tracked| tracked.old_path).is_some_and(is_known);
         let unsettles = self.inventory.begin(event, self.trust != Trust::Lossy);
         // It may tell of the one that was there before the one that a scan found.
         if !replayed
             && self.is_overtaken(event)
-            && let Some(tracked) = Tracked::of(event).filter(|t| t.action != b"remove")
+            && !takes_along
+            && let Some(tracked) = tracked
         {
             self.inventory.doubt(tracked.path);
         }
         // Before a scan every event is acted on as it comes, and on nothing else.
         unsettles && self.trust != Trust::Unscanned && !self.is_scanning()
+    }
+
+    /// Whether nobody knows which incarnation of a device was acted on.
+    fn is_doubted(&self, tracked: &Tracked<'_>) -> bool {
+        self.inventory.get(tracked.path).is_some_and(|known| known.incarnation == 0)
     }
 
     /// Whether an event may have been sent before the last scan.
@@ -378,7 +388,8 @@ impl Recovery {
             if tracked.action == b"add" {
                 self.inventory.set_incarnation(tracked.path, incarnation);
             }
-        } else if tracked.action == b"add" || self.is_overtaken(event) {
+        } else if tracked.action == b"add" || self.is_overtaken(event) && self.is_doubted(&tracked)
+        {
             self.inventory.mark_unseen(tracked.path);
             self.fresh.due.get_or_insert(now + FRESH_FOR);
         }
@@ -466,6 +477,9 @@ impl Daemon {
         recovery.changes_missed |= cause == Cause::Overrun;
         recovery.inventory.set_progress(Progress::Unknown);
         self.requests.lost();
+        if cause != Cause::Overrun {
+            self.requests.doubted();
+        }
         if matches!(recovery.phase, Phase::Quiet | Phase::Doubting { .. }) {
             let until = recovery.pace.next(now);
             recovery.phase = Phase::Waiting { cause, until };

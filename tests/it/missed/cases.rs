@@ -314,6 +314,46 @@ fn what_goes_while_it_is_looked_at_may_be_another_one_than_is_known() {
     });
 }
 
+/// A device moves, and one that cannot be told from it comes to where it was, while
+/// devices are being looked for: the move is heard after what was found.
+#[test]
+fn what_moved_from_where_another_one_was_found_is_not_taken_for_that_one() {
+    ns::inside(|| {
+        let mut world = world();
+        world.mixed = true;
+        // Of the kind that has no node, and goes to another path of that kind.
+        world.add("/devices/d4", 1);
+        let acted = world.at("acted");
+        let handler = format!(
+            "{{ env -0; printf '\\0'; }} >>{}; \
+             [ $DEVPATH != /devices/slow ] || {{ echo >>$TMP/slow; read x <$TMP/go; }}",
+            acted.to_str().unwrap()
+        );
+        let daemon = Plugd::new()
+            .args(["run", "-v", "--coldplug", "--state", "none"])
+            .args(["--sys".as_ref(), world.at("sys").as_os_str()])
+            .args(["--", "sh", "-c", &handler])
+            .start();
+        daemon.fifo("go");
+        World::settle("plugd");
+        let slow = || inject::Injector::new().event("change", "/devices/slow", &["SUBSYSTEM=c"]);
+        slow();
+        daemon.wait_for_lines("slow", 1);
+        daemon.signal(Signal::ALARM);
+        daemon.wait_for_log("looking for all devices");
+        // Before it looks, it acts on what is queued now: on this one, and one more.
+        slow();
+        daemon.release("go");
+        daemon.wait_for_lines("slow", 2);
+        world.change("/devices/busy");
+        world.rename("/devices/d4");
+        world.add("/devices/d4", 1);
+        daemon.release("go");
+        World::settle("plugd");
+        hear(&world).check(&world, "in the end");
+    });
+}
+
 /// The kernel makes a disk known in sysfs before it is ready, and tells of it then.
 #[test]
 fn a_device_that_was_found_too_early_is_acted_on_again() {
