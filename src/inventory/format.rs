@@ -1,6 +1,6 @@
 //! The bytes of an inventory: a header that leads to a region; a region of records,
-//! one after the other, which only grows until it is full; then what is alive of it
-//! is copied to another region, and the header leads there.
+//! one after the other, which only grows; when much of it is dead, what is alive is copied
+//! to another region, and the header leads there.
 //!
 //! A number that leads somewhere is stored at once with its check, and what never
 //! changes of a record has a checksum: damage is told.

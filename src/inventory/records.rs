@@ -154,35 +154,69 @@ impl<S: Storage> Inventory<S> {
         self.enter(at);
     }
 
-    /// Makes room for so many more devices, as they commonly are: all that is known has
-    /// to be put somewhere else each time that there is too little.
+    /// Makes room for so many more devices, as they commonly are: at once, and not a bit
+    /// at a time.
     pub fn reserve(&mut self, devices: usize) {
         let size = devices * COMMON_SIZE;
         if self.room() < size {
-            self.replace_region(HEADER + REGION_HEAD + self.alive + size);
+            self.extend(size);
         }
     }
 
     /// Sees to it that a record of that size fits in the region.
     fn make_room(&mut self, size: usize) {
-        if self.room() < size {
-            let needed = REGION_HEAD + self.alive + size;
+        if self.room() >= size {
+            return;
+        }
+        let used = self.used();
+        if used <= REGION_HEAD + self.alive + self.alive / 2 {
+            return self.extend(size + used / 8);
+        }
+        // Most of what would be gained lies between what is alive.
+        let needed = REGION_HEAD + self.alive + size;
+        self.replace_region(needed + needed / 2);
+        // To the front, which is free now, so that nothing is kept of what is not needed.
+        if self.region > HEADER {
             self.replace_region(needed + needed / 2);
         }
     }
 
+    /// Makes the region longer, by what it takes to have so much room: nothing is behind
+    /// it.
+    fn extend(&mut self, room: usize) {
+        if self.region == HEADER && self.number(AT_CAPACITY) <= REGION_MIN {
+            // To pages of its own: whoever cuts it off leaves nothing of it but SIGBUS.
+            return self.replace_region(HEADER + self.used() + room);
+        }
+        let end = (self.region + self.used() + room).next_multiple_of(4096);
+        if self.storage.bytes().len() < end {
+            self.storage.resize(end);
+        }
+        compiler_fence(Ordering::SeqCst);
+        let capacity = (end - self.region) as u64;
+        put_checked(self.storage.bytes_mut(), self.region + AT_CAPACITY, capacity);
+        compiler_fence(Ordering::SeqCst);
+    }
+
     /// How many bytes of the region are not used.
     fn room(&self) -> usize {
-        let number = |at| to_usize(get(self.storage.bytes(), self.region + at) & WORD_MAX);
-        number(AT_CAPACITY).saturating_sub(number(AT_USED))
+        self.number(AT_CAPACITY).saturating_sub(self.used())
+    }
+
+    /// How many are.
+    fn used(&self) -> usize {
+        self.number(AT_USED)
+    }
+
+    /// One of the numbers at the head of the region.
+    fn number(&self, at: usize) -> usize {
+        to_usize(get(self.storage.bytes(), self.region + at) & WORD_MAX)
     }
 
     /// Puts all that is known into a region of that many bytes, with the header.
     fn replace_region(&mut self, size: usize) {
         let new_capacity = size.next_multiple_of(4096).max(HEADER + REGION_MIN) - HEADER;
-        let bytes = self.storage.bytes();
-        let capacity = to_usize(get(bytes, self.region + AT_CAPACITY) & WORD_MAX);
-        let old = self.region;
+        let (old, capacity) = (self.region, self.number(AT_CAPACITY));
         let new = if HEADER + new_capacity <= old { HEADER } else { old + capacity };
         if self.storage.bytes().len() < new + new_capacity {
             self.storage.resize(new + new_capacity);

@@ -301,16 +301,26 @@ fn memory_is_bounded() {
         let indices = [index, claims, names].map(HashTable::allocation_size);
         storage.capacity() + indices.iter().sum::<usize>() + ordered.capacity() * size_of::<u32>()
     };
-    for i in 0..DEVICES {
-        act(&mut inventory, "add", &paths(i), &fields(i));
+    let check = |inventory: &Inventory<Vec<u8>>, when: &str| {
+        let each = total(inventory) / inventory.len();
+        assert!(each <= 400, "{each} bytes for each of {} devices {when}", inventory.len());
+    };
+    for reserved in [0, DEVICES / 2] {
+        inventory = empty();
+        inventory.reserve(reserved);
+        for i in 0..DEVICES {
+            act(&mut inventory, "add", &paths(i), &fields(i));
+            if i >= reserved.max(1000) {
+                check(&inventory, "that have come");
+            }
+        }
     }
-    assert!(total(&inventory) / DEVICES <= 400, "{} bytes a device", total(&inventory) / DEVICES);
     // However long they come and go.
     for i in 0..2 * DEVICES {
         act(&mut inventory, "remove", &paths(i % DEVICES), "");
         act(&mut inventory, "add", &paths(i % DEVICES), &fields(i % DEVICES));
+        check(&inventory, "that come and go");
     }
-    assert!(total(&inventory) / DEVICES <= 400, "{} bytes a device", total(&inventory) / DEVICES);
 }
 
 #[derive(Debug, Clone)]
