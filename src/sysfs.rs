@@ -29,6 +29,9 @@ pub use self::search::{Listing, Search};
 /// No file that is read here has more bytes; sysfs has at most a page.
 const FILE_MAX: usize = 64 * 1024;
 
+/// For any file: a made-up sysfs may have a FIFO in its place, which would be waited for.
+const FILE: OFlags = OFlags::NONBLOCK;
+
 /// A sysfs; a copy is the same one.
 #[derive(Debug, Clone)]
 pub struct Sysfs {
@@ -62,7 +65,7 @@ impl Sysfs {
         }
         let file = strip_root(&contents[start..])
             .map_err(Why::from)
-            .and_then(|name| Ok(self.below.open(name, OFlags::RDONLY)?));
+            .and_then(|name| Ok(self.below.open(name, OFlags::RDONLY | FILE)?));
         contents.truncate(start);
         Ok(append_file(&file?, contents)?)
     }
@@ -77,7 +80,7 @@ impl Sysfs {
     pub fn trigger(&self, devpath: &[u8], trigger: &[u8]) -> Result<(), Failed> {
         let path = [devpath, b"/uevent"].concat();
         let file = strip_root(&path).map_err(Why::from);
-        file.and_then(|name| Ok(self.below.open(name, OFlags::WRONLY)?))
+        file.and_then(|name| Ok(self.below.open(name, OFlags::WRONLY | FILE)?))
             .and_then(|file| Ok(retry_on_intr(|| write(&file, trigger))?))
             .map(drop)
             .map_err(|why| Failed::new("trigger an event by", &path, why))
@@ -128,7 +131,7 @@ impl Sysfs {
 
     /// The SEQNUM of the last event that the kernel has sent.
     pub fn last_event(&self) -> Option<u64> {
-        let file = self.below.open(b"kernel/uevent_seqnum", OFlags::RDONLY).ok()?;
+        let file = self.below.open(b"kernel/uevent_seqnum", OFlags::RDONLY | FILE).ok()?;
         let mut text = Vec::new();
         append_file(&file, &mut text).ok()?;
         std::str::from_utf8(&text).ok()?.trim_end().parse().ok()
@@ -209,7 +212,7 @@ fn read_device(
     variables.clear();
     variables.extend_from_slice(path);
     variables.extend_from_slice(b"/uevent");
-    let read = sys.below.open(&variables[1..], OFlags::RDONLY).and_then(|file| {
+    let read = sys.below.open(&variables[1..], OFlags::RDONLY | FILE).and_then(|file| {
         variables.clear();
         append_file(&file, variables)?;
         if variables.contains(&0) { Err(Errno::BADMSG) } else { Ok(fstat(&file)?.st_ino) }

@@ -4,9 +4,12 @@ use std::fs;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::symlink;
 use std::path::PathBuf;
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
 
 use proptest::prelude::*;
-use rustix::fs::{CWD, Mode, mkfifoat};
+use rustix::fs::{CWD, FileType, Mode, mknodat};
 use tempfile::TempDir;
 
 use crate::beneath::BadName;
@@ -62,6 +65,30 @@ fn all(mut scan: Scan) -> Vec<Result<String, String>> {
         );
     }
     found
+}
+
+#[test]
+fn nobody_is_waited_for_who_might_write() {
+    let tree = Tree::new();
+    tree.device("devices/x", "class/x", b"");
+    fs::remove_file(tree.at("devices/x/uevent")).unwrap();
+    fs::create_dir(tree.at("kernel")).unwrap();
+    let fifo = FileType::Fifo;
+    for file in ["devices/x/uevent", "kernel/uevent_seqnum"] {
+        mknodat(CWD, tree.at(file), fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
+    }
+    let (tell, told) = mpsc::channel();
+    thread::spawn(move || {
+        assert_eq!(
+            tree.scan(),
+            ["add@/devices/x\\x00ACTION=add\\x00DEVPATH=/devices/x\\x00SUBSYSTEM=x\\x00"]
+                .map(|event| Ok(event.to_owned()))
+        );
+        assert_eq!(tree.sys().last_event(), None);
+        assert!(tree.sys().trigger(b"/devices/x", b"add").is_err());
+        tell.send(()).unwrap();
+    });
+    told.recv_timeout(Duration::from_secs(20)).unwrap();
 }
 
 #[test]
@@ -229,34 +256,6 @@ fn any_number_of_devices_is_read_ahead() {
                 }
             }
         }
-    }
-}
-
-/// Who asks for it reads what comes after it, and then waits as well.
-#[test]
-fn what_takes_long_to_read_is_waited_for() {
-    for slow in [0, 20, 40, 99] {
-        let tree = Tree::new();
-        for n in 0..100 {
-            tree.device(&format!("devices/{n:02}"), "class/c", b"A=quick");
-        }
-        let path = tree.at(&format!("devices/{slow:02}/uevent"));
-        fs::remove_file(&path).unwrap();
-        mkfifoat(CWD, &path, Mode::RWXU).unwrap();
-        let mut scan = Scan::new(tree.sys(), tree.sys().list().unwrap());
-        scan.read_ahead();
-        if let Some(ahead) = &mut scan.ahead {
-            ahead.fresh_for = std::time::Duration::MAX;
-        }
-        let writer = std::thread::spawn(move || {
-            std::thread::sleep(std::time::Duration::from_millis(20));
-            fs::write(path, "A=slow").unwrap();
-        });
-        for (n, told) in read(&mut scan, 0..100).into_iter().enumerate() {
-            let how = if n == slow { "A=slow" } else { "A=quick" };
-            assert!(told.contains(&format!("/devices/{n:02}")) && told.contains(how), "{told}");
-        }
-        writer.join().unwrap();
     }
 }
 
