@@ -89,6 +89,8 @@ pub(super) struct Recovery {
     again: bool,
     /// Events of devices that are known may have been lost.
     changes_missed: bool,
+    /// Events were lost, and not all of that is made up for.
+    lost: bool,
     /// The queue was not empty since the last scan, which may have overtaken what
     /// waits.
     overtaken: bool,
@@ -181,6 +183,7 @@ impl Recovery {
             baseline: 0,
             again: false,
             changes_missed: false,
+            lost: false,
             overtaken: false,
             before: Some(before),
             in_doubt: Time::ZERO,
@@ -221,6 +224,7 @@ impl Recovery {
             Phase::Triggering(_) => Cause::Coldplug,
             Phase::Replaying(replay) | Phase::Doubting { replay, .. } => replay.cause,
         };
+        let cause = if self.lost && cause == Cause::Rescan { Cause::Overrun } else { cause };
         Some((cause, self.changes_missed))
     }
 
@@ -237,6 +241,7 @@ impl Recovery {
         if let Some((cause, changes)) = unfinished {
             self.phase = Phase::Waiting { cause, until: Duration::ZERO };
             self.changes_missed = changes;
+            self.lost = cause == Cause::Overrun;
         }
     }
 
@@ -475,6 +480,7 @@ impl Daemon {
         recovery.trust = Trust::Lossy;
         recovery.again = true;
         recovery.changes_missed |= cause == Cause::Overrun;
+        recovery.lost |= cause == Cause::Overrun;
         recovery.inventory.set_progress(Progress::Unknown);
         self.requests.lost();
         if cause != Cause::Overrun {
@@ -645,13 +651,16 @@ impl Daemon {
         recovery.pace.ended(now, all);
         if !all {
             recovery.trust = Trust::Lossy;
-            recovery.changes_missed |= drops != recovery.baseline;
-            let cause = if recovery.changes_missed { Cause::Overrun } else { Cause::Rescan };
+            let lost = drops != recovery.baseline;
+            recovery.changes_missed |= lost;
+            recovery.lost |= lost;
+            let cause = if recovery.lost { Cause::Overrun } else { Cause::Rescan };
             let until = recovery.pace.next(now);
             recovery.phase = Phase::Waiting { cause, until };
         } else {
             recovery.phase = Phase::Quiet;
             recovery.changes_missed = false;
+            recovery.lost = false;
             recovery.tell_progress();
         }
         let mut late = std::mem::take(&mut recovery.late_clients);
