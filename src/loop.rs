@@ -254,7 +254,7 @@ impl Daemon {
 
     /// Whether it begins by finding out what is there.
     pub fn begins_by_comparing(&self) -> bool {
-        !self.recovery.is_quiet()
+        self.recovery.unfinished().is_some()
     }
 
     /// Tells whoever started plugd that it is ready.

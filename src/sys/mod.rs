@@ -24,7 +24,7 @@ pub use process::{Fork, fork, has_other_threads, process_group};
 pub(crate) use process::{all_ids, environment, pidfd_send_signal};
 pub use signals::{
     SignalRecord, block_signals, do_not_ignore_children, forward_signal, normalize_signals,
-    survive_failing_writes, take_missed_signal,
+    survive_failing_writes, take_missed_signal, with_signals_blocked,
 };
 pub use sockets::{
     SocketMemory, SocketOption, await_interfaces, has_socket_option, peer_credentials, peer_groups,

@@ -130,6 +130,22 @@ pub fn block_signals() -> io::Result<()> {
     set_all_blocked(true)
 }
 
+/// Does something while all signals are blocked that can be. A thread that is started
+/// meanwhile has them blocked for ever (pthread_create(3)).
+pub fn with_signals_blocked<T>(act: impl FnOnce() -> T) -> T {
+    // SAFETY: sigset_t is plain data for which all zeros is a valid value, the calls
+    // read and write no more than these two, and what was there before is put back.
+    unsafe {
+        let (mut all, mut before): (libc::sigset_t, libc::sigset_t) =
+            (std::mem::zeroed(), std::mem::zeroed());
+        libc::sigfillset(&raw mut all);
+        libc::pthread_sigmask(libc::SIG_SETMASK, &raw const all, &raw mut before);
+        let done = act();
+        libc::pthread_sigmask(libc::SIG_SETMASK, &raw const before, ptr::null_mut());
+        done
+    }
+}
+
 /// Has all signals blocked that can be, or none.
 fn set_all_blocked(blocked: bool) -> io::Result<()> {
     // SAFETY: sigset_t is plain data for which all zeros is a valid value.

@@ -17,10 +17,7 @@ pub(super) fn start(work: impl FnOnce() + Send + 'static) -> Option<JoinHandle<(
         return None;
     }
     let builder = Builder::new().name("scan".into()).stack_size(STACK_BYTES);
-    let all = move || {
-        // They are for the thread that waits for them.
-        let _ = sys::block_signals();
-        work();
-    };
-    builder.spawn(all).ok()
+    // They are for the thread that waits for them: one that came to this one just before
+    // an update in place would be lost.
+    sys::with_signals_blocked(|| builder.spawn(work)).ok()
 }
