@@ -69,6 +69,12 @@ impl Failed {
     pub fn new(doing: &'static str, path: &[u8], why: impl Into<Why>) -> Self {
         Self { doing, path: path.into(), why: why.into() }
     }
+
+    /// Whether there were too few descriptors, or too little memory: the next time there
+    /// may be enough.
+    pub fn is_shortage(&self) -> bool {
+        matches!(self.why, Why::System(Errno::MFILE | Errno::NFILE | Errno::NOMEM))
+    }
 }
 
 impl From<BadName> for Why {

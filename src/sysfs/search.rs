@@ -40,6 +40,11 @@ impl Listing {
         self.devices.is_empty()
     }
 
+    /// Whether there may be more, for which there was no descriptor or memory.
+    pub fn is_short(&self) -> bool {
+        self.failed.iter().any(Failed::is_shortage)
+    }
+
     /// The DEVPATH of one, by its index.
     pub fn path(&self, index: usize) -> &[u8] {
         &self.text[self.devices[index].path.clone()]
@@ -145,7 +150,8 @@ impl Search {
     /// Begins to find all devices.
     ///
     /// # Errors
-    /// If there is neither a directory for buses nor one for classes.
+    /// If there is neither a directory for buses nor one for classes, or no descriptor or
+    /// memory for them.
     pub fn new(sys: &Sysfs) -> Result<Self, Failed> {
         let (mut work, mut found) = (Work::default(), Finds::default());
         let results = [Kind::Bus, Kind::Class].map(|kind| (kind, subsystems(sys, kind, &mut work)));
@@ -158,7 +164,11 @@ impl Search {
                 Ok(()) | Err(Errno::NOENT) => {}
                 Err(error) => {
                     let path = [b"/", kind.place().0].concat();
-                    found.failed.push(Failed::new("list devices in", &path, error));
+                    let failed = Failed::new("list devices in", &path, error);
+                    if failed.is_shortage() {
+                        return Err(failed);
+                    }
+                    found.failed.push(failed);
                 }
             }
         }

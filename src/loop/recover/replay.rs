@@ -172,6 +172,8 @@ impl Daemon {
         let listing = search.finish();
         listing.failed.iter().for_each(|failed| log::warn!("{failed}"));
         let recovery = &mut self.recovery;
+        // Then it is all done once more, later.
+        recovery.again |= listing.is_short();
         if let Some(before) = recovery.before.take().filter(|_| cause == Cause::Restart) {
             recovery.changes_missed |= recovery::has_missed_changes(before, last);
         }
@@ -513,11 +515,12 @@ impl Daemon {
 
     /// Reads a device as an event, if it is there and one of ours. Returns which
     /// incarnation it is.
-    fn read_device(&self, replay: &mut Replay, index: usize, action: &str) -> Option<u64> {
+    fn read_device(&mut self, replay: &mut Replay, index: usize, action: &str) -> Option<u64> {
         let incarnation = match replay.scan.read(index, action, &mut replay.event) {
             Ok(incarnation) => incarnation?,
             Err(failed) => {
                 log::warn!("{failed}");
+                self.recovery.again |= failed.is_shortage();
                 return None;
             }
         };

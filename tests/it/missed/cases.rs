@@ -4,10 +4,11 @@ use std::collections::HashSet;
 use std::fs;
 use std::os::unix::fs::{FileExt, PermissionsExt, symlink};
 use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use rustix::fs::{CWD, Mode, mkfifoat};
-use rustix::process::Signal;
+use rustix::process::{Pid, Resource, Rlimit, Signal, prlimit};
 
 use crate::harness::daemon::{Daemon, Plugd};
 use crate::harness::{eventually, inject, ns};
@@ -1053,6 +1054,37 @@ fn a_sysfs_that_is_not_there_is_looked_for_again() {
         World::settle("plugd");
         hear(&world).check(&world, "once it is there");
         assert_eq!(daemon.logged("looked for later").len(), 1);
+    });
+}
+
+/// Without a descriptor nothing can be looked at; that is no reason to think that there is
+/// nothing.
+#[test]
+fn what_cannot_be_looked_at_for_want_of_descriptors_is_looked_at_later() {
+    ns::inside(|| {
+        let mut world = world();
+        let daemon = world.plugd(&["-v", "--coldplug", "--state", "none"]).start();
+        World::settle("plugd");
+        let limit = |soft: u64| {
+            let limits = Rlimit { current: Some(soft), maximum: Some(4096) };
+            prlimit(Pid::from_raw(daemon.pid().cast_signed()), Resource::Nofile, limits).unwrap();
+        };
+        let is_free =
+            |number: &u64| !Path::new(&format!("/proc/{}/fd/{number}", daemon.pid())).exists();
+        // None is left; one is, for /sys, and none for what is in it.
+        for (count, left) in (1..).zip([0, 1]) {
+            world.silent = true;
+            world.add(&format!("/devices/x{left}"), 50 + count);
+            world.silent = false;
+            // Who asked before has left: that is seen in the same round, or before.
+            (0..2).for_each(|_| drop(daemon.counters()));
+            limit((0..).find(is_free).unwrap() + left);
+            daemon.signal(Signal::ALARM);
+            daemon.wait_for_logs("Too many open files; devices that were missed", count as usize);
+            limit(1024);
+            World::settle("plugd");
+        }
+        hear(&world).check(&world, "in the end");
     });
 }
 
