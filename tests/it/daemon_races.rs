@@ -210,8 +210,8 @@ fn control_may_be_killed_anywhere() {
         const STOP: &[&str] = &["--stop"];
         const KILL: &[&str] = &["--stop", "--signal", "KILL"];
         // To start it, it locks the guard, and looks when the daemon is there; to
-        // stop it, it locks the guard, looks, looks again when it has a pidfd,
-        // and at last waits. It empties the file of a daemon that was killed. Last
+        // stop it, it locks the guard, looks, looks again when it has a pidfd, asks
+        // that whether it has ended, and at last waits. It empties the file of a daemon that was killed. Last
         // comes what is left: how the next --check ends.
         let cases = [
             (&["--start"][..], Daemon::None, "flock:when=1", 101),
@@ -224,7 +224,8 @@ fn control_may_be_killed_anywhere() {
             (STOP, Daemon::Running, "flock:when=3", 0),
             (STOP, Daemon::Running, "pidfd_send_signal:when=1", 0),
             (STOP, Daemon::Running, "flock:when=4", 101),
-            (STOP, Daemon::Suspended, "ppoll:when=1", 101),
+            (STOP, Daemon::Suspended, "ppoll:when=1", 0),
+            (STOP, Daemon::Suspended, "ppoll:when=2", 101),
             (KILL, Daemon::Running, "ftruncate:when=1", 103),
         ];
         for (action, daemon, call, left) in cases {
