@@ -56,7 +56,16 @@ impl<S: Storage> Inventory<S> {
         let tracked = Tracked::of(event)?;
         let mut told = Vec::new();
         identity::write(event, &mut told);
-        let path = self.obstacle(&tracked, &told).or_else(|| self.rival_path(&tracked, &told))?;
+        self.in_the_way_of(&tracked, &told)
+    }
+
+    /// The same for the `add` of the device at this path that has this identity.
+    pub fn first_to_go_for(&self, path: &[u8], identity: &[u8]) -> Option<Known<'_>> {
+        self.in_the_way_of(&Tracked { action: b"add", path, old_path: None }, identity)
+    }
+
+    fn in_the_way_of(&self, tracked: &Tracked<'_>, told: &[u8]) -> Option<Known<'_>> {
+        let path = self.obstacle(tracked, told).or_else(|| self.rival_path(tracked, told))?;
         self.below(path).next_back().or_else(|| self.get(path))
     }
 

@@ -490,8 +490,7 @@ impl Daemon {
                     self.recovery.again = true;
                     continue;
                 }
-                let obstacle = parse(&replay.event)
-                    .and_then(|event| self.recovery.inventory.first_to_go(&event));
+                let obstacle = self.recovery.inventory.first_to_go_for(path, &replay.told);
                 if let Some(known) = obstacle {
                     // It has become another one since it was looked at.
                     let event = &mut replay.event;
