@@ -138,12 +138,25 @@ pub(super) fn same(one: &[u8], other: &[u8]) -> bool {
 pub fn hash(bytes: &[u8]) -> u64 {
     const ODD: u64 = 0x9e37_79b9_7f4a_7c15;
     let mix = |hash: u64, word: u64| (hash ^ word).wrapping_mul(ODD).rotate_left(29);
-    let mut chunks = bytes.chunks_exact(8);
-    let mut hash = bytes.len() as u64;
-    for chunk in &mut chunks {
-        hash = mix(hash, get(chunk, 0));
+    let (words, rest) = bytes.as_chunks::<8>();
+    let hash = bytes.len() as u64;
+    let hash = words.iter().fold(hash, |hash, word| mix(hash, u64::from_ne_bytes(*word)));
+    // Byte by byte: to copy so few is a call of memcpy.
+    let last = rest.iter().rev().fold(0, |last, &byte| last << 8 | u64::from(byte));
+    mix(mix(hash, u64::from_le(last)), 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// It is a part of the format: who changes it changes the version.
+    #[cfg(target_endian = "little")]
+    #[test]
+    fn hashes_stay_the_same() {
+        assert_eq!(hash(b"abc"), 0x2502_d190_af4f_21c8);
+        assert_eq!(hash(b"12345678"), 0x57ef_2132_3cb1_e50f);
+        assert_eq!(hash(b"/devices/virtual/mem/null"), 0x44f0_7038_b4a3_e0d7);
+        assert_eq!(VERSION, 4);
     }
-    let mut rest = [0; 8];
-    rest[..chunks.remainder().len()].copy_from_slice(chunks.remainder());
-    mix(mix(hash, u64::from_ne_bytes(rest)), 0)
 }

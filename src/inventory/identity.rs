@@ -105,7 +105,12 @@ pub fn update(event: &Uevent<'_>, known: &[u8], identity: &mut Vec<u8>) {
 
 /// The value of a variable in an identity.
 pub fn value<'a>(identity: &'a [u8], key: &[u8]) -> Option<&'a [u8]> {
-    identity.split(|&b| b == 0).find_map(|field| field.strip_prefix(key)?.strip_prefix(b"="))
+    // Byte by byte: most differ in the first one, and to compare all at once is a call.
+    let is_it = |field: &&[u8]| {
+        field.get(key.len()) == Some(&b'=')
+            && field.iter().zip(key).all(|(one, other)| one == other)
+    };
+    identity.split(|&b| b == 0).find(is_it).map(|field| &field[key.len() + 1..])
 }
 
 /// The value of a variable that is a number.
