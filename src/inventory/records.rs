@@ -161,6 +161,10 @@ impl<S: Storage> Inventory<S> {
         if self.room() < size {
             self.extend(size);
         }
+        // Not before: to extend it may make this one anew.
+        self.ordered.reserve(devices);
+        let bytes = self.storage.bytes();
+        self.index.reserve(devices, |&unit| hash(path_at(bytes, offset(unit))));
     }
 
     /// Sees to it that a record of that size fits in the region.

@@ -279,6 +279,7 @@ fn there_is_room_for_what_is_about_to_come() {
     inventory.reserve(1000);
     let size = inventory.storage().len();
     assert!(size < 200 * 1000, "{size}");
+    assert!(inventory.ordered.capacity() > 1000);
     for n in 0..1000 {
         let path = format!("/devices/pci0000:00/0000:00:1f.2/ata1/host0/target0:0:0/{n:04}");
         act(&mut inventory, "add", &path, &format!("MAJOR=8\0MINOR={n}\0DEVNAME=disk{n}\0"));
