@@ -298,6 +298,7 @@ impl<S: Storage> Inventory<S> {
             (b"remove", _) => {
                 if self.tells_of(event, at) {
                     self.kill(at);
+                    self.shrink();
                 }
             }
             (b"move", Some(old_path)) => self.finish_move(old_path, path),

@@ -18,6 +18,10 @@ use super::{Inventory, Known, Storage, Unusable, World, identity};
 /// The bytes of most records, at most.
 const COMMON_SIZE: usize = 144;
 
+/// So many bytes of devices that have gone are not worth the trouble; in tests, which have
+/// few devices, they are.
+const DEAD_MAX: usize = if cfg!(test) { 256 } else { 16 * 1024 };
+
 impl<S: Storage> Inventory<S> {
     /// An empty one.
     pub fn new(mut storage: S, world: World) -> Self {
@@ -178,10 +182,25 @@ impl<S: Storage> Inventory<S> {
         }
         // Most of what would be gained lies between what is alive.
         let needed = REGION_HEAD + self.alive + size;
-        self.replace_region(needed + needed / 2);
+        self.compact(needed + needed / 2);
+    }
+
+    /// Gives memory back once a fifth of it is of devices that have gone. The records are
+    /// elsewhere then.
+    pub(super) fn shrink(&mut self) {
+        let needed = REGION_HEAD + self.alive;
+        let some = needed / 4;
+        if self.used() > needed + some + DEAD_MAX {
+            self.compact(needed + some);
+        }
+    }
+
+    /// Leaves no gaps between records, in a region of that many bytes.
+    fn compact(&mut self, size: usize) {
+        self.replace_region(size);
         // To the front, which is free now, so that nothing is kept of what is not needed.
         if self.region > HEADER {
-            self.replace_region(needed + needed / 2);
+            self.replace_region(size);
         }
     }
 
@@ -228,9 +247,10 @@ impl<S: Storage> Inventory<S> {
         let ordered = std::mem::take(&mut self.ordered);
         self.ordered.reserve_exact(ordered.len() + ordered.len() / 2);
         let mut end = new + REGION_HEAD;
-        self.index.clear();
-        self.claims.clear();
-        self.names.clear();
+        // Not cleared: that keeps their memory.
+        for table in [&mut self.index, &mut self.claims, &mut self.names] {
+            *table = HashTable::with_capacity(table.len());
+        }
         for at in ordered.into_iter().map(offset) {
             let bytes = self.storage.bytes_mut();
             let size = record_size(bytes, at);

@@ -322,6 +322,15 @@ fn memory_is_bounded() {
         act(&mut inventory, "add", &paths(i % DEVICES), &fields(i % DEVICES));
         check(&inventory, "that come and go");
     }
+    // When nearly all of them go.
+    for i in 0..DEVICES - 500 {
+        act(&mut inventory, "remove", &paths(i), "");
+        check(&inventory, "that are left");
+    }
+    for i in DEVICES - 500..DEVICES {
+        let known = inventory.get(paths(i).as_bytes()).unwrap();
+        assert!(known.settled && known.identity.ends_with(fields(i).as_bytes()));
+    }
 }
 
 #[derive(Debug, Clone)]
