@@ -146,7 +146,9 @@ impl Base {
     /// to plugd itself, and without [`REPLAY`]; HOME and PATH are filled in where they are
     /// not set.
     pub fn new(variables: impl IntoIterator<Item = (OsString, OsString)>) -> Self {
-        let mut base = Self { variables: Vec::new() };
+        let variables = variables.into_iter();
+        // Room for HOME and PATH.
+        let mut base = Self { variables: Vec::with_capacity(variables.size_hint().0 + 2) };
         for (key, value) in variables {
             let (key, value) = (key.into_vec(), value.into_vec());
             // Who starts plugd may be its own program for such an event.
@@ -160,8 +162,11 @@ impl Base {
     }
 
     fn set_if_unset(&mut self, key: &[u8], value: &[u8]) {
+        // For the NUL as well.
+        let mut whole = Vec::with_capacity(key.len() + value.len() + 2);
+        [key, b"=", value].into_iter().for_each(|part| whole.extend_from_slice(part));
         // A variable of an environment has no NUL in it.
-        let Ok(whole) = CString::new([key, b"=", value].concat()) else { return };
+        let Ok(whole) = CString::new(whole) else { return };
         let (key, key_length) = (Key::new(key), key.len());
         if let Err(place) = self.variables.binary_search_by(|v| v.key().cmp(&key)) {
             let variable = Variable { whole, key_length, beginning: key.beginning };

@@ -134,10 +134,13 @@ fn read(path: &Path, room: &mut u64) -> io::Result<Vec<u8>> {
         _ => return Err(io::Error::other("not a regular file")),
     }
     let too_large = || io::Error::other("too large for the memory of this machine");
-    let mut text = Vec::new();
-    if u64::try_from(status.st_size).is_ok_and(|size| size > *room) {
+    let size = u64::try_from(status.st_size).unwrap_or(0);
+    if size > *room {
         return Err(too_large());
     }
+    // With room for its end to be seen at once.
+    let mut text = Vec::new();
+    text.try_reserve_exact(usize::try_from(size).unwrap_or(usize::MAX).saturating_add(32))?;
     // It may grow, or not tell its size.
     file.take(*room + 1).read_to_end(&mut text)?;
     *room = room.checked_sub(text.len() as u64).ok_or_else(too_large)?;

@@ -24,6 +24,9 @@ use reader::Reader;
 /// So many mistakes are told of a file at most: what has more is no file of rules.
 const MISTAKES_MAX: usize = 1000;
 
+/// Most machines have fewer rules; room that is not used takes no memory.
+const RULES_EXPECTED: usize = 256;
+
 /// A file of rules.
 #[derive(Debug, Clone, Copy)]
 pub struct Source<'a> {
@@ -51,7 +54,7 @@ pub fn parse_and_doubt(
     accounts: &Accounts,
     doubts: &mut Vec<Error>,
 ) -> Result<Vec<Rule>, Vec<Error>> {
-    let (mut rules, mut errors) = (Vec::new(), Vec::new());
+    let (mut rules, mut errors) = (Vec::with_capacity(RULES_EXPECTED), Vec::new());
     for source in sources {
         let file: Arc<str> = source.name.into();
         let (errors_before, doubts_before) = (errors.len(), doubts.len());

@@ -4,6 +4,7 @@ use std::fs;
 use std::os::unix::fs::symlink;
 
 use crate::harness::daemon::{Finished, Plugd};
+use crate::harness::skip;
 
 fn check(rules: &str) -> Finished {
     let directory = tempfile::tempdir().unwrap();
@@ -78,4 +79,21 @@ fn a_file_that_cannot_be_read_hides_nothing() {
             assert_eq!(stderr.contains("mdev.conf:1:10: "), code == 2, "{stderr}");
         }
     }
+}
+
+/// It is told, and does not end a daemon that reads its rules anew.
+#[test]
+fn a_file_that_there_is_no_memory_for_is_told() {
+    let memory = rustix::system::sysinfo();
+    let most = memory.totalram as u64 * u64::from(memory.mem_unit) / 250;
+    if most < 64 << 20 {
+        return skip("memory", "rules as large as may be", "they would fit into any process");
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("mdev.conf");
+    fs::File::create(&file).unwrap().set_len(most - 4096).unwrap();
+    let limit = format!("ulimit -v {}", most / 2048 + 40_000);
+    let told = Plugd::new().args(["check"]).args([&file]).prelude(&limit).finish();
+    let expected = format!("plugd: fatal: cannot read {}: out of memory\n", file.display());
+    assert_eq!((told.code, &*told.stderr), (Some(111), &*expected));
 }
