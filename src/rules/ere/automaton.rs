@@ -5,8 +5,6 @@
 //! automaton's states are possible at once, however many expressions there are.
 #![forbid(unsafe_code)]
 
-use std::collections::BTreeMap;
-
 use regex_automata::nfa::thompson::{BuildError, Builder, NFA, Transition};
 use regex_automata::util::look::Look;
 use regex_automata::util::primitives::StateID;
@@ -15,6 +13,8 @@ use super::{ByteSet, Ere, Node};
 
 /// The memory that an automaton may use, in bytes.
 const AUTOMATON_MAX: usize = 32 * 1024 * 1024;
+/// Most expressions have fewer parts.
+const PARTS_EXPECTED: usize = 32;
 /// How many bytes at their beginnings expressions can have in common.
 const COMMON_MAX: usize = 64;
 
@@ -55,7 +55,7 @@ struct Body<'e> {
 
 impl<'e> Body<'e> {
     fn new(ere: &'e Ere, scope: Scope) -> Self {
-        let mut parts = Vec::new();
+        let mut parts = Vec::with_capacity(PARTS_EXPECTED);
         ere.node.parts(&mut parts);
         let mut rest = &parts[..];
         let (mut leads, mut ends) = (scope == Scope::Whole, scope == Scope::Whole);
@@ -102,9 +102,9 @@ impl Maker {
             }
             if *leads { &mut leading } else { &mut floating }.push((&parts[..], end));
         }
-        let mut start = vec![maker.ways(leading, 0)?];
+        let mut start = vec![maker.ways(&mut leading, 0)?];
         if !floating.is_empty() {
-            let floating = maker.ways(floating, 0)?;
+            let floating = maker.ways(&mut floating, 0)?;
             let anywhere = maker.0.add_union(vec![floating])?;
             let later = maker.class(&ByteSet::ALL, anywhere)?;
             maker.0.patch(anywhere, later)?;
@@ -115,20 +115,23 @@ impl Maker {
     }
 
     /// The state before all these; `depth` bytes before it are common to them.
-    fn ways(&mut self, ways: Vec<Way<'_>>, depth: usize) -> Result<StateID, BuildError> {
-        let mut union = Vec::new();
-        let mut common: BTreeMap<ByteSet, Vec<Way<'_>>> = BTreeMap::new();
-        for (parts, end) in ways {
-            match parts.split_first().map(|(first, rest)| (first.bytes(), rest)) {
-                Some((Some(set), rest)) if depth < COMMON_MAX => {
-                    common.entry(set).or_default().push((rest, end));
-                }
-                _ => union.push(self.concat(parts.iter().copied(), end)?),
-            }
-        }
-        let mut bytes = Vec::new();
-        for (set, ways) in common {
-            let next = match &ways[..] {
+    fn ways(&mut self, ways: &mut [Way<'_>], depth: usize) -> Result<StateID, BuildError> {
+        let first = |(parts, _): &Way<'_>| {
+            parts.first().filter(|_| depth < COMMON_MAX).and_then(|first| first.bytes())
+        };
+        // Those that begin in the same way are beside each other then.
+        ways.sort_unstable_by_key(first);
+        let (mut union, mut bytes) = (Vec::new(), Vec::new());
+        for ways in
+            ways.chunk_by_mut(|one, other| first(one).is_some_and(|set| first(other) == Some(set)))
+        {
+            let Some(set) = first(&ways[0]) else {
+                let (parts, end) = ways[0];
+                union.push(self.concat(parts.iter().copied(), end)?);
+                continue;
+            };
+            ways.iter_mut().for_each(|(parts, _)| *parts = &parts[1..]);
+            let next = match ways {
                 [(parts, end)] => self.concat(parts.iter().copied(), *end)?,
                 _ => self.ways(ways, depth + 1)?,
             };
@@ -188,8 +191,14 @@ impl Maker {
     }
 
     fn class(&mut self, set: &ByteSet, next: StateID) -> Result<StateID, BuildError> {
-        let transition = |(start, end)| Transition { start, end, next };
-        self.0.add_sparse(set.ranges().into_iter().map(transition).collect())
+        let mut transitions: Vec<Transition> = Vec::new();
+        for byte in (0..=u8::MAX).filter(|&byte| set.contains(byte)) {
+            match transitions.last_mut() {
+                Some(last) if last.end.checked_add(1) == Some(byte) => last.end = byte,
+                _ => transitions.push(Transition { start: byte, end: byte, next }),
+            }
+        }
+        self.0.add_sparse(transitions)
     }
 }
 
@@ -224,17 +233,5 @@ impl ByteSet {
     fn only(&self) -> Option<u8> {
         let mut all = (0..=u8::MAX).filter(|&byte| self.contains(byte));
         all.next().filter(|&byte| *self == Self::only_of(byte))
-    }
-
-    /// The first and the last of bytes that follow each other.
-    fn ranges(&self) -> Vec<(u8, u8)> {
-        let mut ranges: Vec<(u8, u8)> = Vec::new();
-        for byte in (0..=u8::MAX).filter(|&byte| self.contains(byte)) {
-            match ranges.last_mut() {
-                Some((_, last)) if last.checked_add(1) == Some(byte) => *last = byte,
-                _ => ranges.push((byte, byte)),
-            }
-        }
-        ranges
     }
 }
