@@ -232,6 +232,14 @@ impl Beneath {
         open_here(directory.as_fd(), last, flags)
     }
 
+    /// Everything below a directory whose name has passed [`check`].
+    ///
+    /// # Errors
+    /// Those of [`Beneath::open`].
+    pub fn directory(&self, name: &[u8]) -> Result<Self, Errno> {
+        Ok(Self { root: self.open(name, LOOK_UP)?, has_openat2: self.has_openat2 })
+    }
+
     /// The directory that a file is in whose name has passed [`check`], for
     /// looking it up there, and the last component of that name.
     ///

@@ -8,6 +8,7 @@
 //! descriptor of the root. [`Scan`] reads many devices.
 
 mod ahead;
+mod device;
 mod helper;
 mod scan;
 mod search;
@@ -21,7 +22,6 @@ use rustix::fs::{OFlags, fstat};
 use rustix::io::{Errno, read, retry_on_intr, write};
 
 use crate::beneath::{Beneath, Failed, Why, check, strip_root};
-use crate::uevent::CORE;
 
 pub use self::scan::Scan;
 pub use self::search::{Listing, Search};
@@ -143,93 +143,6 @@ impl Sysfs {
         self.read(devpath, "ifindex", &mut text).ok()?;
         std::str::from_utf8(&text).ok()?.trim_end().parse().ok()
     }
-}
-
-/// Variables that nothing but the driver core, or the sender of an event, sets.
-const RESERVED: [&[u8]; 11] = [
-    b"DEVPATH_OLD",
-    b"MAJOR",
-    b"MINOR",
-    b"DEVNAME",
-    b"DEVMODE",
-    b"DEVUID",
-    b"DEVGID",
-    b"ACTION",
-    b"DEVPATH",
-    b"SUBSYSTEM",
-    b"SEQNUM",
-];
-
-/// Whether nothing sets that variable of a device of this subsystem but the driver
-/// core, the sender of an event, or plugd.
-fn is_reserved(key: &[u8], subsystem: &[u8]) -> bool {
-    match key {
-        b"DISKSEQ" | b"PARTN" => subsystem != b"block",
-        b"IFINDEX" => subsystem != b"net",
-        b"INTERFACE" => ![&b"net"[..], b"usb"].contains(&subsystem),
-        _ => RESERVED.contains(&key) || key.starts_with(b"SYNTH_") || key.starts_with(b"PLUGD_"),
-    }
-}
-
-/// Appends the variables in the text of a file `uevent`, one a line, each with
-/// a NUL at its end.
-///
-/// A value may have newlines in it: of two cpu devices the MODALIAS ends in
-/// one, and names that a USB device gives itself may have any. A line without
-/// `=` goes on with the value before. So does one that would set what only the
-/// driver core sets, unless it is where that does: else a keyboard could call
-/// itself "x\nMAJOR=1\nMINOR=1" and be given a node for the machine's memory.
-fn append_variables(text: &[u8], subsystem: &[u8], event: &mut Vec<u8>) {
-    let text = text.strip_suffix(b"\n").unwrap_or(text);
-    let mut in_core = true;
-    let mut any = false;
-    for line in text.split(|&b| b == b'\n') {
-        let key = line.iter().position(|&b| b == b'=').map(|equals| &line[..equals]);
-        in_core &= key.is_some_and(|key| CORE.contains(&key));
-        if key.is_some_and(|key| in_core || !is_reserved(key, subsystem)) {
-            any = true;
-        } else if any {
-            event.pop();
-            event.push(b'\n');
-        } else {
-            continue;
-        }
-        event.extend_from_slice(line);
-        event.push(0);
-    }
-}
-
-/// Reads a device as the event that the kernel would send for it now, without a SEQNUM,
-/// with this action; appends that to `event`. Returns the inode number of the file that
-/// it was read from; none if there is no such device. `variables` is scratch.
-fn read_device(
-    sys: &Sysfs,
-    (path, subsystem): (&[u8], &[u8]),
-    action: &[u8],
-    variables: &mut Vec<u8>,
-    event: &mut Vec<u8>,
-) -> Result<Option<u64>, Failed> {
-    variables.clear();
-    variables.extend_from_slice(path);
-    variables.extend_from_slice(b"/uevent");
-    let read = sys.below.open(&variables[1..], OFlags::RDONLY | FILE).and_then(|file| {
-        variables.clear();
-        append_file(&file, variables)?;
-        if variables.contains(&0) { Err(Errno::BADMSG) } else { Ok(fstat(&file)?.st_ino) }
-    });
-    let incarnation = match read {
-        Ok(incarnation) => incarnation,
-        Err(Errno::NOENT | Errno::NODEV) => return Ok(None),
-        Err(error) => return Err(Failed::new("read device", path, error)),
-    };
-    for part in [action, b"@", path, b"\0ACTION=", action, b"\0DEVPATH=", path] {
-        event.extend_from_slice(part);
-    }
-    for part in [b"\0SUBSYSTEM=", subsystem, b"\0"] {
-        event.extend_from_slice(part);
-    }
-    append_variables(variables, subsystem, event);
-    Ok(Some(incarnation))
 }
 
 /// Appends what a file holds, or nothing if it fails.

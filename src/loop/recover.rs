@@ -245,12 +245,14 @@ impl Recovery {
         }
     }
 
-    /// A program is about to be started. Where there is a limit of processes, a thread
-    /// that waits until what it has read is asked for has the place of one; and next to a
-    /// program, reading takes no time.
-    pub(super) fn read_alone(&mut self) {
-        if let Phase::Replaying(replay) = &mut self.phase {
-            replay.read_alone();
+    /// A program is about to be started, or there are no descriptors for a node. Where there
+    /// is a limit of processes, a thread that waits until what it has read is asked for has
+    /// the place of one; and next to a program, reading takes no time. Returns whether
+    /// anything was given back by that.
+    pub(super) fn read_alone(&mut self) -> bool {
+        match &mut self.phase {
+            Phase::Replaying(replay) => replay.read_alone(),
+            _ => false,
         }
     }
 
@@ -274,7 +276,7 @@ impl Recovery {
         self.fresh.measured = false;
         match &mut self.phase {
             Phase::Draining { left, .. } => *left = left.saturating_sub(1),
-            Phase::Replaying(replay) => replay.left = replay.left.saturating_sub(1),
+            Phase::Replaying(replay) => replay.took_one(),
             Phase::Triggering(triggering) => triggering.left = triggering.left.saturating_sub(1),
             Phase::Quiet | Phase::Waiting { .. } | Phase::Finding(_) | Phase::Doubting { .. } => {}
         }

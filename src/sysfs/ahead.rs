@@ -10,7 +10,8 @@ use std::time::{Duration, Instant};
 
 use crate::beneath::Failed;
 
-use super::{Listing, Sysfs, helper, read_device};
+use super::device::Reader;
+use super::{Listing, Sysfs, helper};
 
 /// How many devices are a piece.
 const PIECE: usize = 8;
@@ -33,7 +34,7 @@ pub(super) struct Ahead {
     helper: Option<JoinHandle<()>>,
     /// What is being asked for.
     piece: Piece,
-    variables: Vec<u8>,
+    reader: Reader,
     /// For how long what was read is taken for what is there now.
     pub(super) fresh_for: Duration,
 }
@@ -96,8 +97,8 @@ impl Ahead {
         });
         let other = Arc::clone(&shared);
         let helper = Some(helper::start(move || other.read_all())?);
-        let (piece, variables) = (Piece::new(), Vec::new());
-        Some(Self { shared, helper, piece, variables, fresh_for: FRESH_FOR })
+        let (piece, reader) = (Piece::new(), Reader::default());
+        Some(Self { shared, helper, piece, reader, fresh_for: FRESH_FOR })
     }
 
     /// What was read of the device with this index, not smaller than those before, is
@@ -108,7 +109,7 @@ impl Ahead {
         event: &mut Vec<u8>,
     ) -> Option<Result<Option<u64>, Failed>> {
         while self.piece.first + self.piece.devices.len() <= index {
-            self.shared.next(&mut self.piece, &mut self.variables)?;
+            self.shared.next(&mut self.piece, &mut self.reader)?;
         }
         let Piece { first, devices, events, read_at } = &mut self.piece;
         let index = index.checked_sub(*first)?;
@@ -117,6 +118,12 @@ impl Ahead {
         let outcome = device.outcome.take().filter(|_| read_at.elapsed() < self.fresh_for)?;
         event.extend_from_slice(&events[start..device.end]);
         Some(outcome)
+    }
+
+    /// Whether the thread waits until some of what it has read was asked for, or has ended.
+    #[cfg(test)]
+    pub(super) fn has_read_all_it_may(&self) -> bool {
+        self.shared.lock().waits || self.helper.as_ref().is_none_or(JoinHandle::is_finished)
     }
 }
 
@@ -163,13 +170,15 @@ impl Shared {
 
     /// What the thread does.
     fn read_all(&self) {
-        let mut variables = Vec::new();
+        let mut reader = Reader::default();
         let mut progress = self.lock();
         while !progress.is_over && progress.begun < self.pieces() {
             if progress.begun == progress.taken + PIECES {
                 progress = self.wait(progress);
+                // It may have been long.
+                reader.forget_directory();
             } else {
-                progress = self.read_one(progress, &mut variables);
+                progress = self.read_one(progress, &mut reader);
             }
         }
     }
@@ -178,33 +187,33 @@ impl Shared {
     fn read_one<'a>(
         &'a self,
         mut progress: MutexGuard<'a, Progress>,
-        variables: &mut Vec<u8>,
+        reader: &mut Reader,
     ) -> MutexGuard<'a, Progress> {
         let number = progress.begun;
         progress.begun += 1;
         let mut piece = progress.spare.pop().unwrap_or_else(Piece::new);
         drop(progress);
-        self.read(number * PIECE, &mut piece, variables);
+        self.read(number * PIECE, &mut piece, reader);
         let mut progress = self.lock();
         progress.read[number % PIECES] = Some(piece);
         self.wake(progress);
         self.lock()
     }
 
-    fn read(&self, first: usize, piece: &mut Piece, variables: &mut Vec<u8>) {
+    fn read(&self, first: usize, piece: &mut Piece, reader: &mut Reader) {
         piece.first = first;
         piece.read_at = Instant::now();
         piece.devices.clear();
         piece.events.clear();
         for index in first..(first + PIECE).min(self.listing.len()) {
             let device = (self.listing.path(index), self.listing.subsystem(index));
-            let outcome = read_device(&self.sys, device, b"add", variables, &mut piece.events);
+            let outcome = reader.read(&self.sys, device, b"add", &mut piece.events);
             piece.devices.push(Device { end: piece.events.len(), outcome: Some(outcome) });
         }
     }
 
     /// Makes of a piece the next one, once that was read. None if it was the last one.
-    fn next(&self, current: &mut Piece, variables: &mut Vec<u8>) -> Option<()> {
+    fn next(&self, current: &mut Piece, reader: &mut Reader) -> Option<()> {
         let mut progress = self.lock();
         if progress.taken == self.pieces() {
             return None;
@@ -221,7 +230,7 @@ impl Shared {
                 return Some(());
             }
             if progress.begun < self.pieces().min(number + PIECES) {
-                progress = self.read_one(progress, variables);
+                progress = self.read_one(progress, reader);
             } else {
                 progress = self.wait(progress);
             }

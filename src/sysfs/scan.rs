@@ -6,7 +6,8 @@ use std::vec;
 use crate::beneath::Failed;
 
 use super::ahead::Ahead;
-use super::{Listing, Sysfs, read_device};
+use super::device::Reader;
+use super::{Listing, Sysfs};
 
 /// All devices that were found, to be read back.
 #[derive(Debug)]
@@ -14,7 +15,7 @@ pub struct Scan {
     sys: Sysfs,
     listing: Arc<Listing>,
     pub(super) ahead: Option<Ahead>,
-    variables: Vec<u8>,
+    reader: Reader,
     /// For [`Scan::next`]: which device, what could not be listed, and the event.
     next: usize,
     failed: vec::IntoIter<Failed>,
@@ -25,8 +26,9 @@ impl Scan {
     /// Of these devices.
     pub fn new(sys: Sysfs, mut listing: Listing) -> Self {
         let failed = std::mem::take(&mut listing.failed).into_iter();
-        let (variables, event) = (Vec::with_capacity(8192), Vec::with_capacity(4096));
-        Self { sys, listing: Arc::new(listing), ahead: None, variables, next: 0, failed, event }
+        let (listing, reader, event) =
+            (Arc::new(listing), Reader::default(), Vec::with_capacity(4096));
+        Self { sys, listing, ahead: None, reader, next: 0, failed, event }
     }
 
     /// Where they are.
@@ -46,9 +48,17 @@ impl Scan {
         self.ahead = Ahead::new(&self.sys, &self.listing);
     }
 
-    /// From now on each is read when it is asked for.
-    pub fn read_no_more_ahead(&mut self) {
-        self.ahead = None;
+    /// From now on each is read when it is asked for. Returns whether there was a thread or
+    /// a descriptor that was kept for this.
+    pub fn read_no_more_ahead(&mut self) -> bool {
+        let kept = self.forget_directory();
+        self.ahead.take().is_some() || kept
+    }
+
+    /// An event was taken that may tell that directories have other names now. Returns
+    /// whether one was kept.
+    pub fn forget_directory(&mut self) -> bool {
+        self.reader.forget_directory()
     }
 
     /// Reads the device with this index in the listing. What `event` becomes is the
@@ -70,7 +80,7 @@ impl Scan {
             return read;
         }
         let device = (self.listing.path(index), self.listing.subsystem(index));
-        read_device(&self.sys, device, action.as_bytes(), &mut self.variables, event)
+        self.reader.read(&self.sys, device, action.as_bytes(), event)
     }
 
     /// The `add` event of the next device. One that has gone meanwhile is passed over.

@@ -153,7 +153,7 @@ impl Search {
     /// If there is neither a directory for buses nor one for classes, or no descriptor or
     /// memory for them.
     pub fn new(sys: &Sysfs) -> Result<Self, Failed> {
-        let (mut work, mut found) = (Work::default(), Finds::default());
+        let (mut work, mut found) = (Work::default(), Finds::with_room());
         let results = [Kind::Bus, Kind::Class].map(|kind| (kind, subsystems(sys, kind, &mut work)));
         if results.iter().all(|(_, result)| *result == Err(Errno::NOENT)) {
             return Err(Failed::new("list devices in", b"/class", Errno::NOENT));
@@ -183,7 +183,7 @@ impl Search {
     pub(super) fn get_help(&mut self) {
         let other = Arc::clone(&self.shared);
         self.helper = helper::start(move || {
-            let mut found = Finds::default();
+            let mut found = Finds::with_room();
             while other.go_on(&mut found) {}
             other.lock().found = found;
         });
@@ -285,6 +285,12 @@ impl Shared {
 }
 
 impl Finds {
+    /// For as many as most machines have: room that is not used takes no memory.
+    fn with_room() -> Self {
+        let (devices, text) = (Vec::with_capacity(512), Vec::with_capacity(512 * 64));
+        Self { devices, text, failed: Vec::new() }
+    }
+
     /// Finds the next devices in a directory. Returns it if there may be more.
     fn look_through(&mut self, sys: &Sysfs, place: Place) -> Option<Place> {
         let Place { kind, subsystem, directory } = place;

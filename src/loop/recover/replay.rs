@@ -118,9 +118,15 @@ impl Moves {
 }
 
 impl Replay {
-    /// From now on nobody else reads.
-    pub(super) fn read_alone(&mut self) {
-        self.scan.read_no_more_ahead();
+    /// A datagram was taken from the queue.
+    pub(super) fn took_one(&mut self) {
+        self.left = self.left.saturating_sub(1);
+        self.scan.forget_directory();
+    }
+
+    /// From now on nobody else reads. Returns whether somebody did, or a directory was kept.
+    pub(super) fn read_alone(&mut self) -> bool {
+        self.scan.read_no_more_ahead()
     }
 }
 
