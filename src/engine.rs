@@ -122,6 +122,8 @@ pub enum Outcome<'e> {
     Done,
     /// It is a program to be started.
     Start(Run<'e>),
+    /// It could not be done for want of descriptors or memory.
+    Short(String),
     /// It could not be done.
     Failed(String),
 }
@@ -161,7 +163,11 @@ impl Hands {
                 };
             }
         };
-        result.map_or_else(|failed| Outcome::Failed(failed.to_string()), |()| Outcome::Done)
+        match result {
+            Ok(()) => Outcome::Done,
+            Err(failed) if failed.is_shortage() => Outcome::Short(failed.to_string()),
+            Err(failed) => Outcome::Failed(failed.to_string()),
+        }
     }
 }
 

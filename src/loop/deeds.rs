@@ -130,7 +130,9 @@ impl Daemon {
             match outcome {
                 Outcome::Start(run) => break run,
                 Outcome::Done => {}
-                Outcome::Failed(why) => {
+                // What reads devices has some.
+                Outcome::Short(_) if self.recovery.read_alone() => continue,
+                Outcome::Short(why) | Outcome::Failed(why) => {
                     deed.failed = true;
                     log::error!("{}: {why}", deed.event);
                 }

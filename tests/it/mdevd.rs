@@ -55,7 +55,7 @@ impl World {
     }
 
     /// Makes a device of a class, with these lines in its file `uevent`.
-    fn device(&self, class: &str, name: &str, uevent: &str) {
+    pub(crate) fn device(&self, class: &str, name: &str, uevent: &str) {
         let device = self.path("sys/devices").join(name);
         fs::create_dir_all(&device).unwrap();
         fs::create_dir_all(self.path("sys/class").join(class)).unwrap();

@@ -8,7 +8,7 @@ use rustix::fs::FileType;
 
 use super::{act_on, device, mknod, tree};
 use crate::harness::inject::Injector;
-use crate::harness::{ns, skip};
+use crate::harness::{eventually, ns, skip};
 use crate::mdevd::World;
 
 /// As devtmpfs makes them: they are not made again, which would take them
@@ -238,5 +238,37 @@ fn the_root_device_has_a_link() {
         assert_eq!(fs::read_link(world.path("dev/root")).unwrap().to_str(), Some("disks/it"));
         act_on(&world, [event("remove")]);
         assert_eq!(tree(&world), [""; 0]);
+    });
+}
+
+/// What reads devices before their turn has descriptors that their nodes need.
+#[test]
+fn no_node_is_missing_because_devices_are_read_ahead() {
+    ns::inside_as_root_apart(|| {
+        const DEVICES: usize = 200;
+        let world = World::new(".* 0:0 660\n");
+        for n in 0..DEVICES {
+            world.device("c", &format!("d{n}"), &format!("MAJOR=4094\nMINOR={n}\nDEVNAME=d{n}\n"));
+        }
+        let coldplug = |prelude: &str| {
+            let options = ["--coldplug", "--state", "none"];
+            let daemon = world.plugd().args(options).prelude(prelude).start();
+            // If not all was found, it is looked for again.
+            let what = format!("all nodes are there: {prelude}");
+            eventually(&what, || (tree(&world).len() == DEVICES).then_some(()));
+            let descriptors = fs::read_dir(format!("/proc/{}/fd", daemon.pid())).unwrap().count();
+            drop(daemon);
+            for n in 0..DEVICES {
+                fs::remove_file(world.path("dev").join(format!("d{n}"))).unwrap();
+            }
+            descriptors
+        };
+        let descriptors = coldplug(":");
+        // For /sys, a directory or a file in it, and a node.
+        for limit in descriptors + 3..descriptors + 8 {
+            for processors in ["taskset -pc 0 $$ >&2", ":"] {
+                coldplug(&format!("ulimit -n {limit}; {processors}"));
+            }
+        }
     });
 }
