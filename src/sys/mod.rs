@@ -21,7 +21,7 @@ pub use descriptors::{chmod, close_all_on_exec, is_open};
 pub use memory::{Mapping, forget_code};
 pub use messages::{Credentials, Message, receive};
 pub use process::{Fork, fork, has_other_threads, process_group};
-pub(crate) use process::{all_ids, environment, pidfd_send_signal};
+pub(crate) use process::{all_ids, environment, pidfd_send_signal, set_affinity};
 pub use signals::{
     SignalRecord, block_signals, do_not_ignore_children, forward_signal, normalize_signals,
     survive_failing_writes, take_missed_signal, with_signals_blocked,

@@ -3,9 +3,13 @@
 use std::ffi::{CStr, CString, c_char, c_int};
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::unix::thread::JoinHandleExt;
 use std::ptr;
+use std::thread::JoinHandle;
 
+use rustix::io::Errno;
 use rustix::process::Pid;
+use rustix::thread::CpuSet;
 
 use super::last_errno;
 
@@ -26,6 +30,28 @@ pub fn has_other_threads() -> bool {
     // is another thread (unshare(2)), and needs no /proc to know.
     let result = unsafe { libc::unshare(libc::CLONE_THREAD) };
     result != 0 && io::Error::last_os_error().raw_os_error() == Some(libc::EINVAL)
+}
+
+/// Has a thread run on these processors only. It must not have ended: in its place the
+/// calling one would be moved, as the C libraries have 0 for its number then.
+///
+/// # Errors
+/// Those of pthread_setaffinity_np(3).
+pub(crate) fn set_affinity<T>(
+    thread: &JoinHandle<T>,
+    processors: &CpuSet,
+) -> rustix::io::Result<()> {
+    // A pointer with musl.
+    let id = thread.as_pthread_t() as libc::pthread_t;
+    // SAFETY: plain data, for which all zeros is a value.
+    let mut set: libc::cpu_set_t = unsafe { std::mem::zeroed() };
+    for number in (0..CpuSet::MAX_CPU).filter(|&number| processors.is_set(number)) {
+        // SAFETY: it is in range: both sets are of the same size.
+        unsafe { libc::CPU_SET(number, &mut set) };
+    }
+    // SAFETY: the handle keeps the thread's id valid, and the set is of that size.
+    let error = unsafe { libc::pthread_setaffinity_np(id, size_of_val(&set), &raw const set) };
+    if error == 0 { Ok(()) } else { Err(Errno::from_raw_os_error(error)) }
 }
 
 /// Splits this process in two.
@@ -117,6 +143,31 @@ pub(crate) fn environment() -> Vec<CString> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::sync::mpsc;
+
+    use rustix::thread::{gettid, sched_getaffinity};
+
+    #[test]
+    fn a_thread_is_placed() {
+        let (tell, told) = mpsc::channel();
+        let (end, ends) = mpsc::channel::<()>();
+        let thread = std::thread::spawn(move || {
+            tell.send(gettid()).unwrap();
+            let _ = ends.recv();
+        });
+        let thread_id = told.recv().unwrap();
+        let all = sched_getaffinity(None).unwrap();
+        for number in (0..CpuSet::MAX_CPU).filter(|&number| all.is_set(number)) {
+            let mut one = CpuSet::new();
+            one.set(number);
+            set_affinity(&thread, &one).unwrap();
+            assert_eq!(sched_getaffinity(Some(thread_id)).unwrap(), one);
+        }
+        assert_eq!(set_affinity(&thread, &CpuSet::new()), Err(Errno::INVAL));
+        assert_eq!(sched_getaffinity(None).unwrap(), all);
+        drop(end);
+        thread.join().unwrap();
+    }
 
     #[test]
     fn a_process_with_threads_does_not_fork() {

@@ -5,13 +5,13 @@
 //! asks for a device of a piece that is not read yet does the same, instead of waiting.
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crate::beneath::Failed;
 
 use super::device::Reader;
-use super::{Listing, Sysfs, helper};
+use super::helper::Helper;
+use super::{Listing, Sysfs};
 
 /// How many devices are a piece.
 const PIECE: usize = 8;
@@ -31,7 +31,7 @@ const FRESH_FOR: Duration = Duration::from_millis(100);
 #[derive(Debug)]
 pub(super) struct Ahead {
     shared: Arc<Shared>,
-    helper: Option<JoinHandle<()>>,
+    helper: Option<Helper>,
     /// What is being asked for.
     piece: Piece,
     reader: Reader,
@@ -96,7 +96,7 @@ impl Ahead {
             changed: Condvar::new(),
         });
         let other = Arc::clone(&shared);
-        let helper = Some(helper::start(move || other.read_all())?);
+        let helper = Some(Helper::start(move || other.read_all())?);
         let (piece, reader) = (Piece::new(), Reader::default());
         Some(Self { shared, helper, piece, reader, fresh_for: FRESH_FOR })
     }
@@ -123,7 +123,7 @@ impl Ahead {
     /// Whether the thread waits until some of what it has read was asked for, or has ended.
     #[cfg(test)]
     pub(super) fn has_read_all_it_may(&self) -> bool {
-        self.shared.lock().waits || self.helper.as_ref().is_none_or(JoinHandle::is_finished)
+        self.shared.lock().waits || self.helper.as_ref().is_none_or(Helper::has_ended)
     }
 }
 
@@ -132,8 +132,8 @@ impl Drop for Ahead {
         let mut progress = self.shared.lock();
         progress.is_over = true;
         self.shared.wake(progress);
-        // It ends with its piece, and cannot have panicked: that aborts.
-        let _ = self.helper.take().map(JoinHandle::join);
+        // It ends with its piece.
+        self.helper.take().into_iter().for_each(Helper::end);
     }
 }
 

@@ -10,14 +10,14 @@ use std::mem::MaybeUninit;
 use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread::JoinHandle;
 
 use rustix::fs::{FileType, OFlags, RawDir, readlinkat_raw};
 use rustix::io::Errno;
 
 use crate::beneath::{Failed, check};
 
-use super::{Sysfs, helper};
+use super::Sysfs;
+use super::helper::Helper;
 
 /// All devices that there were, parents before their children; those made of
 /// other devices come last.
@@ -100,7 +100,7 @@ fn rank(path: &[u8]) -> u8 {
 #[derive(Debug)]
 pub struct Search {
     shared: Arc<Shared>,
-    helper: Option<JoinHandle<()>>,
+    helper: Option<Helper>,
     found: Finds,
 }
 
@@ -182,7 +182,7 @@ impl Search {
     /// directories on their way.
     pub(super) fn get_help(&mut self) {
         let other = Arc::clone(&self.shared);
-        self.helper = helper::start(move || {
+        self.helper = Helper::start(move || {
             let mut found = Finds::with_room();
             while other.go_on(&mut found) {}
             other.lock().found = found;
@@ -225,8 +225,8 @@ impl Search {
 
     fn end(&mut self) {
         self.shared.lock().left.clear();
-        // It looks through one more buffer, at most, and cannot have panicked: that aborts.
-        let _ = self.helper.take().map(JoinHandle::join);
+        // It looks through one more buffer, at most.
+        self.helper.take().into_iter().for_each(Helper::end);
     }
 }
 
