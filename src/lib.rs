@@ -1,7 +1,7 @@
 //! The house of plugd: a tour for readers, tests, benches and fuzzers.
 //!
-//! One process, one thread, one loop; only [`sysfs`] has a helper, while many devices
-//! are read. A uevent's way through it:
+//! One process, one thread, one loop; only [`sysfs`] has a helper, while devices are
+//! found and read. A uevent's way through it:
 //!
 //! ```text
 //! kernel ─► netlink ─► uevent ─► engine ─► plan ─► devnode, firmware   (at once)

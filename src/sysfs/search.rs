@@ -178,9 +178,9 @@ impl Search {
     }
 
     /// From now on another thread helps, if there is another processor for it. It is done
-    /// a third sooner then, but takes a third more processor time: both look at the same
+    /// a third sooner then, but takes more processor time: both look at the same
     /// directories on their way.
-    pub(super) fn get_help(&mut self) {
+    pub fn get_help(&mut self) {
         let other = Arc::clone(&self.shared);
         self.helper = Helper::start(move || {
             let mut found = Finds::with_room();

@@ -153,7 +153,8 @@ impl Daemon {
             // Whatever happens from here on has a greater number.
             .and_then(|sys| Ok((sys.last_event(), Search::new(&sys)?, sys)));
         match begun {
-            Ok((last, search, sys)) => {
+            Ok((last, mut search, sys)) => {
+                search.get_help();
                 self.recovery.unreadable = false;
                 self.requests.begun(self.counters.scans, gapless);
                 let finding = Finding { cause, triggers, sys, search, last, began };
