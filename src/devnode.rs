@@ -75,6 +75,10 @@ fn leads_to(directory: BorrowedFd<'_>, name: &[u8], target: &[u8]) -> Result<boo
 pub struct DevRoot {
     below: Beneath,
     made: Directories,
+    /// There was none by the name of the last node: likely there is none by that of the
+    /// next one, so to look for it first takes time for nothing. With devtmpfs there
+    /// mostly is.
+    expects_none: bool,
 }
 
 impl DevRoot {
@@ -97,7 +101,7 @@ impl DevRoot {
     }
 
     fn with(below: Beneath) -> Self {
-        Self { below, made: Directories::default() }
+        Self { below, made: Directories::default(), expects_none: false }
     }
 
     /// Sees to it that a device node exists, with this owner and mode, and
@@ -150,10 +154,18 @@ impl DevRoot {
 
     fn make_special(&mut self, path: &[u8], special: Special, access: Access) -> Result<Made, Why> {
         check(path)?;
-        until_settled(|| {
+        let mut expects_none = self.expects_none;
+        let made = until_settled(|| {
             let place = self.place(path)?;
             let (directory, name) = (place.directory.as_fd(), place.name);
-            match statat(directory, name, AtFlags::SYMLINK_NOFOLLOW) {
+            // If it fails, what is there tells whether that is an error.
+            if expects_none && matches!(create_node(directory, name, special, access), Ok(Some(())))
+            {
+                return Ok(Some(Made::Created));
+            }
+            let found = statat(directory, name, AtFlags::SYMLINK_NOFOLLOW);
+            expects_none = matches!(found, Err(Errno::NOENT));
+            match found {
                 Ok(stat) if special.is(&stat) => {
                     if has_access(&stat, access) {
                         return Ok(Some(Made::Unchanged));
@@ -168,7 +180,9 @@ impl DevRoot {
                     .map(|made| made.map(|()| Made::Created)),
                 Err(error) => Err(error.into()),
             }
-        })
+        });
+        self.expects_none = expects_none;
+        made
     }
 
     fn make_link_to(&mut self, path: &[u8], target: &[u8]) -> Result<Made, Why> {
@@ -221,7 +235,7 @@ impl DevRoot {
     /// The place of a file, whose directory is made if need be.
     fn place<'n>(&mut self, path: &'n [u8]) -> Result<Place<'_, 'n>, Why> {
         let (parent, name) = split(path);
-        let Self { below, made } = self;
+        let Self { below, made, .. } = self;
         let directory = match parent.map(|parent| (parent, below.open(parent, LOOK_UP))) {
             None => below.root(),
             Some((_, Ok(directory))) => Directory::Below(directory),
