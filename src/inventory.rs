@@ -38,6 +38,10 @@ pub trait Storage {
     fn bytes_mut(&mut self) -> &mut [u8];
     /// Makes them as many; new ones are 0.
     fn resize(&mut self, length: usize);
+    /// Whether there is room for as many, without giving up anything.
+    fn has_room(&mut self, _length: usize) -> bool {
+        true
+    }
 }
 
 impl Storage for Vec<u8> {

@@ -137,6 +137,12 @@ impl Storage for Store {
         }
     }
 
+    fn has_room(&mut self, length: usize) -> bool {
+        let (Self::File(file), Ok(length)) = (self, u64::try_from(length)) else { return true };
+        let reserve = || fallocate(&file.fd, FallocateFlags::KEEP_SIZE, 0, length.max(1));
+        matches!(retry_on_intr(reserve), Ok(()) | Err(Errno::OPNOTSUPP))
+    }
+
     /// A file that cannot be as long is given up, and left empty: it would tell
     /// the next daemon of devices as they were.
     fn resize(&mut self, length: usize) {

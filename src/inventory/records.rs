@@ -189,9 +189,14 @@ impl<S: Storage> Inventory<S> {
     /// elsewhere then.
     pub(super) fn shrink(&mut self) {
         let needed = REGION_HEAD + self.alive;
-        let some = needed / 4;
-        if self.used() > needed + some + DEAD_MAX {
-            self.compact(needed + some);
+        let size = needed + needed / 4;
+        if self.used() <= size + DEAD_MAX {
+            return;
+        }
+        // It takes more at first. A disk that is full is no reason to lose what is on it.
+        let most = self.region + self.number(AT_CAPACITY) + capacity_for(size);
+        if self.storage.has_room(most) {
+            self.compact(size);
         }
     }
 
@@ -238,7 +243,7 @@ impl<S: Storage> Inventory<S> {
 
     /// Puts all that is known into a region of that many bytes, with the header.
     fn replace_region(&mut self, size: usize) {
-        let new_capacity = size.next_multiple_of(4096).max(HEADER + REGION_MIN) - HEADER;
+        let new_capacity = capacity_for(size);
         let (old, capacity) = (self.region, self.number(AT_CAPACITY));
         let new = if HEADER + new_capacity <= old { HEADER } else { old + capacity };
         if self.storage.bytes().len() < new + new_capacity {
@@ -348,4 +353,9 @@ impl<S: Storage> Inventory<S> {
             settled: bytes[at + AT_STATE] == SETTLED && incarnation != UNDONE,
         }
     }
+}
+
+/// How long a region is that is to have so many bytes.
+fn capacity_for(size: usize) -> usize {
+    size.next_multiple_of(4096).max(HEADER + REGION_MIN) - HEADER
 }

@@ -333,6 +333,44 @@ fn memory_is_bounded() {
     }
 }
 
+/// The disk is full.
+#[test]
+fn nothing_is_given_up_to_give_memory_back() {
+    struct Full(Vec<u8>);
+
+    impl Storage for Full {
+        fn bytes(&self) -> &[u8] {
+            &self.0
+        }
+
+        fn bytes_mut(&mut self) -> &mut [u8] {
+            &mut self.0
+        }
+
+        fn resize(&mut self, length: usize) {
+            assert!(length <= 1 << 20);
+            self.0.resize(length, 0);
+        }
+
+        fn has_room(&mut self, length: usize) -> bool {
+            length <= 1 << 17
+        }
+    }
+
+    let mut inventory = Inventory::new(Full(Vec::new()), WORLD);
+    let path = |n: usize| format!("/devices/{n:04}");
+    for n in 0..4000 {
+        act(&mut inventory, "add", &path(n), "");
+    }
+    let full = inventory.storage().0.len();
+    assert!(full > 1 << 17);
+    for n in 1..4000 {
+        act(&mut inventory, "remove", &path(n), "");
+    }
+    assert_eq!(inventory.storage().0.len(), full);
+    assert_eq!(model(&inventory).len(), 1);
+}
+
 #[derive(Debug, Clone)]
 struct Step {
     action: &'static str,
