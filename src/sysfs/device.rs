@@ -94,8 +94,9 @@ impl Parent {
         }
         let directory = self.directory.as_ref().ok_or(Errno::NOENT);
         match directory.and_then(|directory| directory.open(beside, flags)) {
-            // Perhaps that directory has gone, and there is another one by now.
-            Err(Errno::NOENT) => {
+            // Perhaps that directory has gone, and there is another one by now; or it has
+            // the last descriptor.
+            Err(Errno::NOENT | Errno::MFILE | Errno::NFILE | Errno::NOMEM) => {
                 self.directory = None;
                 sys.below.open(name, flags)
             }
