@@ -1,6 +1,7 @@
 //! A thread that helps to read sysfs, on another processor: the kernel takes some 10 us
 //! to tell of a device, about as long as it takes to act on one.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::{Builder, JoinHandle};
 
@@ -17,6 +18,10 @@ pub(super) struct Helper {
     thread: JoinHandle<()>,
     /// Where this process may run.
     processors: CpuSet,
+    /// It runs, or has run.
+    has_begun: Arc<AtomicBool>,
+    /// As long as this is locked, it does not end.
+    exit: Arc<Mutex<()>>,
 }
 
 impl Helper {
@@ -31,13 +36,20 @@ impl Helper {
         }
         let gate = Arc::new(Mutex::new(()));
         let closed = gate.lock();
-        let is_placed = Arc::clone(&gate);
-        let work = move || {
-            // Until it was placed; it must not have ended by then.
-            drop(is_placed.lock());
-            // It is there: from now on the scheduler may know better.
-            let _ = sched_setaffinity(None, &processors);
-            work();
+        let has_begun = Arc::<AtomicBool>::default();
+        let exit = Arc::<Mutex<()>>::default();
+        let work = {
+            let (is_placed, begun, may_end) =
+                (Arc::clone(&gate), Arc::clone(&has_begun), Arc::clone(&exit));
+            move || {
+                // Until it was placed; it must not have ended by then.
+                drop(is_placed.lock());
+                // It is there: from now on the scheduler may know better.
+                let _ = sched_setaffinity(None, &processors);
+                begun.store(true, Ordering::Release);
+                work();
+                drop(may_end.lock());
+            }
         };
         let builder = Builder::new().name("scan".into()).stack_size(STACK_BYTES);
         // They are for the thread that waits for them: one that came to this one just
@@ -47,14 +59,17 @@ impl Helper {
         // for longer than all this takes. If this fails, it does its best.
         let _ = sys::set_affinity(&thread, &others);
         drop(closed);
-        Some(Self { thread, processors })
+        Some(Self { thread, processors, has_begun, exit })
     }
 
     /// Waits for its end.
     pub(super) fn end(self) {
-        // If it has not begun, let it do so where there is time now that it is waited for.
-        // (If it has ended, it is this thread that may run where it may anyway.)
-        let _ = sys::set_affinity(&self.thread, &self.processors);
+        let stays = self.exit.lock();
+        // Let it begin where there is time, now that it is waited for.
+        if !self.has_begun.load(Ordering::Acquire) {
+            let _ = sys::set_affinity(&self.thread, &self.processors);
+        }
+        drop(stays);
         // It cannot have panicked: that aborts.
         let _ = self.thread.join();
     }
@@ -101,6 +116,24 @@ mod tests {
         for _ in 0..200 {
             Helper::start(|| ()).unwrap().end();
             assert_eq!(processors(), before);
+        }
+    }
+
+    /// As taskset(1) does meanwhile.
+    #[test]
+    fn where_this_thread_may_run_is_left_alone() {
+        let before = sched_getaffinity(None).unwrap();
+        if before.count() < 2 {
+            return testing::skip("processors", "who is helped", "there is only one processor");
+        }
+        for _ in 0..100 {
+            let helper = Helper::start(|| ()).unwrap();
+            let mut one = CpuSet::new();
+            one.set(processors()[0]);
+            sched_setaffinity(None, &one).unwrap();
+            helper.end();
+            assert_eq!(sched_getaffinity(None).unwrap(), one);
+            sched_setaffinity(None, &before).unwrap();
         }
     }
 }
