@@ -106,6 +106,9 @@ pub(super) struct Recovery {
     congested: bool,
     /// /sys could not be read, and that was told.
     unreadable: bool,
+    /// There were too few descriptors, or too little memory, to look at all devices: until
+    /// that is made up for, nobody helps with it.
+    short: bool,
     fresh: Fresh,
     /// The incarnation of the device whose replayed event is in hand.
     incarnation: u64,
@@ -194,6 +197,7 @@ impl Recovery {
             },
             congested: false,
             unreadable: false,
+            short: false,
             fresh: Fresh::default(),
             incarnation: 0,
             held_back: None,
@@ -663,6 +667,7 @@ impl Daemon {
             recovery.phase = Phase::Quiet;
             recovery.changes_missed = false;
             recovery.lost = false;
+            recovery.short = false;
             recovery.tell_progress();
         }
         let mut late = std::mem::take(&mut recovery.late_clients);

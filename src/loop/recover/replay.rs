@@ -154,7 +154,9 @@ impl Daemon {
             .and_then(|sys| Ok((sys.last_event(), Search::new(&sys)?, sys)));
         match begun {
             Ok((last, mut search, sys)) => {
-                search.get_help();
+                if !self.recovery.short {
+                    search.get_help();
+                }
                 self.recovery.unreadable = false;
                 self.requests.begun(self.counters.scans, gapless);
                 let finding = Finding { cause, triggers, sys, search, last, began };
@@ -180,6 +182,7 @@ impl Daemon {
         listing.failed.iter().for_each(|failed| log::warn!("{failed}"));
         let recovery = &mut self.recovery;
         // Then it is all done once more, later.
+        recovery.short |= listing.is_short();
         recovery.again |= listing.is_short();
         if let Some(before) = recovery.before.take().filter(|_| cause == Cause::Restart) {
             recovery.changes_missed |= recovery::has_missed_changes(before, last);
@@ -313,7 +316,7 @@ impl Daemon {
         let listing = Arc::clone(replay.scan.listing());
         let next = if known.is_empty() { listing.len() } else { next };
         let end = (next + AT_ONCE).min(listing.len());
-        if next == 0 && known.len() > listing.len() / 2 {
+        if next == 0 && !self.recovery.short && known.len() > listing.len() / 2 {
             replay.scan.read_ahead();
         }
         let mut unread = Vec::new();
@@ -470,7 +473,8 @@ impl Daemon {
     fn next_addition(&mut self, replay: &mut Replay, next: usize) -> bool {
         let listing = Arc::clone(replay.scan.listing());
         let end = (next + AT_ONCE).min(listing.len());
-        if next == 0 && self.recovery.inventory.len() < listing.len() / 2 {
+        let helps = !self.recovery.short;
+        if next == 0 && helps && self.recovery.inventory.len() < listing.len() / 2 {
             replay.scan.read_ahead();
         }
         for index in next..end {
@@ -526,6 +530,7 @@ impl Daemon {
             Ok(incarnation) => incarnation?,
             Err(failed) => {
                 log::warn!("{failed}");
+                self.recovery.short |= failed.is_shortage();
                 self.recovery.again |= failed.is_shortage();
                 return None;
             }
