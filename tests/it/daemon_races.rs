@@ -211,8 +211,8 @@ fn control_may_be_killed_anywhere() {
         const KILL: &[&str] = &["--stop", "--signal", "KILL"];
         // To start it, it locks the guard, and looks when the daemon is there; to
         // stop it, it locks the guard, looks, looks again when it has a pidfd, asks
-        // that whether it has ended, and at last waits. It empties the file of a daemon that was killed. Last
-        // comes what is left: how the next --check ends.
+        // that whether it has ended, and at last waits. It empties the file of a daemon
+        // that was killed. Last comes what is left: how the next --check ends.
         let cases = [
             (&["--start"][..], Daemon::None, "flock:when=1", 101),
             (&["--start"], Daemon::None, "flock:when=2", 0),

@@ -99,7 +99,8 @@ fn a_program_finds_no_second_thread_of_plugd() {
         const COUNT: &str = "\
             threads() { set -- /proc/$PPID/task/*; echo $#; }
             # One that has ended may take a moment to go.
-            [ $(threads) = 1 ] || sleep 0.2
+            n=0
+            until [ $(threads) = 1 ] || [ $n = 100 ]; do n=$((n + 1)); sleep 0.1; done
             threads >>$TMP/out";
         let mut world = world();
         for n in 0..100 {
