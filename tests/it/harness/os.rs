@@ -14,10 +14,16 @@ const OUT_OF_THE_WAY: RawFd = 200;
 
 /// Has `command` start with each of these descriptors at the number beside
 /// it, and with these signals blocked. The descriptors must stay open until
-/// it is started.
+/// it is started. But for these and the standard ones it has none, whatever the
+/// tests were started with (Linux 5.11 or later).
 pub(crate) fn inherit(command: &mut Command, fds: Vec<(RawFd, RawFd)>, blocked: Vec<i32>) {
     let mut moved = fds.clone();
     let in_child = move || {
+        // SAFETY: plain integers; a system call is async-signal-safe. Where there is none,
+        // nothing happens.
+        unsafe {
+            libc::syscall(libc::SYS_close_range, 3, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC)
+        };
         for (moved, given) in moved.iter_mut().zip(&fds) {
             // SAFETY: plain integers; fcntl is async-signal-safe.
             moved.0 =
