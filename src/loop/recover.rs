@@ -11,6 +11,7 @@
 //! until the queue was empty (netlink_overrun in net/netlink/af_netlink.c).
 
 mod fresh;
+mod interfaces;
 mod replay;
 mod trigger;
 
@@ -30,7 +31,8 @@ use crate::sysfs::Sysfs;
 use crate::uevent::Uevent;
 
 use self::fresh::{FRESH_FOR, Fresh};
-use self::replay::{Finding, Moves, Replay, Stage};
+use self::interfaces::Moves;
+use self::replay::{Finding, Replay, Stage};
 use self::trigger::Triggering;
 use super::Daemon;
 

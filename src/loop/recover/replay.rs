@@ -5,19 +5,17 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use rustix::io::Errno;
-use rustix::net::netdevice::index_to_name;
-
 use crate::beneath::Failed;
 use crate::inventory::identity;
 use crate::inventory::{Progress, Trust};
 use crate::machine::Time;
-use crate::netlink::{LEAST_COST, Source};
+use crate::netlink::LEAST_COST;
 use crate::recovery::{self, Cause};
 use crate::sys;
 use crate::sysfs::{Scan, Search, Sysfs};
 use crate::uevent::{Header, Uevent};
 
+use super::interfaces::Sight;
 use super::{AT_ONCE, DOUBT, Daemon, Phase, Recovered};
 
 /// The devices that are there are being found.
@@ -73,48 +71,6 @@ pub(super) struct Replay {
     number: u64,
     /// Until when what was found is in doubt, once all is done.
     in_doubt: Option<Time>,
-}
-
-/// What is to be seen of a network interface.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Sight {
-    Here,
-    /// It has another name.
-    Renamed,
-    Gone,
-}
-
-/// Whether the comparison under way may begin anew to hear first of interfaces that are
-/// being renamed.
-#[derive(Debug)]
-pub(super) struct Moves {
-    /// How often it has.
-    waited: u32,
-    /// One has come since. If not, it was lost.
-    came: bool,
-}
-
-impl Moves {
-    /// Somebody may rename them all the time.
-    const WAITED_MAX: u32 = 32;
-
-    /// Nothing was waited for.
-    pub(super) fn new() -> Self {
-        Self { waited: 0, came: true }
-    }
-
-    pub(super) fn note(&mut self, event: &Uevent<'_>) {
-        self.came |= event.action() == Some(b"move");
-    }
-
-    /// Waits for them once more, if that may help.
-    fn wait(&mut self) -> bool {
-        let waits = self.came && self.waited < Self::WAITED_MAX;
-        if waits {
-            *self = Self { waited: self.waited + 1, came: false };
-        }
-        waits
-    }
 }
 
 impl Replay {
@@ -388,66 +344,6 @@ impl Daemon {
             *unlisted = begun.map(|device| device.path.to_vec()).collect();
         }
         replay.stage = Stage::Remove;
-    }
-
-    /// Whether a device that is known is certainly not there any more.
-    fn is_missing(&self, sys: &Sysfs, path: &[u8], identity: &[u8]) -> bool {
-        match recovery::interface(identity) {
-            Some(interface) => !self.has_interface(interface),
-            None => sys.is_gone(path) && !self.is_of_unseen_interface(sys, path),
-        }
-    }
-
-    /// Whether this network interface is where events come from.
-    fn has_interface(&self, interface: (&[u8], u32)) -> bool {
-        self.sight(interface) == Sight::Here
-    }
-
-    /// What is to be seen of a network interface where events come from.
-    fn sight(&self, (name, index): (&[u8], u32)) -> Sight {
-        let Some(source) = self.first_of_kernel() else { return Sight::Here };
-        let look = || match index_to_name(source, index) {
-            Ok(found) if found.as_bytes() == name => Sight::Here,
-            Ok(_) => Sight::Renamed,
-            Err(Errno::NODEV | Errno::NXIO) => Sight::Gone,
-            // Not to be found out: /sys is to be believed.
-            Err(_) => Sight::Here,
-        };
-        match look() {
-            // The kernel tells of an interface before it can be found by its number
-            // (register_netdevice in net/core/dev.c).
-            Sight::Gone => {
-                self.await_interfaces();
-                look()
-            }
-            Sight::Renamed => {
-                self.await_interfaces();
-                Sight::Renamed
-            }
-            Sight::Here => Sight::Here,
-        }
-    }
-
-    /// Waits until what the kernel tells of interfaces is queued: of a new name that is
-    /// after it can be seen (dev_change_name in net/core/dev.c).
-    fn await_interfaces(&self) {
-        self.first_of_kernel().into_iter().for_each(sys::await_interfaces);
-    }
-
-    fn first_of_kernel(&self) -> Option<&Source> {
-        let mut sources = self.sources.iter().filter(|watched| watched.is_kernels);
-        sources.next().map(|watched| &watched.source)
-    }
-
-    /// Whether this is something below a network interface that is there, but not in
-    /// this /sys.
-    fn is_of_unseen_interface(&self, sys: &Sysfs, path: &[u8]) -> bool {
-        let ends = path.iter().enumerate().filter(|&(_, &byte)| byte == b'/');
-        ends.filter_map(|(end, _)| self.recovery.inventory.get(&path[..end]))
-            .filter_map(|device| Some((device.path, recovery::interface(device.identity)?)))
-            .any(|(path, interface)| {
-                self.has_interface(interface) && sys.interface(path) != Some(interface.1)
-            })
     }
 
     fn next_removal(&mut self, replay: &mut Replay) -> bool {
