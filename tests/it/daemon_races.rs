@@ -11,7 +11,7 @@ use crate::harness::background::{
     Place, at_once, duration, finish, keeping_capabilities, kill, strace_is_missing, traced,
 };
 use crate::harness::daemon::{Finished, field, suspend};
-use crate::harness::{PATIENCE, PLUGD, eventually, ns, program, skip};
+use crate::harness::{PATIENCE, PLUGD, eventually, ns, os, program, skip};
 
 /// Waits until a program under strace has stopped. (It is also stopped, for a moment,
 /// whenever strace has a look at it.)
@@ -390,7 +390,9 @@ fn a_start_may_be_interrupted() {
     let place = Place::new();
     let mut words = traced(&place, "epoll_create1:signal=STOP", true);
     words.extend(place.daemon(&[]));
-    let mut parent = Command::new(&words[0]).args(&words[1..]).spawn().unwrap();
+    let mut command = Command::new(&words[0]);
+    os::interruptible(command.args(&words[1..]));
+    let mut parent = command.spawn().unwrap();
     wait_stopped(&place);
     let pid = Pid::from_raw(place.pid()).unwrap();
     kill_process(Pid::from_child(&parent), Signal::INT).unwrap();

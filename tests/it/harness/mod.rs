@@ -4,7 +4,7 @@ pub(crate) mod background;
 pub(crate) mod daemon;
 pub(crate) mod inject;
 pub(crate) mod ns;
-mod os;
+pub(crate) mod os;
 pub(crate) mod stranger;
 pub(crate) mod unix;
 

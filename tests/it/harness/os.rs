@@ -50,6 +50,19 @@ pub(crate) fn inherit(command: &mut Command, fds: Vec<(RawFd, RawFd)>, blocked: 
     unsafe { command.pre_exec(in_child) };
 }
 
+/// Has SIGINT end what `command` starts, even where the tests were started in the
+/// background of a shell, which has that ignored.
+pub(crate) fn interruptible(command: &mut Command) {
+    // SAFETY: between fork and exec it makes one call, of an async-signal-safe function
+    // that is given no handler.
+    unsafe {
+        command.pre_exec(|| {
+            libc::signal(libc::SIGINT, libc::SIG_DFL);
+            Ok(())
+        })
+    };
+}
+
 fn check(result: i32) -> io::Result<i32> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
 }
