@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::harness::background::finish;
+use crate::harness::daemon::field;
 use crate::harness::{eventually, inject};
 
 use super::{
@@ -123,6 +124,38 @@ fn a_start_that_fails_leaves_nothing() {
         }
         fs::remove_file(&program).unwrap();
         symlink(env!("CARGO_BIN_EXE_plugd"), &program).unwrap();
+        starts_and_stops(&machine, "br1");
+    });
+}
+
+/// supervise-daemon hears that plugd has ended and that it is to stop in one moment, and
+/// would wait a minute for what has ended.
+#[test]
+fn a_stop_ends_when_plugd_ends_by_itself() {
+    on_machine("openrc: ending", "tools", &SUPERVISE, || {
+        let machine = install("plugd.initd", &format!("plugd_options='{OPTIONS}'"));
+        act(&machine, "start");
+        let id = fs::read_to_string("/run/supervise-plugd.pid").unwrap();
+        let supervisor = Pid::from_raw(id.trim().parse().unwrap()).unwrap();
+        let status = |name: &str| {
+            let status = fs::read_to_string(format!("/proc/{}/status", id.trim())).unwrap();
+            field(&status, name).unwrap().to_owned()
+        };
+        kill_process(supervisor, Signal::STOP).unwrap();
+        eventually("it is stopped", || status("State").starts_with('T').then_some(()));
+        kill_process(Pid::from_raw(pid().unwrap()).unwrap(), Signal::KILL).unwrap();
+        let waits = |signal: Signal| {
+            let waiting = u64::from_str_radix(&status("ShdPnd"), 16).unwrap();
+            (waiting & 1 << (signal.as_raw() - 1) != 0).then_some(())
+        };
+        eventually("SIGCHLD waits", || waits(Signal::CHILD));
+        std::thread::scope(|scope| {
+            let stopping = scope.spawn(|| act(&machine, "stop"));
+            eventually("SIGTERM waits", || waits(Signal::TERM));
+            kill_process(supervisor, Signal::CONT).unwrap();
+            stopping.join().unwrap();
+        });
+        is_down(&machine);
         starts_and_stops(&machine, "br1");
     });
 }
