@@ -8,7 +8,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use rustix::fs::{CWD, Mode, mkfifoat};
-use rustix::process::{Pid, Resource, Rlimit, Signal, prlimit};
+use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, prlimit};
 
 use crate::harness::daemon::{Daemon, Plugd};
 use crate::harness::{eventually, inject, ns};
@@ -1066,8 +1066,9 @@ fn what_cannot_be_looked_at_for_want_of_descriptors_is_looked_at_later() {
         let mut world = world();
         let daemon = world.plugd(&["-v", "--coldplug", "--state", "none"]).start();
         World::settle("plugd");
-        let limit = |soft: u64| {
-            let limits = Rlimit { current: Some(soft), maximum: Some(4096) };
+        let unlimited = getrlimit(Resource::Nofile);
+        let limit = |soft: Option<u64>| {
+            let limits = Rlimit { current: soft, ..unlimited };
             prlimit(Pid::from_raw(daemon.pid().cast_signed()), Resource::Nofile, limits).unwrap();
         };
         let is_free =
@@ -1079,10 +1080,10 @@ fn what_cannot_be_looked_at_for_want_of_descriptors_is_looked_at_later() {
             world.silent = false;
             // Who asked before has left: that is seen in the same round, or before.
             (0..2).for_each(|_| drop(daemon.counters()));
-            limit((0..).find(is_free).unwrap() + left);
+            limit(Some((0..).find(is_free).unwrap() + left));
             daemon.signal(Signal::ALARM);
             daemon.wait_for_logs("Too many open files; devices that were missed", count as usize);
-            limit(1024);
+            limit(unlimited.current);
             World::settle("plugd");
         }
         hear(&world).check(&world, "in the end");
