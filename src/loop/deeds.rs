@@ -123,6 +123,10 @@ impl Daemon {
     fn perform(&mut self, deed: &mut Deed<'_>) -> Input {
         let run = loop {
             let Some(step) = deed.step() else { return Input::PlanDone };
+            // It is answered once and for all, for which it may want those descriptors.
+            if matches!(step, Step::LoadFirmware(_)) {
+                self.recovery.read_alone();
+            }
             let outcome = match &mut deed.hands {
                 Some(hands) => hands.perform(deed.event, step),
                 None => Outcome::of_program(step),

@@ -272,3 +272,32 @@ fn no_node_is_missing_because_devices_are_read_ahead() {
         }
     });
 }
+
+/// Nor has firmware to do without descriptors because of that: the driver hears once that
+/// there is none.
+#[test]
+fn firmware_is_loaded_while_devices_are_read_ahead() {
+    ns::inside_as_root_apart(|| {
+        let world = World::new("");
+        for n in 0..40 {
+            world.device("c", &format!("d{n}"), "FIRMWARE=blob\n");
+            for file in ["loading", "data"] {
+                fs::write(world.path(&format!("sys/devices/d{n}/{file}")), "").unwrap();
+            }
+        }
+        fs::write(world.path("firmware/blob"), "firmware!").unwrap();
+        let coldplug = |prelude: &str| {
+            let options = ["--coldplug", "--state", "none"];
+            let daemon = world.plugd().args(options).prelude(prelude).start();
+            daemon.wait_for_log("coldplug: 40 devices");
+            let told = daemon.logged("firmware");
+            assert!(told.is_empty(), "{prelude}: {told:?}");
+            fs::read_dir(format!("/proc/{}/fd", daemon.pid())).unwrap().count()
+        };
+        let descriptors = coldplug(":");
+        // One for /sys, and three to load firmware.
+        for processors in ["taskset -pc 0 $$ >&2", ":"] {
+            coldplug(&format!("ulimit -n {}; {processors}", descriptors + 4));
+        }
+    });
+}
