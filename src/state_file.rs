@@ -100,15 +100,16 @@ impl StateFile {
 
     fn try_resize(&mut self, length: usize) -> io::Result<()> {
         let size = u64::try_from(length).map_err(io::Error::other)?;
-        if length < self.mapping.bytes().len() {
+        if length == 0 || length < self.mapping.bytes().len() {
             // What is mapped is in the file at any moment.
             self.mapping = Mapping::of(self.fd.as_fd(), length)?;
             return Ok(ftruncate(&self.fd, size)?);
         }
-        ftruncate(&self.fd, size)?;
-        match retry_on_intr(|| fallocate(&self.fd, FallocateFlags::empty(), 0, size.max(1))) {
+        // Never longer than what it has space for: plugd may be killed in between.
+        match retry_on_intr(|| fallocate(&self.fd, FallocateFlags::empty(), 0, size)) {
+            Ok(()) => {}
             // Such a file system has to do without.
-            Ok(()) | Err(Errno::OPNOTSUPP) => {}
+            Err(Errno::OPNOTSUPP) => ftruncate(&self.fd, size)?,
             Err(error) => return Err(error.into()),
         }
         self.mapping = Mapping::of(self.fd.as_fd(), length)?;
