@@ -490,6 +490,8 @@ impl Daemon {
     }
 
     fn end_replay(&mut self, mut replay: Box<Replay>) {
+        // What may be looked at once more is not read.
+        replay.scan.read_no_more_ahead();
         let now = self.now();
         self.recovery.in_doubt = now + DOUBT;
         let is_the_end = replay.in_doubt.is_none();
