@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use rustix::fs::FileType;
 
 use super::{act_on, device, mknod, tree};
+use crate::harness::daemon::Daemon;
 use crate::harness::inject::Injector;
 use crate::harness::{eventually, ns, skip};
 use crate::mdevd::World;
@@ -241,6 +242,14 @@ fn the_root_device_has_a_link() {
     });
 }
 
+/// How many descriptors it has when all devices were acted on.
+fn descriptors(daemon: &Daemon) -> usize {
+    daemon.wait_for_log("coldplug: ");
+    // What it did when it said so is over when it has answered.
+    (0..2).for_each(|_| drop(daemon.counters()));
+    fs::read_dir(format!("/proc/{}/fd", daemon.pid())).unwrap().count()
+}
+
 /// What reads devices before their turn has descriptors that their nodes need.
 #[test]
 fn no_node_is_missing_because_devices_are_read_ahead() {
@@ -248,19 +257,18 @@ fn no_node_is_missing_because_devices_are_read_ahead() {
         const DEVICES: usize = 200;
         let world = World::new(".* 0:0 660\n");
         for n in 0..DEVICES {
-            world.device("c", &format!("d{n}"), &format!("MAJOR=4094\nMINOR={n}\nDEVNAME=d{n}\n"));
+            let fields = format!("MAJOR=4094\nMINOR={n}\nDEVNAME=sub/d{n}\n");
+            world.device("c", &format!("d{n}"), &fields);
         }
         let coldplug = |prelude: &str| {
             let options = ["--coldplug", "--state", "none"];
             let daemon = world.plugd().args(options).prelude(prelude).start();
             // If not all was found, it is looked for again.
             let what = format!("all nodes are there: {prelude}");
-            eventually(&what, || (tree(&world).len() == DEVICES).then_some(()));
-            let descriptors = fs::read_dir(format!("/proc/{}/fd", daemon.pid())).unwrap().count();
+            eventually(&what, || (tree(&world).len() == 1 + DEVICES).then_some(()));
+            let descriptors = descriptors(&daemon);
             drop(daemon);
-            for n in 0..DEVICES {
-                fs::remove_file(world.path("dev").join(format!("d{n}"))).unwrap();
-            }
+            fs::remove_dir_all(world.path("dev/sub")).unwrap();
             descriptors
         };
         let descriptors = coldplug(":");
@@ -289,10 +297,15 @@ fn firmware_is_loaded_while_devices_are_read_ahead() {
         let coldplug = |prelude: &str| {
             let options = ["--coldplug", "--state", "none"];
             let daemon = world.plugd().args(options).prelude(prelude).start();
-            daemon.wait_for_log("coldplug: 40 devices");
+            let descriptors = descriptors(&daemon);
             let told = daemon.logged("firmware");
             assert!(told.is_empty(), "{prelude}: {told:?}");
-            fs::read_dir(format!("/proc/{}/fd", daemon.pid())).unwrap().count()
+            for n in 0..40 {
+                let data = world.path(&format!("sys/devices/d{n}/data"));
+                assert_eq!(fs::read_to_string(&data).unwrap(), "firmware!", "{prelude}");
+                fs::write(&data, "").unwrap();
+            }
+            descriptors
         };
         let descriptors = coldplug(":");
         // One for /sys, and three to load firmware.
