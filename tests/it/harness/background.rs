@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::thread;
 
-use rustix::fs::{FlockOperation, flock};
-use rustix::process::{Pid, Signal, kill_process, test_kill_process};
+use rustix::fs::{FlockOperation, Mode, flock};
+use rustix::process::{Pid, Signal, kill_process, test_kill_process, umask};
 use tempfile::TempDir;
 
 use super::daemon::Finished;
@@ -20,6 +20,8 @@ pub(crate) struct Place {
 
 impl Place {
     pub(crate) fn new() -> Self {
+        // plugd refuses what others may write, and whoever runs the tests may allow that.
+        umask(Mode::from_raw_mode(0o022));
         Self { dir: tempfile::tempdir().unwrap() }
     }
 

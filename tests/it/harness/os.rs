@@ -9,15 +9,13 @@ use std::os::fd::RawFd;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
-/// Above all numbers that a test hands over.
-const OUT_OF_THE_WAY: RawFd = 200;
-
 /// Has `command` start with each of these descriptors at the number beside
 /// it, and with these signals blocked. The descriptors must stay open until
 /// it is started. But for these and the standard ones it has none, whatever the
 /// tests were started with (Linux 5.11 or later).
 pub(crate) fn inherit(command: &mut Command, fds: Vec<(RawFd, RawFd)>, blocked: Vec<i32>) {
     let mut moved = fds.clone();
+    let out_of_the_way = fds.iter().map(|(_, number)| number + 1).max().unwrap_or_default();
     let in_child = move || {
         // SAFETY: plain integers; a system call is async-signal-safe. Where there is none,
         // nothing happens.
@@ -27,7 +25,7 @@ pub(crate) fn inherit(command: &mut Command, fds: Vec<(RawFd, RawFd)>, blocked: 
         for (moved, given) in moved.iter_mut().zip(&fds) {
             // SAFETY: plain integers; fcntl is async-signal-safe.
             moved.0 =
-                check(unsafe { libc::fcntl(given.0, libc::F_DUPFD_CLOEXEC, OUT_OF_THE_WAY) })?;
+                check(unsafe { libc::fcntl(given.0, libc::F_DUPFD_CLOEXEC, out_of_the_way) })?;
         }
         for &(from, to) in &moved {
             // SAFETY: plain integers; dup2 is async-signal-safe.
